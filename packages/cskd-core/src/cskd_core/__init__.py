@@ -1,0 +1,1 @@
+"""Cosine-similarity-guided knowledge distillation (CSKD) for object detectors, in plain PyTorch."""

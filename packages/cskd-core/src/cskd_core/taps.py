@@ -1,0 +1,124 @@
+"""Taps: what named submodules and methods of a detector return during one forward, recorded from outside."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from cskd_core.errors import TapError
+
+
+class Recording:
+    """What each tap saw, in call order: a tower runs once a pyramid level, so its tap holds one tensor a level."""
+
+    def __init__(self, taps: Mapping[str, str]) -> None:
+        self._taps = taps
+        self._calls: dict[str, list[Any]] = {name: [] for name in taps}
+
+    def add(self, name: str, value: Any) -> None:
+        self._calls[name].append(value)
+
+    def ran(self, name: str) -> bool:
+        """Whether tap `name` recorded anything (a teacher assigns no targets, for example)."""
+        return bool(self._calls[name])
+
+    def calls(self, name: str) -> list[Any]:
+        """Every value that tap `name` recorded.
+
+        Raises:
+            TapError: the tap recorded nothing.
+        """
+        if not self._calls[name]:
+            raise TapError(
+                f"tap '{name}' on '{self._taps[name]}' recorded nothing: the detector's forward did not run it"
+            )
+        return self._calls[name]
+
+    def last(self, name: str) -> Any:
+        """What the last call returned (for a submodule that runs once a forward).
+
+        Raises:
+            TapError: the tap recorded nothing.
+        """
+        return self.calls(name)[-1]
+
+
+class Taps:
+    """Taps on one detector.
+
+    Args:
+        detector: any module; it is neither changed nor registered anywhere.
+        taps: name -> path. `neck` records what the submodule `detector.neck` returns, `bbox_head.get_targets()` what
+            that method returns.
+
+    Raises:
+        TapError: a path that the detector does not have; the message names the nearest ones.
+
+    Example:
+        >>> import torch
+        >>> detector = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
+        >>> with Taps(detector, {"hidden": "0"}).recording() as recording:
+        ...     _ = detector(torch.zeros(1, 2))
+        >>> recording.last("hidden").shape
+        torch.Size([1, 3])
+    """
+
+    def __init__(self, detector: nn.Module, taps: Mapping[str, str]) -> None:
+        self._taps = dict(taps)
+        self._modules: dict[str, nn.Module] = {}
+        self._methods: dict[str, tuple[nn.Module, str]] = {}
+        for name, path in self._taps.items():
+            if path.endswith("()"):
+                owner_path, _, method = path[:-2].rpartition(".")
+                owner = _submodule(detector, owner_path)
+                if not callable(getattr(owner, method, None)):
+                    raise TapError(f"tap '{name}': {type(owner).__name__} at '{owner_path}' has no method '{method}'")
+                self._methods[name] = (owner, method)
+            else:
+                self._modules[name] = _submodule(detector, path)
+
+    @contextmanager
+    def recording(self) -> Iterator[Recording]:
+        """Record while the context lasts; afterwards the detector is as it was."""
+        record = Recording(self._taps)
+        handles = [
+            module.register_forward_hook(_module_recorder(record, name)) for name, module in self._modules.items()
+        ]
+        for name, (owner, method) in self._methods.items():
+            # An instance attribute shadows the class's method for as long as it is there.
+            owner.__dict__[method] = _method_recorder(record, name, getattr(owner, method))
+        try:
+            yield record
+        finally:
+            for handle in handles:
+                handle.remove()
+            for owner, method in self._methods.values():
+                owner.__dict__.pop(method, None)
+
+
+def _module_recorder(record: Recording, name: str) -> Callable[[nn.Module, Any, Any], None]:
+    def hook(_module: nn.Module, _arguments: Any, output: Any) -> None:
+        record.add(name, output)
+
+    return hook
+
+
+def _method_recorder(record: Recording, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    def recorded(*args: Any, **kwargs: Any) -> Any:
+        output = method(*args, **kwargs)
+        record.add(name, output)
+        return output
+
+    return recorded
+
+
+def _submodule(detector: nn.Module, path: str) -> nn.Module:
+    modules = dict(detector.named_modules())
+    if path in modules:
+        return modules[path]
+    near = difflib.get_close_matches(path, modules, n=3, cutoff=0.0)
+    raise TapError(f"{type(detector).__name__} has no submodule '{path}'; the nearest are: {', '.join(near)}")

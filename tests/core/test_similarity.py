@@ -1,0 +1,174 @@
+"""The cosine-guided loss against a slow, obvious reference, its gradient, and its extremes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+
+from cskd_core.errors import ShapeError
+from cskd_core.similarity import CosineGuidedLoss, cosine_guided_loss, masked_cosine_guided_loss
+
+
+def worked_example():
+    """The inputs of docs/algorithm.md, appendix B."""
+    b, c, y, x = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in (2, 3, 4, 5)), indexing="ij")
+    student = torch.sin(0.7 * b + 0.3 * c + 0.11 * y + 0.05 * x + 0.2) + 0.1 * c
+    teacher = torch.cos(0.5 * b + 0.21 * c - 0.07 * y + 0.13 * x) + 0.05 * c
+    return student, teacher
+
+
+def slow_loss(student, teacher, weight, mask=None, avg_factor=None):
+    """The equations of docs/algorithm.md 1.1, element by element."""
+
+    def cosine(a, b):
+        dot = sum(x * y for x, y in zip(a, b, strict=True))
+        return dot / (max(math.hypot(*a), 1e-6) * max(math.hypot(*b), 1e-6))
+
+    images, channels, height, width = student.shape
+    s, t = student.flatten(2).tolist(), teacher.flatten(2).tolist()
+    positions = height * width
+    u = [[1 - cosine(s[b][c], t[b][c]) for c in range(channels)] for b in range(images)]
+    column = lambda x, b, p: [x[b][c][p] for c in range(channels)]  # noqa: E731
+    v = [[1 - cosine(column(s, b, p), column(t, b, p)) for p in range(positions)] for b in range(images)]
+    guided, spatial = 0.0, 0.0
+    for b in range(images):
+        for p in range(positions):
+            inside = 1.0 if mask is None else float(mask[b].flatten()[p])
+            spatial += v[b][p]
+            guided += sum(abs(u[b][c] * v[b][p]) * inside * (s[b][c][p] - t[b][c][p]) ** 2 for c in range(channels))
+    channel = sum(map(sum, u)) / (images * channels)
+    guided /= avg_factor or images * channels * positions
+    spatial /= avg_factor or images * positions
+    return weight[0] * guided + weight[1] * (channel + spatial)
+
+
+@pytest.mark.parametrize("avg_factor", [None, 7.0])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (1, 1, 2, 2), (2, 4, 1, 1)])
+def test_loss_equals_the_equations_element_by_element(shape, masked, avg_factor):
+    generator = torch.Generator().manual_seed(1)
+    student, teacher = torch.randn(2, *shape, generator=generator, dtype=torch.float64)
+    mask = (torch.rand(shape[0], *shape[2:], generator=generator) > 0.5).double() if masked else None
+    weight = (1.3, 0.7)
+    loss = cosine_guided_loss(student, teacher, weight, mask, avg_factor)
+    assert loss.item() == pytest.approx(slow_loss(student, teacher, weight, mask, avg_factor), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("weight", "expected"), [((1, 0), 0.000309746), ((0, 1), 0.071521575), ((1, 0.5), 0.036070534)]
+)
+def test_worked_example_of_the_whole_map(weight, expected):
+    assert cosine_guided_loss(*worked_example(), weight).item() == pytest.approx(expected, abs=5e-10)
+
+
+def test_guidance_carries_gradient_as_in_the_worked_example():
+    student, teacher = worked_example()
+    student.requires_grad_()
+    cosine_guided_loss(student, teacher, (1.0, 0.0)).backward()
+    assert student.grad.norm().item() == pytest.approx(7.98347e-4, rel=1e-5)
+    assert student.grad[0, 0, 0, 0].item() == pytest.approx(-3.84528e-4, rel=1e-5)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_gradient_equals_finite_differences(masked):
+    torch.manual_seed(0)
+    student = torch.randn(2, 3, 2, 3, dtype=torch.float64, requires_grad=True)
+    teacher = torch.randn(2, 3, 2, 3, dtype=torch.float64)
+    mask = (torch.rand(2, 2, 3) > 0.5).double()
+    loss = (
+        (lambda s: masked_cosine_guided_loss(s, teacher, mask))
+        if masked
+        else (lambda s: cosine_guided_loss(s, teacher))
+    )
+    assert gradcheck(loss, (student,))
+
+
+def test_module_equals_function():
+    student, teacher = worked_example()
+    mask = torch.zeros(2, 4, 5)
+    mask[:, 1:3] = 1
+    module = CosineGuidedLoss((2.0, 0.3))
+    assert torch.equal(module(student, teacher), cosine_guided_loss(student, teacher, (2.0, 0.3)))
+    assert torch.equal(module(student, teacher, mask), masked_cosine_guided_loss(student, teacher, mask, (2.0, 0.3)))
+
+
+def test_nothing_flows_to_the_teacher():
+    student, teacher = (x.requires_grad_() for x in worked_example())
+    cosine_guided_loss(student, teacher).backward()
+    assert teacher.grad is None
+    assert student.grad is not None
+
+
+def test_masked_out_positions_add_a_constant_and_no_gradient():
+    student, teacher = worked_example()
+    mask = torch.zeros(2, 4, 5, dtype=torch.float64)
+    mask[:, :2, :2] = 1
+    student.requires_grad_()
+    loss = masked_cosine_guided_loss(student, teacher, mask, (0.0, 1.0))
+    loss.backward()
+    assert student.grad[:, :, 2:].abs().max() == 0
+    outside = (40 - 8) / (8 * 3)
+    assert loss.item() > outside
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-30, 1e4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_extreme_features_give_finite_loss_and_gradient(value, dtype):
+    student = torch.full((1, 4, 2, 2), value, dtype=dtype, requires_grad=True)
+    loss = cosine_guided_loss(student, torch.zeros(1, 4, 2, 2, dtype=dtype))
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(student.grad).all()
+
+
+def test_identical_inputs_cost_nothing():
+    student, _ = worked_example()
+    assert cosine_guided_loss(student, student.clone()).item() == pytest.approx(0, abs=1e-12)
+
+
+def test_empty_mask_is_zero_and_connected_to_the_graph():
+    student = torch.randn(1, 3, 4, 4, requires_grad=True)
+    loss = masked_cosine_guided_loss(student, torch.randn(1, 3, 4, 4), torch.zeros(1, 4, 4))
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.equal(student.grad, torch.zeros_like(student))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 3e-3)])
+def test_lower_precision_stays_within_its_tolerance(dtype, tolerance):
+    student, teacher = worked_example()
+    exact = cosine_guided_loss(student, teacher).item()
+    loss = cosine_guided_loss(student.to(dtype), teacher.to(dtype))
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(exact, rel=tolerance)
+
+
+def test_autocast_does_not_lower_the_precision():
+    student, teacher = (x.float() for x in worked_example())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = cosine_guided_loss(student, teacher)
+    assert torch.equal(inside, cosine_guided_loss(student, teacher))
+
+
+def test_channels_last_gives_the_same():
+    student, teacher = worked_example()
+    last = student.contiguous(memory_format=torch.channels_last)
+    assert cosine_guided_loss(last, teacher).item() == pytest.approx(
+        cosine_guided_loss(student, teacher).item(), rel=1e-12
+    )
+
+
+def test_shapes_are_checked_and_the_way_out_is_named():
+    with pytest.raises(
+        ShapeError, match=r"student \(2, 4, 2, 2\) and teacher \(2, 3, 2, 2\) differ in channels: give an"
+    ):
+        cosine_guided_loss(torch.zeros(2, 4, 2, 2), torch.zeros(2, 3, 2, 2))
+    with pytest.raises(ShapeError, match="same strides"):
+        cosine_guided_loss(torch.zeros(2, 4, 2, 2), torch.zeros(2, 4, 2, 3))
+    with pytest.raises(ShapeError, match=r"mask \(2, 3\): expected \(2, 2, 2\)"):
+        cosine_guided_loss(torch.zeros(2, 4, 2, 2), torch.zeros(2, 4, 2, 2), mask=torch.zeros(2, 3))
+    with pytest.raises(ShapeError, match=r"expected features \(B, C, H, W\)"):
+        cosine_guided_loss(torch.zeros(2, 4), torch.zeros(2, 4))

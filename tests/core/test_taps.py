@@ -1,0 +1,71 @@
+"""Taps record from outside and leave nothing behind."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from cskd_core.errors import TapError
+from cskd_core.taps import Taps
+
+
+class Head(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.tower = nn.Conv2d(3, 3, 1)
+
+    def forward(self, levels):
+        return [self.tower(level) for level in levels]
+
+    def targets(self, count):
+        return list(range(count))
+
+
+class Detector(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = Head()
+
+    def forward(self, levels):
+        self.head.targets(len(levels))
+        return self.head(levels)
+
+
+def test_a_shared_tower_gives_one_tensor_a_level_in_call_order():
+    detector = Detector()
+    levels = [torch.randn(1, 3, size, size) for size in (4, 2, 1)]
+    with Taps(detector, {"tower": "head.tower", "targets": "head.targets()"}).recording() as recording:
+        outputs = detector(levels)
+    assert [feature.shape[-1] for feature in recording.calls("tower")] == [4, 2, 1]
+    assert all(a is b for a, b in zip(recording.calls("tower"), outputs, strict=True))
+    assert recording.last("targets") == [0, 1, 2]
+
+
+def test_the_detector_is_as_before_afterwards_also_after_an_error():
+    detector = Detector()
+    taps = Taps(detector, {"tower": "head.tower", "targets": "head.targets()"})
+    with pytest.raises(TypeError), taps.recording() as recording:
+        detector([torch.zeros(1, 3, 1, 1), None])
+    detector([torch.zeros(1, 3, 1, 1)])
+    assert len(recording.calls("tower")) == 1
+    assert not detector.head.tower._forward_hooks
+    assert "targets" not in vars(detector.head)
+
+
+def test_a_missing_module_is_named_with_its_neighbours():
+    with pytest.raises(TapError, match=r"no submodule 'head\.towers'; the nearest are: head\.tower"):
+        Taps(Detector(), {"tower": "head.towers"})
+
+
+def test_a_missing_method_is_named():
+    with pytest.raises(TapError, match="Head at 'head' has no method 'get_targets'"):
+        Taps(Detector(), {"targets": "head.get_targets()"})
+
+
+def test_a_tap_that_recorded_nothing_says_so():
+    with Taps(Detector(), {"tower": "head.tower"}).recording() as recording:
+        pass
+    assert not recording.ran("tower")
+    with pytest.raises(TapError, match=r"tap 'tower' on 'head\.tower' recorded nothing"):
+        recording.last("tower")

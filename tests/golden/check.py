@@ -1,0 +1,205 @@
+"""Compare distilled training steps with golden values of the published code.
+
+    python tests/golden/check.py FILE.json
+
+The format of the file is described in README.md beside this one. Each case names a recipe under configs/cskd/: student,
+teacher and plan are built from that recipe with the changes that the case states, so that the recipe is checked too.
+Prints one line a case; exits 1 if a case is above the tolerance or of a detector family that is not supported yet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent))
+import fill
+
+from cskd_core.distiller import Distiller
+from cskd_core.plan import DistillPlan
+from cskd_train.engine.config import load_config
+from cskd_train.errors import TrainError
+from cskd_train.mm.detector import DistilledDetector
+from cskd_train.mm.families import family_of
+from cskd_train.mm.plain import build_without_pretrained
+
+RECIPES = Path(__file__).parents[2] / "configs" / "cskd"
+LOSS_TOLERANCE = 1e-6
+GRADIENT_TOLERANCE = 1e-5
+
+LOSS_NAMES = {
+    "loss_kdcls": "loss_prediction_cls",
+    "loss_kdbbox": "loss_prediction_reg",
+    "loss_assis_cls": "loss_assistant_cls",
+    "loss_assis_bbox": "loss_assistant_reg",
+    "loss_neck": "loss_pyramid",
+    "loss_nkroi": "loss_pyramid_roi",
+    "loss_nkfg": "loss_pyramid_fg",
+    "loss_nkbg": "loss_pyramid_bg",
+    "loss_brcls": "loss_tower_cls",
+    "loss_brreg": "loss_tower_reg",
+}
+"""Published loss key -> ours, where they differ (docs/algorithm.md 6.4)."""
+
+PARAMETER_NAMES = [
+    (r"distiller\.pyramid\.adapters\.(\d+)\.", r"bbox_head.distill_neck.\1.mimic_conv."),
+    (r"distiller\.assistant\.predictors\.(\w+)\.", r"bbox_head.assis_retina_\1."),
+    (r"student\.", ""),
+]
+"""Our parameter name -> the published one (docs/algorithm.md 7.2)."""
+
+
+class CaseMissing(Exception):
+    """The case asks for what the project does not have yet."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Largest relative errors of one case, and the name that has them."""
+
+    losses: tuple[float, str]
+    total: float
+    gradients: tuple[float, str]
+
+    @property
+    def passed(self) -> bool:
+        return max(self.losses[0], self.total) <= LOSS_TOLERANCE and self.gradients[0] <= GRADIENT_TOLERANCE
+
+    def __str__(self) -> str:
+        return (
+            f"losses {self.losses[0]:.1e} ({self.losses[1]})  total {self.total:.1e}  "
+            f"gradients {self.gradients[0]:.1e} ({self.gradients[1]})"
+        )
+
+
+def check_case(entry: Mapping[str, Any]) -> Agreement:
+    """Run one training step in float64 and compare it with the entry's values.
+
+    Raises:
+        CaseMissing: no such recipe, or a detector family or a change that is not supported yet.
+    """
+    case = entry["case"]
+    model = build(case)
+    images, metas, boxes, labels = fill.batch(case)
+    losses = model(images, metas, gt_bboxes=boxes, gt_labels=labels)
+    total, values = model.student._parse_losses(losses)
+    total.backward()
+    gradients = {published_name(name): parameter.grad for name, parameter in model.named_parameters()}
+    given = {name: value for name, value in entry["losses"].items() if LOSS_NAMES.get(name, name) not in values}
+    if given:
+        raise CaseMissing(f"no such losses: {', '.join(given)}")
+    expected = {LOSS_NAMES.get(name, name): total_of(value) for name, value in entry["losses"].items()}
+    errors = {name: relative_error(values[name], value) for name, value in expected.items()}
+    extra = [name for name in values if "loss" in name and name not in expected and name != "loss"]
+    if extra:
+        raise CaseMissing(f"losses that the case does not have: {', '.join(extra)}")
+    gradient_errors = {name: gradient_error(gradients.get(name), given) for name, given in entry["grads"].items()}
+    unexpected = [name for name in entry["no_grad"] if gradients.get(name) is not None]
+    gradient_errors |= dict.fromkeys(unexpected, float("inf"))
+    return Agreement(largest(errors), relative_error(values["loss"], entry["total"]), largest(gradient_errors))
+
+
+def build(case: Mapping[str, Any]) -> DistilledDetector:
+    """Student, teacher and distiller of the case's recipe, in float64, filled by parameter name."""
+    recipe = RECIPES / f"{case['config']}.py"
+    if not recipe.is_file():
+        raise CaseMissing(f"no recipe {recipe.name}")
+    cfg = load_config(recipe)
+    plan = DistillPlan.parse(with_weights(cfg.distill, case.get("head", {})))
+    teacher_cfg = load_config(plan.teacher.config)
+    for model_cfg in (cfg.model, teacher_cfg.model):
+        set_classes(model_cfg, case["num_classes"])
+    student, teacher = build_without_pretrained(cfg.model), build_without_pretrained(teacher_cfg.model)
+    try:
+        family = family_of(student)
+    except TrainError as error:
+        raise CaseMissing(str(error)) from error
+    student.train()
+    model = DistilledDetector(student, Distiller(student, teacher, family, plan)).double()
+    fill.fill({published_name(name): value for name, value in model.state_dict().items()}, "student", case["seed"])
+    fill.fill(teacher.state_dict(), "teacher", case["seed"])
+    return model
+
+
+def with_weights(distill: Mapping[str, Any], head: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe's `distill` block with the weights that a case changes, given under their published names."""
+    changed = dict(distill.items())
+    for key, value in head.items():
+        if key == "kd_neck_weight":
+            changed["pyramid"] = dict(zip(("full", "roi", "region"), value, strict=True))
+        elif key == "kd_brnch_weight":
+            changed["tower"] = dict(zip(("reg", "cls"), value, strict=True))
+        elif key == "kd_pred_weight":
+            changed["prediction"] = value
+        else:
+            raise CaseMissing(f"no counterpart of the published setting {key}")
+    return changed
+
+
+def set_classes(cfg: Any, classes: int) -> None:
+    """Set every `num_classes` of a model config."""
+    for key, value in cfg.items():
+        if key == "num_classes":
+            cfg[key] = classes
+        elif isinstance(value, dict):
+            set_classes(value, classes)
+
+
+def published_name(name: str) -> str:
+    for pattern, published in PARAMETER_NAMES:
+        name, found = re.subn(f"^{pattern}", published, name)
+        if found:
+            break
+    return name
+
+
+def total_of(value: Any) -> float:
+    return sum(value) if isinstance(value, list) else value
+
+
+def relative_error(value: float, expected: float) -> float:
+    """Relative to what is expected; absolute where that is zero. NaN counts as infinite."""
+    error = abs(value - expected) / (abs(expected) or 1.0)
+    return error if error == error else float("inf")
+
+
+def gradient_error(gradient: Tensor | None, expected: Mapping[str, Any]) -> float:
+    """Of the norm, and of the first four values relative to the norm."""
+    if gradient is None:
+        return float("inf")
+    norm = relative_error(gradient.norm().item(), expected["norm"])
+    first = gradient.flatten()[:4] - torch.tensor(expected["head"], dtype=gradient.dtype)
+    return max(norm, first.abs().max().item() / (expected["norm"] or 1.0))
+
+
+def largest(errors: Mapping[str, float]) -> tuple[float, str]:
+    name = max(errors, key=lambda key: errors[key])
+    return errors[name], name
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, help="golden cases")
+    cases = fill.load_cases(parser.parse_args().file)
+    passed = True
+    for name, entry in cases.items():
+        try:
+            agreement = check_case(entry)
+            verdict, detail = ("ok" if agreement.passed else "FAILED"), str(agreement)
+        except CaseMissing as error:
+            verdict, detail = "MISSING", str(error)
+        passed = passed and verdict == "ok"
+        print(f"{verdict:8}{name:32}{detail}", flush=True)
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
