@@ -2,7 +2,7 @@
 data_root = "data/shapes"
 classes = ("circle", "ring", "square", "triangle", "star", "cross")
 img_norm_cfg = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
-image_scale = (160, 160)
+image_scale = (128, 128)
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations", with_bbox=True),

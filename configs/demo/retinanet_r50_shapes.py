@@ -1,9 +1,9 @@
-# The teacher: RetinaNet R50 on shapes, from scratch; neck and head of half width, for a processor.
+# The teacher: RetinaNet R50 on shapes, from scratch and of half width, for a processor.
 _base_ = ["../_base_/retinanet_r50.py", "../_base_/shapes.py", "../_base_/adamw.py", "../_base_/runtime.py"]
 model = dict(
-    backbone=dict(init_cfg=None, norm_eval=False),  # from scratch: BatchNorm learns
-    neck=dict(out_channels=128),
-    bbox_head=dict(num_classes=6, in_channels=128, feat_channels=128),
+    backbone=dict(base_channels=32, init_cfg=None, norm_eval=False),  # from scratch: BatchNorm learns
+    neck=dict(in_channels=[128, 256, 512, 1024], out_channels=64),
+    bbox_head=dict(num_classes=6, in_channels=64, feat_channels=64),
 )
 lr_config = dict(policy="step", warmup="linear", warmup_iters=50, warmup_ratio=0.1, step=[8])
 runner = dict(type="EpochBasedRunner", max_epochs=10)

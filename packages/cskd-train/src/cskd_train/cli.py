@@ -1,0 +1,68 @@
+"""The `cskd-train` command: a list of names, each imported when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from cskd_core.errors import CskdError
+
+COMMANDS = {
+    "run": "Train a detector, alone or distilled from a teacher.",
+    "test": "COCO mAP of a checkpoint.",
+    "show": "Draw what several detectors find, side by side.",
+    "data": "Generate, convert and check data sets.",
+    "doctor": "Say what is installed, what serves, and what is wrong.",
+}
+
+
+class LazyGroup(click.Group):
+    """A click group whose commands are imported on use, so that `--help` needs neither torch nor mmdet."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        return importlib.import_module(f"cskd_train.commands.{cmd_name}").command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.version_option(package_name="cskd-train")
+@click.pass_context
+def cli(ctx: click.Context, debug: bool) -> None:
+    """Train small detectors under large frozen teachers.
+
+    \b
+    Examples:
+      cskd-train data shapes data/shapes
+      cskd-train run configs/demo/retinanet_r18_shapes.py --work-dir work_dirs/student
+      cskd-train test work_dirs/student/best.pth
+    """
+    ctx.obj = {"debug": debug}
+
+
+def main(args: list[str] | None = None) -> Any:
+    """Run the command line; a mendable error becomes one message and its exit code."""
+    arguments = sys.argv[1:] if args is None else args
+    debug = "--debug" in arguments
+    try:
+        cli.main(args=arguments, prog_name="cskd-train", standalone_mode=True)
+    except (CskdError, OSError) as error:
+        if debug:
+            raise
+        click.echo(f"error: {error}", err=True)
+        sys.exit(getattr(error, "exit_code", 2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""`cskd-train run`: train a detector, alone or distilled."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+import click
+
+
+@click.command("run")
+@click.argument("config")
+@click.option("--work-dir", type=click.Path(path_type=Path), help="Where to write.  [default: work_dirs/CONFIG's name]")
+@click.option("--resume", is_flag=True, help="Go on after the last finished epoch in the work dir, if there is one.")
+@click.option("--overwrite", is_flag=True, help="Replace an older run in the work dir.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), help="Of weights, order and augmentation.  [default: the config's, or 0]"
+)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option(
+    "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Change a setting of the config; repeatable."
+)
+def command(
+    config: str,
+    work_dir: Path | None,
+    resume: bool,
+    overwrite: bool,
+    seed: int | None,
+    device: str,
+    assignments: tuple[str, ...],
+) -> None:
+    """Train the detector of CONFIG, distilled from a teacher where CONFIG has a `distill` block.
+
+    Evaluates after every epoch. The work dir gets last.pth, best.pth, config.json, log.jsonl, tf_logs/ (TensorBoard)
+    and, when the run is through, result.json. CONFIG is a file, or mmdet::FOLDER/FILE.py for one that mmdet ships.
+
+    \b
+    Examples:
+      cskd-train run configs/demo/retinanet_r18_shapes.py
+      cskd-train run configs/demo/retinanet_r18_shapes.py --resume --set runner.max_epochs=20
+      cskd-train run configs/bccd/retinanet_r18_bccd.py --seed 1 --set data_root=data/bccd
+    """
+    from rich.console import Console
+
+    from cskd_train.engine.overrides import parse_overrides
+    from cskd_train.engine.run import RunOptions, run
+    from cskd_train.engine.workdir import WorkDir
+
+    if resume and overwrite:
+        raise click.UsageError("--resume goes on with an older run, --overwrite replaces it: give one of them")
+    options = RunOptions(
+        config=config,
+        work_dir=work_dir or Path("work_dirs") / Path(config.rpartition("::")[2]).stem,
+        resume=resume,
+        overwrite=overwrite,
+        seed=seed,
+        overrides=parse_overrides(assignments),
+        device=device,
+        command=shlex.join(["cskd-train", *sys.argv[1:]]),
+    )
+    result = run(options, Console(stderr=True))
+    click.echo(str(result))
+    files = WorkDir(options.work_dir)
+    for path in (files.best, files.last, files.result, files.log, files.tensorboard):
+        if path.exists():
+            click.echo(f"  {path}")

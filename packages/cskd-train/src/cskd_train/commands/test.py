@@ -1,0 +1,74 @@
+"""`cskd-train test`: COCO metrics of a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+
+@click.command("test")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--config", help="Config to evaluate by.  [default: the one stored in the checkpoint]")
+@click.option("--split", type=click.Choice(["val", "test"]), default="val", show_default=True, help="Key of `data`.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), help="Also write the detections here, as COCO results (JSON).")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
+@click.option(
+    "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Change a setting of the config; repeatable."
+)
+def command(
+    checkpoint: Path,
+    config: str | None,
+    split: str,
+    device: str,
+    out: Path | None,
+    as_json: bool,
+    assignments: tuple[str, ...],
+) -> None:
+    """COCO mAP of CHECKPOINT, by pycocotools, and the AP of each class.
+
+    The config stored in the checkpoint says which data; with --config a plain mmdet checkpoint serves too.
+
+    \b
+    Examples:
+      cskd-train test work_dirs/retinanet_r18_shapes/best.pth
+      cskd-train test work_dirs/retinanet_r18_bccd/best.pth --split test --set data_root=data/bccd
+      cskd-train test retinanet.pth --config mmdet::retinanet/retinanet_r50_fpn_1x_coco.py --out detections.json
+    """
+    from rich.console import Console
+
+    from cskd_train.engine.checkpoints import load_checkpoint
+    from cskd_train.engine.device import choose_device, device_name
+    from cskd_train.engine.evaluate import evaluate_checkpoint
+    from cskd_train.engine.overrides import parse_overrides
+    from cskd_train.engine.progress import evaluation_progress
+    from cskd_train.errors import TrainError
+
+    if out is not None and not out.parent.is_dir():
+        raise TrainError(f"--out {out}: the folder {out.parent} does not exist")
+    console = Console(stderr=True)
+    chosen = choose_device(device)
+    loaded = load_checkpoint(checkpoint, require_config=config is None)
+    with evaluation_progress(console) as progress:
+        result = evaluate_checkpoint(
+            loaded,
+            parse_overrides(assignments),
+            split,
+            config=config,
+            device=chosen,
+            progress=progress,
+            warn=lambda line: console.print(f"warning: {line}", markup=False, highlight=False, soft_wrap=True),
+            out=out,
+        )
+    if as_json:
+        source = {"checkpoint": str(checkpoint), "sha256": loaded.sha256, "device": device_name(chosen)}
+        click.echo(json.dumps({**source, **result.to_dict()}, indent=2))
+        return
+    click.echo(
+        f"{checkpoint} on {split}: {result.images} images, {result.detections} detections, on {device_name(chosen)}"
+    )
+    click.echo(f"{result}\n\nAP of each class\n{result.per_class_table()}\n{result.seconds:.1f} s")
+    if out is not None:
+        click.echo(f"  {out}")

@@ -1,0 +1,168 @@
+"""Checkpoints: a plain student that stock mmdet loads, with its config as data beside it.
+
+Nothing in a checkpoint is ever executed: files are read with `weights_only=True`, and a stored config is plain data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cskd_train.engine.files import write_atomically
+from cskd_train.errors import TrainError
+
+FORMAT = "cskd"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained student as it was found on disk."""
+
+    state_dict: Mapping[str, Tensor]  # the plain student's keys only
+    config: dict[str, Any]  # plain data, see engine.config
+    classes: tuple[str, ...]
+    metrics: Mapping[str, float]  # COCO box metrics in [0, 1]
+    meta: Mapping[str, Any]
+    sha256: str
+    path: Path
+
+
+def save(path: str | Path, contents: Mapping[str, Any]) -> None:
+    """Write `contents` to `path`, atomically (see `files.write_atomically`).
+
+    Raises:
+        TrainError: the file cannot be written.
+    """
+    write_atomically(Path(path), lambda file: torch.save(dict(contents), file))
+
+
+def load_checkpoint(path: str | Path, require_config: bool = True) -> Checkpoint:
+    """Read a detector's checkpoint.
+
+    Args:
+        require_config: False also takes a plain mmdet checkpoint or a bare state dict; `config`, `classes` and
+            `metrics` are then empty.
+
+    Raises:
+        TrainError: no such file; not a checkpoint; cut short; a pickle that asks for code; no config inside.
+    """
+    file = Path(path).expanduser()
+    contents = read(file)
+    found = contents.get("meta")
+    ours = isinstance(found, Mapping) and found.get("format") == FORMAT
+    meta: Mapping[str, Any] = found if isinstance(found, Mapping) and ours else {}
+    if require_config and not ours:
+        raise TrainError(
+            f"checkpoint {file}: it holds no config of cskd-train (a plain mmdet checkpoint, perhaps). "
+            "Give its config beside it (--config), or train it with cskd-train run"
+        )
+    if ours and meta.get("version") != FORMAT_VERSION:
+        raise TrainError(
+            f"checkpoint {file}: format version {meta.get('version')!r}, this program reads {FORMAT_VERSION}: "
+            "install the cskd-train that wrote it"
+        )
+    return Checkpoint(
+        state_dict=_weights_of(contents, file),
+        config=dict(meta.get("config", {})),
+        classes=tuple(meta.get("CLASSES", ())),
+        metrics=meta.get("metrics", {}),
+        meta=meta,
+        sha256=sha256(file),
+        path=file,
+    )
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """The raw contents of a checkpoint file, ours or any other, without running anything in it.
+
+    Raises:
+        TrainError: as `load_checkpoint`, apart from the config.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise TrainError(f"checkpoint {file}: no such file (looked in {Path.cwd()})")
+    try:
+        contents = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise TrainError(f"checkpoint {file}: {_why_unreadable(file, error)}") from error
+    if not isinstance(contents, dict):
+        raise TrainError(f"checkpoint {file}: holds {type(contents).__name__}, expected a dict with a state_dict")
+    return contents
+
+
+def _why_unreadable(file: Path, error: Exception) -> str:
+    """What is wrong with a file that torch.load refused, and what to do."""
+    text = str(error)
+    try:
+        with file.open("rb") as opened:
+            head = opened.read(4)
+    except OSError as unreadable:
+        return f"cannot be read: {unreadable.strerror}"
+    if blocked := re.search(r"GLOBAL (\S+) (?:was not an allowed global|whose module)", text):
+        return (
+            f"refused: its pickle asks for code ({blocked[1]}), which loading would run. "
+            "Weights alone need none: save them again as a plain state_dict, from a source you trust"
+        )
+    if head == b"PK\x03\x04" and not zipfile.is_zipfile(file):
+        return f"cut short ({file.stat().st_size} bytes; the end of the archive is missing). Copy or download it again"
+    if isinstance(error, pickle.UnpicklingError) and head[:1] == b"\x80":
+        return f"refused: {text.splitlines()[0]}"
+    return "is not a PyTorch checkpoint, or is damaged. Expected a .pth file of cskd-train or mmdet"
+
+
+def sha256(path: str | Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _weights_of(contents: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    """The weights inside any checkpoint: under `state_dict` (mmdet's and ours) or the whole file (a bare state dict).
+
+    A `module.` in front of every key (a checkpoint of a parallel wrapper) is taken off.
+    """
+    weights = contents.get("state_dict", contents)
+    if not isinstance(weights, Mapping) or not weights or not all(isinstance(v, Tensor) for v in weights.values()):
+        keys = ", ".join(map(str, list(contents)[:5])) or "none"
+        raise TrainError(f"checkpoint {path}: holds no weights (keys: {keys}); expected a state_dict of tensors")
+    prefix = "module."
+    wrapped = all(key.startswith(prefix) for key in weights)
+    return {key.removeprefix(prefix) if wrapped else key: value for key, value in weights.items()}
+
+
+def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Load a checkpoint's weights into a detector of the same architecture, student or teacher.
+
+    Raises:
+        TrainError: it is of another architecture (up to five keys that are missing, unexpected or of another shape are
+            named). The model is then unchanged.
+    """
+    weights = checkpoint.state_dict
+    expected = model.state_dict()
+    faults = [f"{key} is missing" for key in expected if key not in weights]
+    faults += [f"{key} is unexpected" for key in weights if key not in expected]
+    faults += [
+        f"{key} has shape {tuple(value.shape)}, the config's model {tuple(expected[key].shape)}"
+        for key, value in weights.items()
+        if key in expected and value.shape != expected[key].shape
+    ]
+    if faults:
+        shown = "; ".join(faults[:5]) + (f"; and {len(faults) - 5} more" if len(faults) > 5 else "")
+        raise TrainError(
+            f"checkpoint {checkpoint.path} is of another architecture than this {type(model).__name__}: {shown}. "
+            "Give the config that it was trained with"
+        )
+    model.load_state_dict(dict(weights))

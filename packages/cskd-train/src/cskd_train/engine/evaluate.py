@@ -1,0 +1,173 @@
+"""COCO box metrics of a detector, with mmdet's test pipeline and pycocotools."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmcv import Config
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch import nn
+
+from cskd_train.engine.checkpoints import Checkpoint, load_checkpoint, load_weights
+from cskd_train.engine.config import config_from_data, load_config
+from cskd_train.engine.data import build_split, check_classes, check_split
+from cskd_train.engine.files import write_json
+from cskd_train.engine.loader import test_loader, to_device
+from cskd_train.mm.plain import build_without_pretrained
+from cskd_train.results import CocoResult
+
+Progress = Callable[[int, int], None]  # images done, images in all
+Detections = list[dict[str, Any]]  # COCO's results format: image_id, category_id, bbox (x, y, w, h), score
+
+
+def evaluate(
+    model: nn.Module, cfg: Config, split: str = "val", progress: Progress | None = None, dataset: Any = None
+) -> CocoResult:
+    """Run a detector over a split and measure it by the COCO protocol.
+
+    Args:
+        model: an mmdet detector; it runs where its weights are, in eval mode, and is put back into its mode after.
+        split: `val` or `test`, a key of `cfg.data`.
+        progress: called after each image.
+        dataset: the split as `build_split` gives it, where it was built before.
+
+    Raises:
+        TrainError: the config has no such split, or an image of it cannot be read.
+    """
+    begin = time.perf_counter()
+    dataset = build_split(cfg, split) if dataset is None else dataset
+    detections = detect(model, dataset, cfg.data.get("workers_per_gpu", 0), progress)
+    return score(dataset, detections, split, time.perf_counter() - begin)
+
+
+def evaluate_checkpoint(
+    checkpoint: Checkpoint | str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    split: str = "val",
+    *,
+    config: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    progress: Progress | None = None,
+    warn: Callable[[str], None] | None = None,
+    out: Path | None = None,
+) -> CocoResult:
+    """Evaluate a checkpoint by the config stored in it, or by another one.
+
+    Args:
+        overrides: dotted key -> value, as `--set` gives them.
+        config: a config file; with it a plain mmdet checkpoint serves too.
+        warn: called with each warning about the annotations.
+        out: a file for the detections, in COCO's results format.
+
+    Raises:
+        TrainError: as `load_checkpoint`, `load_config` and `evaluate`; the checkpoint does not fit the config.
+    """
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = load_checkpoint(checkpoint, require_config=config is None)
+    cfg = load_config(config, overrides) if config else config_from_data(checkpoint.config, overrides)
+    for warning in check_split(cfg, split):
+        if warn is not None:
+            warn(warning)
+    begin = time.perf_counter()
+    dataset = build_split(cfg, split)
+    model = build_trained(cfg, checkpoint, device)
+    check_classes(model, dataset.CLASSES)
+    detections = detect(model, dataset, cfg.data.get("workers_per_gpu", 0), progress)
+    if out is not None:
+        write_json(out, detections, indent=None)
+    return score(dataset, detections, split, time.perf_counter() - begin)
+
+
+def build_trained(cfg: Config, checkpoint: Checkpoint, device: str | torch.device) -> nn.Module:
+    """The detector of a config with a checkpoint's weights, in eval mode on `device`.
+
+    Raises:
+        TrainError: the model cannot be built, or the checkpoint does not fit it.
+    """
+    model = build_without_pretrained(cfg.model)
+    load_weights(model, checkpoint)
+    if checkpoint.classes:
+        model.CLASSES = checkpoint.classes  # type: ignore[assignment]
+    return model.to(device).eval()
+
+
+def detect(model: nn.Module, dataset: Any, workers: int = 0, progress: Progress | None = None) -> Detections:
+    """Detections of every image of an mmdet test dataset, in COCO's results format."""
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    detections: Detections = []
+    try:
+        with torch.no_grad():
+            for place, batch in enumerate(test_loader(dataset, workers)):
+                boxes_by_class = model(return_loss=False, rescale=True, **to_device(batch, device))[0]
+                detections.extend(_coco_results(dataset.img_ids[place], dataset.cat_ids, boxes_by_class))
+                if progress is not None:
+                    progress(place + 1, len(dataset))
+    finally:
+        model.train(was_training)
+    return detections
+
+
+def _coco_results(image_id: int, category_ids: list[int], boxes_by_class: list[np.ndarray]) -> Detections:
+    """mmdet's result of one image, an (N, 5) array of x1 y1 x2 y2 score for each class, in COCO's form."""
+    return [
+        {
+            "image_id": image_id,
+            "category_id": category_id,
+            "bbox": [float(x1), float(y1), float(x2 - x1), float(y2 - y1)],
+            "score": float(confidence),
+        }
+        for category_id, boxes in zip(category_ids, boxes_by_class, strict=True)
+        for x1, y1, x2, y2, confidence in boxes
+    ]
+
+
+def score(dataset: Any, detections: Detections, split: str, seconds: float) -> CocoResult:
+    """The twelve COCO numbers and the AP of each class.
+
+    Args:
+        dataset: mmdet's CocoDataset that was detected on.
+        seconds: that the detection took.
+    """
+    begin = time.perf_counter()
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its steps
+        found = dataset.coco.loadRes(detections) if detections else _no_detections(dataset.coco)
+        protocol = COCOeval(dataset.coco, found, "bbox")
+        protocol.params.catIds = dataset.cat_ids
+        protocol.params.imgIds = dataset.img_ids
+        protocol.evaluate()
+        protocol.accumulate()
+        protocol.summarize()
+    # precision: (IoU, recall, category, area range, detections per image); -1 where the category has no box.
+    # pycocotools sorts the categories by id, labels need not be in that order.
+    precision = protocol.eval["precision"][:, :, :, 0, -1]
+    by_category = dict(zip(protocol.params.catIds, precision.transpose(2, 0, 1), strict=True))
+    per_class = {
+        name: float(by_category[category].mean()) if by_category[category].max() > -1 else None
+        for name, category in zip(dataset.CLASSES, dataset.cat_ids, strict=True)
+    }
+    return CocoResult.from_stats(
+        protocol.stats,
+        per_class,
+        split=split,
+        images=len(dataset),
+        detections=len(detections),
+        seconds=seconds + time.perf_counter() - begin,
+    )
+
+
+def _no_detections(truth: COCO) -> COCO:
+    """An empty result set; pycocotools' own `loadRes` fails on an empty list."""
+    found = COCO()
+    found.dataset = {"images": truth.dataset["images"], "categories": truth.dataset["categories"], "annotations": []}
+    found.createIndex()
+    return found

@@ -1,0 +1,135 @@
+"""`--set a.b.c=value`: changes to a config from the command line, with unknown keys refused."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from cskd_train.errors import TrainError
+
+# Keys that a config may leave out and a run still reads, by the place that holds them. Anything else that is not in the
+# config is a slip of the pen, because mmdet would silently ignore it.
+_OPTIONAL_KEYS: dict[str, tuple[str, ...]] = {
+    "": (
+        "custom_hooks",
+        "cudnn_benchmark",
+        "data_root",
+        "distill",
+        "evaluation",
+        "load_from",
+        "log_config",
+        "momentum_config",
+        "optimizer_config",
+        "seed",
+    ),
+    "data": ("samples_per_gpu", "workers_per_gpu", "train_dataloader", "val", "test"),
+    "data.train_dataloader": ("samples_per_gpu", "workers_per_gpu"),
+    "evaluation": ("interval",),
+    "log_config": ("interval",),
+}
+# Keyword arguments of a class that is named elsewhere than under `type`: the class itself refuses an unknown one.
+_KEYWORD_DICTS = ("lr_config", "momentum_config", "optimizer_config", "distill")
+_WORDS = {"true": True, "false": False, "none": None, "null": None}
+
+
+def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
+    """Read `a.b=value` pairs; a value is a Python literal where it reads as one, text otherwise.
+
+    Raises:
+        TrainError: a pair without `=`, or with an empty key.
+    """
+    overrides: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key.strip():
+            raise TrainError(f"--set {assignment!r}: expected KEY=VALUE, for example --set data.samples_per_gpu=4")
+        overrides[key.strip()] = _parse_value(text.strip())
+    return overrides
+
+
+def _parse_value(text: str) -> Any:
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def apply_overrides(config: dict[str, Any], overrides: Mapping[str, Any]) -> None:
+    """Set each dotted key of `overrides` in `config`, in place; a number in a key is a place in a list.
+
+    A new top-level `data_root` also replaces the old one wherever a path under `data` begins with it, since mmdet's
+    configs copy the root into every split.
+
+    Raises:
+        TrainError: a key that neither the config nor mmdet knows; the message names near ones.
+    """
+    for key, value in overrides.items():
+        if key == "data_root":
+            old_root = config.get("data_root")
+            if isinstance(old_root, str) and isinstance(config.get("data"), dict):
+                config["data"] = _move_root(config["data"], old_root, str(value))
+        _assign(config, key, value)
+
+
+def _assign(config: dict[str, Any], key: str, value: Any) -> None:
+    *parents, leaf = key.split(".")
+    holder: Any = config
+    for depth, name in enumerate(parents):
+        path = ".".join(parents[:depth])
+        if isinstance(holder, dict) and name not in holder and name in _OPTIONAL_KEYS.get(path, ()):
+            holder[name] = {}
+        holder = _child(holder, name, path, key)
+    path = ".".join(parents)
+    if isinstance(holder, list):
+        holder[_index(holder, leaf, path, key)] = value
+    elif isinstance(holder, dict):
+        # A dict with `type` holds the keyword arguments of that class, which refuses an unknown one when it is built.
+        keywords = "type" in holder or path.split(".")[0] in _KEYWORD_DICTS
+        if leaf not in holder and leaf not in _OPTIONAL_KEYS.get(path, ()) and not keywords:
+            raise _unknown(holder, leaf, path, key)
+        holder[leaf] = value
+    else:
+        raise TrainError(f"--set {key}: {path} is {holder!r}, not a group of settings")
+
+
+def _child(holder: Any, name: str, path: str, key: str) -> Any:
+    if isinstance(holder, dict):
+        if name not in holder:
+            raise _unknown(holder, name, path, key)
+        return holder[name]
+    if isinstance(holder, list):
+        return holder[_index(holder, name, path, key)]
+    raise TrainError(f"--set {key}: {path} is {holder!r}, not a group of settings")
+
+
+def _index(holder: list[Any], name: str, path: str, key: str) -> int:
+    if not name.isdigit() or int(name) >= len(holder):
+        raise TrainError(f"--set {key}: {path} is a list of {len(holder)}: give a place from 0 to {len(holder) - 1}")
+    return int(name)
+
+
+def _unknown(holder: Mapping[str, Any], name: str, path: str, key: str) -> TrainError:
+    known = sorted({*map(str, holder), *_OPTIONAL_KEYS.get(path, ())})
+    near = difflib.get_close_matches(name, known, n=3) or known
+    where = f"{path} has" if path else "the config has"
+    return TrainError(f"--set {key}: {where} no key {name!r}; did you mean {', '.join(near)}?")
+
+
+def _move_root(value: Any, old: str, new: str) -> Any:
+    """`value` with every text that is `old`, or a path that begins with it, moved to `new`."""
+    if isinstance(value, dict):
+        return {key: _move_root(item, old, new) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_move_root(item, old, new) for item in value)
+    if not isinstance(value, str) or not old:
+        return value
+    if value.rstrip("/") == old.rstrip("/"):
+        return new
+    root = old.rstrip("/") + "/"
+    if value.startswith(root):
+        return f"{new.rstrip('/')}/{value[len(root) :]}"
+    return value

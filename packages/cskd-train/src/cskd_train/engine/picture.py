@@ -1,0 +1,129 @@
+"""A picture of what several detectors find in the same images, side by side with the ground truth."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import matplotlib
+import numpy as np
+import torch
+
+from cskd_train.engine.checkpoints import load_checkpoint
+from cskd_train.engine.config import config_from_data
+from cskd_train.engine.data import build_split, check_classes, check_split
+from cskd_train.engine.evaluate import build_trained, detect
+from cskd_train.engine.files import write_atomically
+from cskd_train.errors import TrainError
+
+matplotlib.use("Agg")
+from matplotlib import pyplot  # noqa: E402  (after the choice of a backend without a screen)
+
+CELL_INCHES = 3.0
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One box to draw: x, y, width, height in pixels, the place of its class, and its score (None: ground truth)."""
+
+    box: tuple[float, float, float, float]
+    label: int
+    score: float | None = None
+
+
+def draw_side_by_side(
+    checkpoints: Sequence[str | Path],
+    out: Path,
+    *,
+    titles: Sequence[str] = (),
+    images: int = 3,
+    split: str = "val",
+    score_threshold: float = 0.4,
+    overrides: dict[str, Any] | None = None,
+    device: str | torch.device = "cpu",
+) -> None:
+    """Draw a row an image and a column a detector, the ground truth first.
+
+    Args:
+        checkpoints: trained by `cskd-train run`, on the same classes; the first one's config says which data.
+        out: the PNG to write.
+        titles: of the columns; by default the folder of each checkpoint. The validation mAP is added.
+        images: how many, evenly spaced over the split.
+        score_threshold: detections below are not drawn.
+        overrides: dotted key -> value, changes to the first config.
+
+    Raises:
+        TrainError: a checkpoint, the data or the number of titles is wrong.
+    """
+    if titles and len(titles) != len(checkpoints):
+        raise TrainError(f"{len(titles)} titles for {len(checkpoints)} checkpoints: give one of each, or no title")
+    loaded = [load_checkpoint(path) for path in checkpoints]
+    cfg = config_from_data(loaded[0].config, overrides)
+    check_split(cfg, split)
+    dataset = build_split(cfg, split)
+    places = np.linspace(0, len(dataset) - 1, min(images, len(dataset))).round().astype(int)
+    dataset.data_infos = [dataset.data_infos[place] for place in places]
+    dataset.img_ids = [dataset.img_ids[place] for place in places]
+    columns = [("ground truth", _ground_truth(dataset))]
+    for path, checkpoint, title in zip(
+        checkpoints, loaded, titles or [Path(path).parent.name for path in checkpoints], strict=True
+    ):
+        own = config_from_data(checkpoint.config)
+        model = build_trained(own, checkpoint, device)
+        check_classes(model, dataset.CLASSES)
+        found = [one for one in detect(model, dataset) if one["score"] >= score_threshold]
+        heading = f"{title}\nmAP {checkpoint.metrics['bbox_mAP']:.3f}" if "bbox_mAP" in checkpoint.metrics else title
+        columns.append((heading, _by_image(dataset, found)))
+    _draw(dataset, columns, out)
+
+
+def _ground_truth(dataset: Any) -> list[list[Drawn]]:
+    annotations = dataset.coco.loadAnns(dataset.coco.getAnnIds(imgIds=dataset.img_ids))
+    return _by_image(dataset, annotations)
+
+
+def _by_image(dataset: Any, annotations: Sequence[dict[str, Any]]) -> list[list[Drawn]]:
+    """COCO annotations or results as boxes to draw, a list an image of the dataset."""
+    rows: dict[int, list[Drawn]] = {image: [] for image in dataset.img_ids}
+    for one in annotations:
+        if one["category_id"] in dataset.cat2label:
+            rows[one["image_id"]].append(
+                Drawn(tuple(one["bbox"]), dataset.cat2label[one["category_id"]], one.get("score"))
+            )
+    return list(rows.values())
+
+
+def _draw(dataset: Any, columns: Sequence[tuple[str, list[list[Drawn]]]], out: Path) -> None:
+    colours = pyplot.get_cmap("tab10").colors
+    rows = len(dataset.data_infos)
+    height, width = dataset.data_infos[0]["height"], dataset.data_infos[0]["width"]
+    figure, axes = pyplot.subplots(
+        rows,
+        len(columns),
+        figsize=(CELL_INCHES * len(columns), CELL_INCHES * height / width * rows + 0.8),
+        squeeze=False,
+        layout="compressed",
+    )
+    for row, info in enumerate(dataset.data_infos):
+        image = cv2.imread(os.path.join(dataset.img_prefix, info["filename"]))
+        for column, (title, drawn) in enumerate(columns):
+            axis = axes[row][column]
+            axis.imshow(image[..., ::-1])
+            axis.set_axis_off()
+            if row == 0:
+                axis.set_title(title, fontsize=9)
+            for one in drawn[row]:
+                x, y, w, h = one.box
+                colour = colours[one.label % len(colours)]
+                axis.add_patch(pyplot.Rectangle((x, y), w, h, fill=False, linewidth=1.2, edgecolor=colour))
+    handles = [
+        pyplot.Line2D([], [], color=colours[label % len(colours)], label=name)
+        for label, name in enumerate(dataset.CLASSES)
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 8), fontsize=8, frameon=False)
+    write_atomically(out, lambda file: figure.savefig(file, format="png", dpi=110))
+    pyplot.close(figure)

@@ -1,0 +1,136 @@
+"""The run as a person sees it: a live display on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from mmcv.runner import Hook
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
+
+from cskd_train.engine.records import Record
+
+_NOT_LOSS_TERMS = ("mode", "epoch", "iter", "lr", "time", "data_time", "grad_norm", "loss")
+
+
+class TimeLeft:
+    """Estimates the time that a run still takes, from the iterations and evaluations of this session.
+
+    Args:
+        epochs: of the whole run.
+        iterations: in an epoch.
+        done: iterations that an earlier session has done.
+    """
+
+    def __init__(self, epochs: int, iterations: int, done: int) -> None:
+        self._epochs = epochs
+        self._iterations = iterations
+        self._done = done
+        self._trained = 0
+        self._training_seconds = 0.0
+        self._evaluation_seconds = 0.0
+
+    def trained(self, done: int, seconds_each: float) -> None:
+        """`done` iterations of the whole run are through; the latest took `seconds_each` on average."""
+        self._trained += done - self._done
+        self._training_seconds += (done - self._done) * seconds_each
+        self._done = done
+
+    def evaluated(self, seconds: float) -> None:
+        """An evaluation took so long."""
+        self._evaluation_seconds = seconds
+
+    def __str__(self) -> str:
+        epochs_left = self._epochs - self._done // self._iterations
+        training = self._training_seconds / max(self._trained, 1) * (self._epochs * self._iterations - self._done)
+        minutes, seconds = divmod(round(training + epochs_left * self._evaluation_seconds), 60)
+        return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+
+class ProgressDisplay(Hook):
+    """Shows epoch, iteration, loss terms, mAP so far, learning rate, share of the time spent on data, and time left.
+
+    A sink of records for the numbers and a hook for the bar. On a terminal the display is live; elsewhere it is a line
+    for each tenth of an epoch.
+
+    Args:
+        epochs: of the whole run.
+        iterations: in an epoch.
+        done: iterations that an earlier session has done.
+        best: highest mAP of an earlier session.
+    """
+
+    def __init__(self, console: Console, epochs: int, iterations: int, done: int, best: float | None) -> None:
+        self._console = console
+        self._epochs = epochs
+        self._iterations = iterations
+        self._time_left = TimeLeft(epochs, iterations, done)
+        self._best = best
+        self._numbers = ""
+        self._tenths_shown = 0
+        self._evaluation_began = 0.0
+        self._bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        self._task = self._bar.add_task("", total=iterations)
+        self._live = Live(get_renderable=self._draw, console=console, refresh_per_second=4, transient=True)
+        if console.is_terminal:
+            self._live.start()
+
+    def before_train_epoch(self, runner: Any) -> None:
+        self._tenths_shown = 0
+        self._bar.reset(self._task, total=self._iterations, description=f"epoch {runner.epoch + 1}/{self._epochs}")
+
+    def after_train_iter(self, runner: Any) -> None:
+        self._bar.update(self._task, completed=runner.inner_iter + 1)
+
+    def evaluating(self, done: int, total: int) -> None:
+        """One more image of the validation split is done."""
+        if done == 1:
+            self._bar.reset(self._task, total=total, description="evaluating")
+        self._bar.update(self._task, completed=done)
+
+    def after_train_epoch(self, runner: Any) -> None:
+        self._evaluation_began = time.perf_counter()
+
+    def train(self, record: Record) -> None:
+        self._time_left.trained(record["iter"], record["time"])
+        terms = " ".join(f"{name} {value:.3g}" for name, value in record.items() if name not in _NOT_LOSS_TERMS)
+        best = f"best mAP {self._best:.4f}  " if self._best is not None else ""
+        self._numbers = (
+            f"{self._time_left} left  loss {record['loss']:.4f}  {best}lr {record['lr']:.2e}  "
+            f"{record['time']:.2f} s/iter, data {record['data_time'] / max(record['time'], 1e-9):.0%}  ({terms})"
+        )
+        done = record["iter"] - (record["epoch"] - 1) * self._iterations
+        if not self._console.is_terminal and done * 10 // self._iterations > self._tenths_shown:
+            self._tenths_shown = done * 10 // self._iterations
+            self._say(f"epoch {record['epoch']}/{self._epochs}  iter {done}/{self._iterations}  {self._numbers}")
+
+    def validation(self, record: Record) -> None:
+        self._time_left.evaluated(time.perf_counter() - self._evaluation_began)
+        mean = record["bbox_mAP"]
+        self._best = mean if self._best is None else max(self._best, mean)
+        self._say(
+            f"epoch {record['epoch']}/{self._epochs}  val mAP {mean:.4f}  AP50 {record['bbox_mAP_50']:.4f}  "
+            f"AP75 {record['bbox_mAP_75']:.4f}  best mAP {self._best:.4f}  {self._time_left} left"
+        )
+
+    def close(self) -> None:
+        self._live.stop()
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def _draw(self) -> Group:
+        return Group(self._bar, Text(self._numbers))
+
+
+@contextmanager
+def evaluation_progress(console: Console) -> Iterator[Callable[[int, int], None]]:
+    """A bar for one evaluation on a terminal, nothing elsewhere; yields what `evaluate` calls after each image."""
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("evaluating", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,104 @@
+"""What a run carries from epoch to epoch beside its weights, and from one session to the next."""
+
+from __future__ import annotations
+
+import platform
+import time
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from cskd_train.engine.records import Record
+from cskd_train.results import CocoResult
+
+_PACKAGES = ("cskd-core", "cskd-train", "torch", "mmdet", "mmcv-full", "numpy", "pycocotools")
+
+
+@dataclass
+class RunState:
+    """Results and times so far; a sink of records, which it takes the times from.
+
+    Args:
+        batch_size: images an iteration.
+    """
+
+    batch_size: int
+    best: dict[str, float] = field(default_factory=dict)  # COCO metrics
+    best_epoch: int | None = None
+    last: dict[str, float] = field(default_factory=dict)
+    iterations: int = 0
+    training_seconds: float = 0.0
+    data_seconds: float = 0.0  # of these, spent waiting for data
+    earlier_seconds: float = 0.0  # wall time of earlier sessions, up to the epoch that this one goes on from
+    began: float = field(default_factory=time.perf_counter)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of all sessions together."""
+        return self.earlier_seconds + time.perf_counter() - self.began
+
+    @property
+    def images_per_second(self) -> float:
+        """Of the training alone."""
+        return self.iterations * self.batch_size / self.training_seconds if self.training_seconds else 0.0
+
+    @property
+    def data_share(self) -> float:
+        """Share of the training time that was spent waiting for data."""
+        return self.data_seconds / self.training_seconds if self.training_seconds else 0.0
+
+    def evaluated(self, result: CocoResult, epoch: int) -> bool:
+        """Take in an evaluation; says whether it is the best so far."""
+        self.last = dict(result.metrics)
+        better = not self.best or result.mean_average_precision > self.best["bbox_mAP"]
+        if better:
+            self.best, self.best_epoch = self.last, epoch
+        return better
+
+    def train(self, record: Record) -> None:
+        fresh = record["iter"] - self.iterations
+        self.iterations = record["iter"]
+        self.training_seconds += fresh * record["time"]
+        self.data_seconds += fresh * record["data_time"]
+
+    def validation(self, record: Record) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def to_data(self) -> dict[str, Any]:
+        """Plain data for a checkpoint."""
+        data = asdict(self)
+        del data["began"]
+        return {**data, "earlier_seconds": self.seconds}
+
+    @classmethod
+    def from_data(cls, data: dict[str, Any]) -> RunState:
+        """The state that an earlier session left."""
+        return cls(**data)
+
+
+def rng_state() -> dict[str, Any]:
+    """The states of torch's generators. NumPy's and Python's are set anew for every image (engine.loader)."""
+    return {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+
+
+def restore_rng(state: dict[str, Any]) -> None:
+    """Put back what `rng_state` gave; CUDA's only where there are as many devices as there were."""
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a result depends on."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,87 @@
+"""The folder that a run writes into: what lies in it, and when a run may begin there."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from cskd_train.errors import TrainError
+
+
+@dataclass(frozen=True)
+class WorkDir:
+    """The files of one run."""
+
+    root: Path
+
+    @property
+    def last(self) -> Path:
+        """Checkpoint of the last finished epoch, with all that `--resume` needs."""
+        return self.root / "last.pth"
+
+    @property
+    def best(self) -> Path:
+        """Checkpoint of the epoch with the highest mAP on the validation split."""
+        return self.root / "best.pth"
+
+    @property
+    def config(self) -> Path:
+        """The whole config of the run, as JSON."""
+        return self.root / "config.json"
+
+    @property
+    def log(self) -> Path:
+        """One JSON object a line: logged iterations and evaluations."""
+        return self.root / "log.jsonl"
+
+    @property
+    def result(self) -> Path:
+        """What the finished run measured, as JSON."""
+        return self.root / "result.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard's event files."""
+        return self.root / "tf_logs"
+
+    def prepare(self, *, resume: bool, overwrite: bool) -> None:
+        """Make the folder, check that it can be written, and that no older run is lost by starting here.
+
+        Nothing is removed yet: `clear` does that once the rest of the input has been found to be right.
+
+        Raises:
+            TrainError: the folder cannot be written, or holds a run and neither `resume` nor `overwrite` is set.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.root):
+                pass
+        except OSError as error:
+            raise TrainError(
+                f"work dir {self.root} cannot be written: {error.strerror}. Choose another with --work-dir"
+            ) from error
+        used = [path for path in self._files() if path.exists()]
+        if used and not resume and not overwrite:
+            state = "a finished" if self.result.exists() else "an interrupted"
+            raise TrainError(
+                f"work dir {self.root} already holds {state} run ({used[0].name}). "
+                "Go on with --resume, replace it with --overwrite, or choose another --work-dir"
+            )
+        if resume and used and not self.last.exists() and self.best.exists():
+            raise TrainError(
+                f"work dir {self.root} has no last.pth to go on from, though it holds {self.best.name}. "
+                "Replace that run with --overwrite, or choose another --work-dir"
+            )
+
+    def clear(self) -> None:
+        """Remove the files of an older run; nothing else in the folder is touched."""
+        for path in self._files():
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def _files(self) -> list[Path]:
+        return [self.last, self.best, self.config, self.log, self.result, self.tensorboard]

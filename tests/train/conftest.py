@@ -1,0 +1,76 @@
+"""A fresh interpreter, for what happens when mmcv is first imported."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import cskd_train.mm  # noqa: F401  (mends mmcv before any test imports it)
+
+FreshPython = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def fresh_python() -> FreshPython:
+    """Run code in a new interpreter, with folders put in front of its path: `fresh_python(code, folder, ...)`."""
+
+    def run(code: str, *folders: Path) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders)), "OMP_NUM_THREADS": "1"}
+        return subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
+        )
+
+    return run
+
+
+@pytest.fixture
+def command_line(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run `cskd-train` in this process: `command_line("data", "check", ...)` -> exit code, output and error."""
+    from cskd_train.cli import main
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stopped:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return int(stopped.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+TINY_CONFIG = Path(__file__).parent / "tiny_retinanet.py"
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> Path:
+    """A RetinaNet that trains within a test: six iterations in two epochs on `shapes_root`."""
+    return TINY_CONFIG
+
+
+@pytest.fixture(scope="session")
+def trained(shapes_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The work dir of an undisturbed run of `tiny_config`, seed 0. Not to be changed."""
+    from rich.console import Console
+
+    from cskd_train.engine.run import RunOptions, run
+
+    work_dir = tmp_path_factory.mktemp("trained") / "work"
+    options = RunOptions(config=str(TINY_CONFIG), work_dir=work_dir, overrides={"data_root": str(shapes_root)})
+    run(options, Console(stderr=True, quiet=True))
+    return work_dir
+
+
+@pytest.fixture
+def train_tiny(
+    command_line: Callable[..., tuple[int, str, str]], shapes_root: Path
+) -> Callable[..., tuple[int, str, str]]:
+    """`cskd-train run` on `shapes_root`: `train_tiny(work_dir, *options)` -> exit code, output and error."""
+
+    def call(work_dir: Path, *options: object, config: Path = TINY_CONFIG) -> tuple[int, str, str]:
+        return command_line("run", config, "--work-dir", work_dir, "--set", f"data_root={shapes_root}", *options)
+
+    return call

@@ -1,0 +1,161 @@
+"""Configs: files, `mmdet::` names, `--set`, and the way into a checkpoint and back."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from cskd_train.engine.config import config_from_data, config_to_data, load_config
+from cskd_train.engine.overrides import parse_overrides
+from cskd_train.errors import TrainError
+
+
+@pytest.fixture
+def write_config(tmp_path):
+    def write(text, name="config.py"):
+        path = tmp_path / name
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def refused(path, **overrides):
+    with pytest.raises(TrainError) as error:
+        load_config(path, {key.replace("__", "."): value for key, value in overrides.items()})
+    return str(error.value)
+
+
+def test_a_missing_config_is_named(tmp_path):
+    assert "nowhere.py: no such file" in refused(tmp_path / "nowhere.py")
+
+
+def test_a_checkpoint_given_as_config_points_to_test(write_config):
+    assert "to evaluate a checkpoint use `test`" in refused(write_config("", "best.pth"))
+
+
+def test_a_syntax_error_names_the_line(write_config):
+    assert "line 2" in refused(write_config("a = 1\nb = (\n"))
+
+
+def test_a_name_error_names_the_line_and_leaves_the_import_path_alone(write_config):
+    import sys
+
+    before = list(sys.path)
+    assert "line 2: NameError: name 'rot' is not defined" in refused(write_config("a = 1\nb = rot + 'x'\n"))
+    assert sys.path == before
+
+
+def test_a_missing_base_is_named(write_config):
+    assert "(_base_) is missing" in (message := refused(write_config("_base_ = ['base_that_is_not.py']\n")))
+    assert "base_that_is_not.py" in message
+
+
+def test_a_config_that_mmdet_ships_is_found_by_its_name():
+    assert load_config("mmdet::retinanet/retinanet_r18_fpn_1x_coco.py").model.backbone.depth == 18
+
+
+def test_an_unknown_mmdet_name_offers_near_ones():
+    message = refused("mmdet::retinanet/retinanet_r18_fpn_1x_coc.py")
+    assert "mmdet::retinanet/retinanet_r18_fpn_1x_coco.py" in message
+
+
+def test_the_data_root_moves_with_every_path_under_it():
+    cfg = load_config("mmdet::retinanet/retinanet_r18_fpn_1x_coco.py", {"data_root": "/photos"})
+    assert cfg.data.train.ann_file == "/photos/annotations/instances_train2017.json"
+    assert cfg.data.val.img_prefix == "/photos/val2017/"
+    assert cfg.data_root == "/photos"
+
+
+def test_the_data_root_replaces_equal_roots_only(write_config):
+    path = write_config(
+        "data_root = 'a/'\ndata = dict(train=dict(data_root='a'), val=dict(data_root='b', ann_file='ab'))"
+    )
+    cfg = load_config(path, {"data_root": "/photos"})
+    assert (cfg.data.train.data_root, cfg.data.val.data_root, cfg.data.val.ann_file) == ("/photos", "b", "ab")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("8", 8),
+        ("1e-3", 0.001),
+        ("[3, 4]", [3, 4]),
+        ("(1, 0.5)", (1, 0.5)),
+        ("{'max_norm': 5}", {"max_norm": 5}),
+        ("true", True),
+        ("False", False),
+        ("none", None),
+        ("data/shapes", "data/shapes"),
+        ("'8'", "8"),
+        ("a=b", "a=b"),
+        ("", ""),
+    ],
+)
+def test_a_value_is_a_python_literal_or_text(text, value):
+    assert parse_overrides([f"a.b={text}"]) == {"a.b": value}
+
+
+@pytest.mark.parametrize("assignment", ["data.samples_per_gpu", "=4"])
+def test_an_assignment_without_key_or_sign_is_refused(assignment):
+    with pytest.raises(TrainError, match="expected KEY=VALUE"):
+        parse_overrides([assignment])
+
+
+def test_an_override_reaches_into_dicts_and_lists(tiny_config):
+    cfg = load_config(tiny_config, {"data.train.pipeline.2.img_scale": (64, 64), "optimizer.lr": 0.5})
+    assert cfg.data.train.pipeline[2].img_scale == (64, 64)
+    assert cfg.optimizer.lr == 0.5
+
+
+def test_an_unknown_key_is_refused_and_near_ones_offered(tiny_config):
+    message = refused(tiny_config, data__sampels_per_gpu=8)
+    assert "--set data.sampels_per_gpu: data has no key 'sampels_per_gpu'" in message
+    assert "samples_per_gpu" in message.split("did you mean")[1]
+    assert "did you mean model" in refused(tiny_config, modle__neck=None)
+    assert "no key 'score_thresh'" in refused(tiny_config, model__test_cfg__score_thresh=0.1)
+
+
+def test_a_place_outside_of_a_list_is_refused(tiny_config):
+    assert "data.train.pipeline is a list of 8: give a place from 0 to 7" in refused(
+        tiny_config, data__train__pipeline__9__img_scale=1
+    )
+
+
+def test_a_key_below_a_number_is_refused(tiny_config):
+    assert "optimizer.lr is 0.001, not a group of settings" in refused(tiny_config, optimizer__lr__factor=2)
+
+
+def test_settings_that_mmdet_takes_may_be_new(tiny_config):
+    cfg = load_config(
+        tiny_config,
+        {
+            "model.backbone.with_cp": True,  # a keyword argument of a class
+            "lr_config.warmup_by_epoch": True,  # of a hook
+            "evaluation.interval": 2,  # an optional block
+            "seed": 3,
+            "load_from": "weights.pth",
+        },
+    )
+    assert cfg.model.backbone.with_cp is True
+    assert cfg.lr_config.warmup_by_epoch is True
+    assert cfg.evaluation.interval == 2
+    assert (cfg.seed, cfg.load_from) == (3, "weights.pth")
+
+
+def test_a_config_survives_the_way_into_a_checkpoint_and_back(tiny_config):
+    cfg = load_config(tiny_config)
+    data = config_to_data(cfg)
+    assert type(data["data"]["train"]) is dict
+    assert type(data["model"]["backbone"]["out_indices"]) is tuple
+    back = config_from_data(data, {"optimizer.lr": 1.0})
+    assert back.optimizer.lr == 1.0
+    assert config_to_data(config_from_data(data)) == data
+    json.dumps(data)
+
+
+def test_a_value_that_is_not_data_is_refused():
+    with pytest.raises(TrainError, match=r"config key model\.extra\.1 holds SimpleNamespace"):
+        config_to_data({"model": {"extra": [1, SimpleNamespace()]}})

@@ -1,0 +1,125 @@
+"""`--resume`: a run that was stopped ends where it would have ended."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from cskd_train.engine import checkpoints
+from cskd_train.engine.records import forget_after, read_log
+
+
+def curve(work_dir):
+    """Every number of the log that does not measure time."""
+    return [
+        {name: value for name, value in record.items() if name not in ("time", "data_time")}
+        for record in read_log(work_dir / "log.jsonl")
+    ]
+
+
+@pytest.fixture
+def used(trained, tmp_path):
+    """A work dir that holds a finished run of two epochs, free to be changed."""
+    return shutil.copytree(trained, tmp_path / "used")
+
+
+def one_more(epochs=3):
+    return ["--resume", "--set", f"runner.max_epochs={epochs}"]
+
+
+def test_one_epoch_and_one_more_are_two(train_tiny, trained, tmp_path):
+    assert train_tiny(tmp_path, "--set", "runner.max_epochs=1")[0] == 0
+    code, _, err = train_tiny(tmp_path, "--resume")
+    assert code == 0
+    assert "runner.max_epochs: 1 -> 2" in err
+    assert curve(tmp_path) == curve(trained)
+    whole, resumed = (checkpoints.read(folder / "last.pth") for folder in (trained, tmp_path))
+    assert all(torch.equal(value, resumed["state_dict"][key]) for key, value in whole["state_dict"].items())
+    for parameter, state in whole["optimizer"]["state"].items():
+        assert torch.equal(state["exp_avg"], resumed["optimizer"]["state"][parameter]["exp_avg"])
+    results = [json.loads((folder / "result.json").read_text()) for folder in (trained, tmp_path)]
+    assert all(results[0][key] == results[1][key] for key in ("last", "best", "best_epoch", "iterations", "seed"))
+
+
+def test_a_distilled_run_resumes_to_the_same_loss(train_tiny, tiny_config, trained, tmp_path):
+    config = tmp_path / "tiny_distill.py"
+    config.write_text(
+        f"_base_ = [{str(tiny_config)!r}]\ndistill = dict(teacher=dict(checkpoint={str(trained / 'best.pth')!r}), "
+        "pyramid=dict(full=(1, 0.5)), prediction=(1, 0.5), assistant=True)\n"
+    )
+    assert train_tiny(tmp_path / "whole", config=config)[0] == 0
+    assert train_tiny(tmp_path / "parts", "--set", "runner.max_epochs=1", config=config)[0] == 0
+    assert train_tiny(tmp_path / "parts", "--resume", config=config)[0] == 0
+    assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
+    whole, parts = (checkpoints.read(tmp_path / name / "last.pth") for name in ("whole", "parts"))
+    assert all(torch.equal(value, parts["distiller"][key]) for key, value in whole["distiller"].items())
+
+
+def test_records_past_the_last_checkpoint_are_dropped(train_tiny, trained, used):
+    with (used / "log.jsonl").open("a") as log:
+        log.write('{"mode": "train", "epoch": 3, "iter": 7, "loss": 9.0}\n{"mode": "train", "epo')
+    assert train_tiny(used, *one_more())[0] == 0
+    assert curve(used)[:8] == curve(trained)
+    assert [record["iter"] for record in read_log(used / "log.jsonl")] == [1, 2, 3, 3, 4, 5, 6, 6, 7, 8, 9, 9]
+
+
+def test_a_log_without_anything_past_the_point_is_kept_as_it_is(trained, tmp_path):
+    shutil.copy(trained / "log.jsonl", tmp_path / "log.jsonl")
+    forget_after(tmp_path / "log.jsonl", 6)
+    assert (tmp_path / "log.jsonl").read_bytes() == (trained / "log.jsonl").read_bytes()
+
+
+def test_a_finished_run_is_told_again_and_left_alone(train_tiny, used):
+    before = {path: path.stat().st_mtime_ns for path in used.rglob("*")}
+    code, out, err = train_tiny(used, "--resume")
+    assert code == 0
+    assert "finished already (2 epochs)" in err
+    assert f"mAP {json.loads((used / 'result.json').read_text())['best']['bbox_mAP']:.4f}" in out
+    assert {path: path.stat().st_mtime_ns for path in used.rglob("*")} == before
+
+
+def test_resume_begins_anew_where_there_is_nothing(train_tiny, trained, tmp_path):
+    (tmp_path / "log.jsonl").write_text("{}\n")  # of a run that was stopped in its first epoch
+    assert train_tiny(tmp_path, "--resume", "--set", "runner.max_epochs=1")[0] == 0
+    assert curve(tmp_path) == curve(trained)[:4]
+
+
+def test_a_lower_learning_rate_takes_effect_and_is_told(train_tiny, used):
+    code, _, err = train_tiny(used, *one_more(), "--set", "optimizer.lr=0.0001", "--set", "lr_config.step=[9]")
+    assert code == 0
+    assert "warning: a setting has changed since the run began: optimizer.lr: 0.001 -> 0.0001" in err
+    assert [record["lr"] for record in curve(used)[8:11]] == [0.0001] * 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--seed", 5], "--seed 5: the run that is resumed has seed 0"),
+        (["--set", "data.samples_per_gpu=6"], "3 iterations an epoch, the config now gives 2"),
+        (["--set", "model.bbox_head.stacked_convs=3"], "bbox_head.cls_convs.2.conv.weight is missing"),
+    ],
+)
+def test_another_run_is_not_resumed(train_tiny, used, options, message):
+    before = {path: path.read_bytes() for path in used.rglob("*") if path.is_file()}
+    code, _, err = train_tiny(used, *one_more(), *options)
+    assert code == 2
+    assert message in err
+    assert {path: path.read_bytes() for path in used.rglob("*") if path.is_file()} == before
+
+
+def test_a_broken_last_checkpoint_is_named(train_tiny, used):
+    (used / "last.pth").write_bytes((used / "last.pth").read_bytes()[:5000])
+    code, _, err = train_tiny(used, *one_more())
+    assert code == 2
+    assert "last.pth: cut short" in err
+
+
+def test_a_best_checkpoint_is_not_lost_where_the_last_is_gone(train_tiny, used):
+    (used / "last.pth").unlink()
+    code, _, err = train_tiny(used, "--resume")
+    assert code == 2
+    assert "no last.pth to go on from" in err
+    assert (used / "best.pth").exists()
