@@ -1,0 +1,71 @@
+"""Whether two backends found the same: a greedy match of two sets of boxes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far two sets of scored boxes agree."""
+
+    reference: int  # boxes in the reference
+    other: int
+    matched: int
+    largest_score_difference: float  # among the matched
+    largest_corner_difference: float  # in pixels, among the matched
+
+    @property
+    def share(self) -> float:
+        """Matched boxes over those of the larger set; 1 where both are empty."""
+        larger = max(self.reference, self.other)
+        return self.matched / larger if larger else 1.0
+
+
+Boxes = tuple[np.ndarray, np.ndarray, np.ndarray]  # boxes (n, 4), scores (n,), labels (n,)
+
+
+def match(reference: Boxes, other: Boxes, iou: float = 0.99, score: float = 1e-3) -> Agreement:
+    """Match boxes of the same label one to one, the reference's best first, each with the most overlapping one left.
+
+    Args:
+        iou: the overlap from which two boxes are the same; boxes with corners within 0.01 pixels are the same as well,
+            so that boxes without area can be matched.
+        score: how far their scores may lie apart.
+    """
+    boxes, scores, labels = reference
+    other_boxes, other_scores, other_labels = other
+    free = np.ones(len(other_scores), dtype=bool)
+    score_differences, corner_differences = [0.0], [0.0]
+    for place in np.argsort(-scores, kind="stable"):
+        near = np.flatnonzero(free & (other_labels == labels[place]) & (np.abs(other_scores - scores[place]) <= score))
+        if not len(near):
+            continue
+        overlaps = _overlaps(boxes[place], other_boxes[near])
+        if overlaps.max() >= iou:
+            apart = np.abs(other_scores[near] - scores[place])
+            # Among boxes that overlap alike (clipped to nothing at the same border) the score decides.
+            best = int(np.where(overlaps >= overlaps.max() - 1e-6, apart, np.inf).argmin())
+            free[near[best]] = False
+            score_differences.append(float(apart[best]))
+            corner_differences.append(float(np.abs(other_boxes[near[best]] - boxes[place]).max()))
+    return Agreement(
+        reference=len(scores),
+        other=len(other_scores),
+        matched=int((~free).sum()),
+        largest_score_difference=max(score_differences),
+        largest_corner_difference=max(corner_differences),
+    )
+
+
+def _overlaps(box: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """IoU of one box with others, 1 where their corners are the same."""
+    width = np.minimum(box[2], others[:, 2]) - np.maximum(box[0], others[:, 0])
+    height = np.minimum(box[3], others[:, 3]) - np.maximum(box[1], others[:, 1])
+    common = width.clip(0) * height.clip(0)
+    area = (box[2] - box[0]) * (box[3] - box[1])
+    union = area + (others[:, 2] - others[:, 0]) * (others[:, 3] - others[:, 1]) - common
+    same = np.abs(others - box).max(axis=1) <= 0.01
+    return np.where(same, 1.0, common / np.maximum(union, 1e-12))

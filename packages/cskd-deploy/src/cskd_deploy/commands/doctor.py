@@ -1,0 +1,97 @@
+"""`cskd-deploy doctor`."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import platform
+from dataclasses import asdict, dataclass
+
+import click
+
+from cskd_deploy.backends.onnxruntime import INSTALL as INSTALL_RUNTIME
+from cskd_deploy.environment import processor_name, usable_cores, version_of
+from cskd_deploy.student import INSTALL
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at. Only a fault is wrong; what is absent may not be needed."""
+
+    name: str
+    state: str  # "ok", "absent" or "fault"
+    detail: str
+    fix: str = ""
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def command(as_json: bool) -> None:
+    """Say which backends and tools are installed, what each is for, and how to mend what is missing.
+
+    Exit code 3 when no ONNX Runtime can be used: then no model can run.
+
+    \b
+    Example:
+      cskd-deploy doctor
+    """
+    findings = [
+        Finding("python", "ok", platform.python_version()),
+        Finding("processor", "ok", f"{processor_name()}, {usable_cores()} cores usable"),
+        _onnxruntime(),
+        _package("torch", "export, --reference", INSTALL),
+        _package("cskd_train", "export, --reference", INSTALL, "cskd-train"),
+        _package("onnx", "export; operators in inspect", "pip install 'onnx>=1.16'"),
+        _package("onnxslim", "export", "pip install 'onnxslim>=0.1.50'"),
+        _tensorrt(),
+    ]
+    if as_json:
+        click.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        for finding in findings:
+            click.echo(f"{finding.state:<7} {finding.name:<12} {finding.detail}")
+            if finding.fix:
+                click.echo(f"{'':<20} fix: {finding.fix}")
+    if findings[2].state != "ok":
+        raise SystemExit(3)
+
+
+def _onnxruntime() -> Finding:
+    cpu, gpu = version_of("onnxruntime"), version_of("onnxruntime-gpu")
+    if cpu and gpu:
+        return Finding(
+            "onnxruntime",
+            "fault",
+            f"onnxruntime {cpu} and onnxruntime-gpu {gpu} are both installed and overwrite each other's files",
+            "pip uninstall -y onnxruntime onnxruntime-gpu, then pip install one of them",
+        )
+    try:
+        runtime = importlib.import_module("onnxruntime")
+        providers = ", ".join(runtime.get_available_providers())
+    except ImportError as error:
+        state = "fault" if cpu or gpu else "absent"
+        return Finding("onnxruntime", state, f"runs exported models: {error}", INSTALL_RUNTIME)
+    return Finding("onnxruntime", "ok", f"{cpu or gpu or runtime.__version__}, providers: {providers}")
+
+
+def _package(module: str, purpose: str, fix: str, distribution: str | None = None) -> Finding:
+    name = distribution or module
+    version = version_of(name)
+    if version is None:
+        return Finding(name, "absent", f"needed for: {purpose}", fix)
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # a broken installation may fail with anything
+        return Finding(name, "fault", f"{version} cannot be imported: {error}", fix)
+    return Finding(name, "ok", version)
+
+
+def _tensorrt() -> Finding:
+    # Looked for by name only: without a driver its import may end the process.
+    for name in ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"):
+        version = version_of(name)
+        if version:
+            return Finding(
+                "tensorrt", "ok", f"{name} {version} is installed; this version of cskd-deploy has no TensorRT yet"
+            )
+    return Finding("tensorrt", "absent", "not needed: this version of cskd-deploy has no TensorRT yet")

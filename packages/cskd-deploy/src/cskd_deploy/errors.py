@@ -1,0 +1,21 @@
+"""The errors that every command turns into one message and an exit code."""
+
+from __future__ import annotations
+
+
+class DeployError(Exception):
+    """Bad usage or bad input (exit code 2)."""
+
+    exit_code = 2
+
+
+class CheckFailed(DeployError):
+    """A check that the user asked for did not hold (exit code 1)."""
+
+    exit_code = 1
+
+
+class BackendMissing(DeployError):
+    """What the command needs is not installed; the message names the command that mends it (exit code 3)."""
+
+    exit_code = 3

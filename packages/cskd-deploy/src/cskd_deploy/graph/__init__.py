@@ -1,0 +1,1 @@
+"""Exportable graphs: stock mmdet students with decoding and top-k, one file a family."""

@@ -1,0 +1,169 @@
+"""What an exported file says about itself: all that inference needs, kept in the file's own metadata.
+
+The manifest is one JSON text under the key `cskd_manifest` of the ONNX `metadata_props`. It is data: it is read with a
+strict parser, and nothing in it is ever executed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cskd_deploy.errors import DeployError
+
+MANIFEST_KEY = "cskd_manifest"
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """From a BGR image to the graph's input, as mmdet's test pipeline does it.
+
+    The image is resized (bilinear), its channels are put in `channel_order`, it is normalised as `(x - mean) / std` and
+    padded right and bottom with `pad_value` to `input_size`. With `keep_ratio` it is made as large as `scale` allows,
+    whichever way round the image is; without, it is stretched to `scale`. It is never larger than `input_size`.
+    """
+
+    input_size: tuple[int, int]  # (height, width) of the graph's input
+    scale: tuple[int, int]  # (width, height), the `img_scale` of the test pipeline
+    keep_ratio: bool
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    channel_order: str  # "rgb" or "bgr": the order of the graph's channels, of mean and of std
+    pad_divisor: int  # mmdet pads each image to a multiple of this; `input_size` is one
+    pad_value: float  # after normalisation
+
+    def __post_init__(self) -> None:
+        if min(self.input_size) < 1 or min(self.scale) < 1 or self.pad_divisor < 1:
+            raise ValueError("sizes must be positive")
+        if self.channel_order not in ("rgb", "bgr"):
+            raise ValueError(f"channel_order is {self.channel_order!r}, expected 'rgb' or 'bgr'")
+        if min(self.std) <= 0:
+            raise ValueError("std must be positive")
+
+
+@dataclass(frozen=True)
+class Postprocessing:
+    """From the graph's candidates to detections: threshold, clip, scale back, NMS, keep the best."""
+
+    score_threshold: float
+    nms_iou_threshold: float
+    nms_class_agnostic: bool
+    max_per_image: int
+    clip_boxes: bool  # to the image before padding
+
+    def __post_init__(self) -> None:
+        if self.max_per_image < 1:
+            raise ValueError("max_per_image must be positive")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The whole of it. `checkpoint` and `sha256` name the file that was exported."""
+
+    family: str
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    postprocessing: Postprocessing
+    checkpoint: str
+    sha256: str
+    opset: int  # of the graph; 0 for a student that is not exported
+    precision: str
+    versions: dict[str, str]
+    schema: int = SCHEMA
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as it stands in the file."""
+        return dataclasses.asdict(self)
+
+    def to_metadata(self) -> dict[str, str]:
+        """The one entry of the ONNX `metadata_props`."""
+        return {MANIFEST_KEY: json.dumps(self.to_dict())}
+
+
+def manifest_from_metadata(metadata: Mapping[str, str], path: object) -> Manifest:
+    """Read the manifest from the metadata of the file at `path`.
+
+    Raises:
+        DeployError: there is none (an ONNX file of another kind), it is malformed, or a newer version wrote it.
+    """
+    text = metadata.get(MANIFEST_KEY)
+    if text is None:
+        raise DeployError(
+            f"{path} is an ONNX file, but not one of `cskd-deploy export`: its metadata has no {MANIFEST_KEY!r} "
+            "(class names, input size, thresholds). Export the student's checkpoint again"
+        )
+    try:
+        data = json.loads(text)
+        if not isinstance(data, dict):
+            raise TypeError("expected an object")
+        if data.get("schema") != SCHEMA:
+            raise ValueError(f"schema is {data.get('schema')!r}, this version of cskd-deploy reads {SCHEMA}")
+        return Manifest(
+            family=_typed(data, "family", str),
+            classes=tuple(_typed_list(data, "classes", str)),
+            preprocessing=_preprocessing(_typed(data, "preprocessing", dict)),
+            postprocessing=_postprocessing(_typed(data, "postprocessing", dict)),
+            checkpoint=_typed(data, "checkpoint", str),
+            sha256=_typed(data, "sha256", str),
+            opset=_typed(data, "opset", int),
+            precision=_typed(data, "precision", str),
+            versions={str(name): str(version) for name, version in _typed(data, "versions", dict).items()},
+        )
+    except (ValueError, TypeError) as error:
+        raise DeployError(f"the metadata {MANIFEST_KEY!r} of {path} cannot be read: {error}") from error
+
+
+def _preprocessing(data: Mapping[str, Any]) -> Preprocessing:
+    height, width = _typed_list(data, "input_size", int, 2)
+    scale_width, scale_height = _typed_list(data, "scale", int, 2)
+    mean = _typed_list(data, "mean", float, 3)
+    std = _typed_list(data, "std", float, 3)
+    return Preprocessing(
+        input_size=(height, width),
+        scale=(scale_width, scale_height),
+        keep_ratio=_typed(data, "keep_ratio", bool),
+        mean=(mean[0], mean[1], mean[2]),
+        std=(std[0], std[1], std[2]),
+        channel_order=_typed(data, "channel_order", str),
+        pad_divisor=_typed(data, "pad_divisor", int),
+        pad_value=_typed(data, "pad_value", float),
+    )
+
+
+def _postprocessing(data: Mapping[str, Any]) -> Postprocessing:
+    return Postprocessing(
+        score_threshold=_typed(data, "score_threshold", float),
+        nms_iou_threshold=_typed(data, "nms_iou_threshold", float),
+        nms_class_agnostic=_typed(data, "nms_class_agnostic", bool),
+        max_per_image=_typed(data, "max_per_image", int),
+        clip_boxes=_typed(data, "clip_boxes", bool),
+    )
+
+
+def _typed(data: Mapping[str, Any], key: str, kind: type) -> Any:
+    if key not in data:
+        raise ValueError(f"{key!r} is missing")
+    return _checked(data[key], key, kind)
+
+
+def _typed_list(data: Mapping[str, Any], key: str, kind: type, length: int | None = None) -> list[Any]:
+    values = _typed(data, key, list)
+    if length is not None and len(values) != length:
+        raise ValueError(f"{key!r} has {len(values)} values, expected {length}")
+    return [_checked(value, key, kind) for value in values]
+
+
+def _checked(value: Any, key: str, kind: type) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    # bool is a subclass of int, but `true` is no size.
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise TypeError(f"{key!r} is {value!r}, expected {kind.__name__}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{key!r} is {value!r}, expected a finite number")
+    return value

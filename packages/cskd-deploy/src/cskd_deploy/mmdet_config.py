@@ -1,0 +1,184 @@
+"""Read what inference needs from an mmdet config, as plain data: the test pipeline and `test_cfg`.
+
+Only what this package reproduces exactly is accepted. Anything else in the pipeline is an error that names it, since a
+step left out would change the detections without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cskd_deploy.errors import DeployError
+from cskd_deploy.manifest import Postprocessing, Preprocessing
+from cskd_deploy.preprocess import padded_size
+
+# Accepted keys of each step beside `type`; other keys change the result, unless they stand at the value given here.
+_STEPS: dict[str, dict[str, Any]] = {
+    "LoadImageFromFile": {"to_float32": False, "color_type": "color", "channel_order": "bgr"},
+    "MultiScaleFlipAug": {"img_scale": ..., "flip": False, "transforms": ..., "flip_direction": ...},
+    "Resize": {
+        "keep_ratio": ...,
+        "interpolation": "bilinear",
+        "backend": "cv2",
+        "bbox_clip_border": ...,
+        "img_scale": ...,
+    },
+    "RandomFlip": {"flip_ratio": ..., "direction": ...},  # MultiScaleFlipAug's flip=False switches it off
+    "Normalize": {"mean": ..., "std": ..., "to_rgb": ...},
+    "Pad": {"size_divisor": ..., "size": None, "pad_to_square": False, "pad_val": ...},
+    "ImageToTensor": {"keys": ...},
+    "DefaultFormatBundle": {},
+    "Collect": {"keys": ..., "meta_keys": ...},
+}
+_ORDER = ("Resize", "Normalize", "Pad")
+_FAMILIES = {"RetinaNet": "retinanet"}
+
+
+def preprocessing_of(config: Mapping[str, Any], input_size: tuple[int, int] | None = None) -> Preprocessing:
+    """The rule of `config.data.test.pipeline`.
+
+    Args:
+        input_size: (height, width) of the graph; by default the config's `img_scale`, the way round it is written,
+            rounded up to the pipeline's `size_divisor`: (1333, 800) gives 800 x 1344.
+
+    Raises:
+        DeployError: a step that is not reproduced here, or an `input_size` that is no multiple of the divisor.
+    """
+    steps = _test_steps(config)
+    augment = _step(steps, "MultiScaleFlipAug")
+    transforms = _checked_steps(augment.get("transforms", []))
+    order = [step["type"] for step in transforms if step["type"] in _ORDER]
+    if order != list(_ORDER):
+        raise DeployError(f"the test pipeline has the steps {', '.join(order)}, expected {', '.join(_ORDER)} once each")
+    resize, normalize, pad = (_step(transforms, name) for name in _ORDER)
+    width, height = _scale(augment.get("img_scale"))
+    divisor = _number(pad.get("size_divisor"), "Pad's size_divisor", int)
+    pad_value = pad.get("pad_val", {"img": 0})
+    default_size = padded_size((height, width), divisor)
+    if input_size is not None and any(side < divisor or side % divisor for side in input_size):
+        near = padded_size(input_size, divisor)
+        raise DeployError(
+            f"--input-size {input_size[0]} {input_size[1]}: height and width must be multiples of {divisor}, "
+            f"for example {near[0]} {near[1]}"
+        )
+    return Preprocessing(
+        input_size=input_size or default_size,
+        scale=(width, height),
+        keep_ratio=bool(resize.get("keep_ratio", True)),
+        mean=_triple(normalize.get("mean"), "Normalize's mean"),
+        std=_triple(normalize.get("std"), "Normalize's std"),
+        channel_order="rgb" if normalize.get("to_rgb", True) else "bgr",
+        pad_divisor=divisor,
+        pad_value=float(pad_value.get("img", 0) if isinstance(pad_value, Mapping) else pad_value),
+    )
+
+
+def postprocessing_of(config: Mapping[str, Any]) -> Postprocessing:
+    """The thresholds of `config.model.test_cfg` and whether the coder clips boxes.
+
+    Raises:
+        DeployError: a setting is missing, or asks for an NMS that is not greedy NMS.
+    """
+    model = config.get("model", {})
+    settings = model.get("test_cfg") or {}
+    nms = settings.get("nms") or {}
+    unknown = sorted(set(nms) - {"type", "iou_threshold", "iou_thr", "class_agnostic"})
+    if nms.get("type", "nms") != "nms" or unknown:
+        raise DeployError(f"model.test_cfg.nms is {dict(nms)}: only type='nms' with an iou_threshold can be exported")
+    coder = model.get("bbox_head", {}).get("bbox_coder", {})
+    return Postprocessing(
+        score_threshold=_number(settings.get("score_thr"), "model.test_cfg.score_thr", float),
+        nms_iou_threshold=_number(
+            nms.get("iou_threshold", nms.get("iou_thr")), "model.test_cfg.nms.iou_threshold", float
+        ),
+        nms_class_agnostic=bool(nms.get("class_agnostic", False)),
+        max_per_image=_number(settings.get("max_per_img"), "model.test_cfg.max_per_img", int),
+        clip_boxes=bool(coder.get("clip_border", True)),
+    )
+
+
+def candidates_per_level(config: Mapping[str, Any]) -> int:
+    """`model.test_cfg.nms_pre`: how many candidates of a pyramid level go on to NMS.
+
+    Raises:
+        DeployError: it is missing or not positive (mmdet then keeps every pair of anchor and class).
+    """
+    count: int = _number((config.get("model", {}).get("test_cfg") or {}).get("nms_pre"), "model.test_cfg.nms_pre", int)
+    return count
+
+
+def family_of(config: Mapping[str, Any]) -> str:
+    """The family name of a config's model.
+
+    Raises:
+        DeployError: the model is of a family that cannot be exported, or only nearly of one that can.
+    """
+    model = config.get("model") or {}
+    kind, head = model.get("type"), model.get("bbox_head") or {}
+    if kind not in _FAMILIES:
+        raise DeployError(
+            f"the config's model is of type {kind!r}, which cannot be exported yet; expected: {', '.join(_FAMILIES)}"
+        )
+    if head.get("type") != "RetinaHead" or not head.get("loss_cls", {}).get("use_sigmoid", False):
+        raise DeployError(
+            f"the config's {kind} has the head {head.get('type')} with {head.get('loss_cls')}; "
+            "only RetinaHead with sigmoid scores can be exported"
+        )
+    return _FAMILIES[kind]
+
+
+def _test_steps(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    test = config.get("data", {}).get("test")
+    if not isinstance(test, Mapping) or not isinstance(test.get("pipeline"), Sequence):
+        raise DeployError("the config has no data.test.pipeline, which says how images are resized and normalised")
+    return _checked_steps(test["pipeline"])
+
+
+def _checked_steps(steps: Sequence[Any]) -> list[Mapping[str, Any]]:
+    for step in steps:
+        name = step.get("type") if isinstance(step, Mapping) else step
+        if name not in _STEPS:
+            raise DeployError(
+                f"the test pipeline has a step {name!r}, which cskd-deploy does not reproduce "
+                f"(it does: {', '.join(_STEPS)})"
+            )
+        for key, value in step.items():
+            if key in ("type", "file_client_args"):
+                continue
+            expected = _STEPS[name].get(key, "left out")
+            if expected is not ... and value != expected:
+                raise DeployError(
+                    f"the test pipeline's {name} has {key}={value!r}, which cskd-deploy does not reproduce "
+                    f"(expected: {expected!r})"
+                )
+    return list(steps)
+
+
+def _step(steps: Sequence[Mapping[str, Any]], name: str) -> Mapping[str, Any]:
+    for step in steps:
+        if step["type"] == name:
+            return step
+    raise DeployError(f"the test pipeline has no {name} step")
+
+
+def _scale(value: Any) -> tuple[int, int]:
+    if isinstance(value, Sequence) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, Sequence) and len(value) == 2 and all(isinstance(side, int) and side > 0 for side in value):
+        return value[0], value[1]
+    raise DeployError(f"the test pipeline's img_scale is {value!r}, expected one (width, height) pair")
+
+
+def _triple(value: Any, what: str) -> tuple[float, float, float]:
+    if isinstance(value, Sequence) and len(value) == 3:
+        return float(value[0]), float(value[1]), float(value[2])
+    raise DeployError(f"the test pipeline's {what} is {value!r}, expected three numbers")
+
+
+def _number(value: Any, what: str, kind: type) -> Any:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or (kind is int and value != int(value)):
+        raise DeployError(f"the config's {what} is {value!r}, expected a number")
+    if kind is int and value < 1:
+        raise DeployError(f"the config's {what} is {value!r}, expected a positive number")
+    return kind(value)

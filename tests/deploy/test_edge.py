@@ -1,0 +1,153 @@
+"""An edge box has neither torch nor mmdet: everything but export works there."""
+
+from __future__ import annotations
+
+import json
+import pkgutil
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+import cskd_deploy
+from cskd_deploy import environment
+from cskd_deploy.commands import doctor
+
+from .conftest import ABSENT
+
+REPOSITORY = Path(__file__).parents[2]
+COMMANDS = ("export", "bench", "eval", "inspect", "doctor")
+
+
+def test_every_module_but_the_graphs_imports_without_torch():
+    modules = [
+        module.name
+        for module in pkgutil.walk_packages(cskd_deploy.__path__, "cskd_deploy.")
+        if not module.name.startswith("cskd_deploy.graph.")
+    ]
+    assert len(modules) > 20
+    code = f"""
+import importlib, sys
+sys.modules.update(dict.fromkeys({[*ABSENT, "onnxruntime"]}))
+for name in {modules}:
+    importlib.import_module(name)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_works_without_torch_and_shows_an_example(edge_deploy, command):
+    done = edge_deploy(command, "--help")
+    assert done.code == 0
+    assert f"cskd-deploy {command}" in done.out.split("Example")[1]
+
+
+def test_the_reference_without_torch_is_exit_code_3_with_the_fix(
+    edge_deploy, model_file, checkpoint, found_annotations, shapes_root
+):
+    images = shapes_root / "images"
+    for arguments in (
+        ("bench", model_file, "--reference", checkpoint),
+        ("eval", model_file, "--ann", found_annotations, "--images", images, "--reference", checkpoint),
+    ):
+        done = edge_deploy(*arguments)
+        assert done.code == 3
+        assert "make env" in done.err
+        assert "eval 6/6" not in done.err
+
+
+def test_export_without_torch_is_exit_code_3_with_the_fix(edge_deploy, checkpoint, tmp_path):
+    done = edge_deploy("export", "--checkpoint", checkpoint, "--output", tmp_path / "student.onnx")
+    assert done.code == 3
+    assert "export needs torch" in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_onnxruntime_a_model_is_exit_code_3_with_the_fix(deploy, model_file, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    done = deploy("inspect", model_file)
+    assert done.code == 3
+    assert "pip install onnxruntime" in done.err
+
+
+def test_inspect_without_onnx_leaves_only_the_operators_out(edge_deploy, deploy, model_file, classes):
+    there = json.loads(edge_deploy("inspect", model_file, "--json").out)
+    here = json.loads(deploy("inspect", model_file, "--json").out)
+    assert there["operators"] is None
+    assert here["operators"]["TopK"] == 5
+    assert there["metadata"] == here["metadata"]
+    assert there["inputs"] == {"image": "tensor(float) [1, 3, 128, 128]"}
+    text = deploy("inspect", model_file).out
+    assert "45.9 MB" in text
+    assert ", ".join(classes) in text
+
+
+def test_doctor_says_what_is_absent_and_the_fix(edge_deploy):
+    done = edge_deploy("doctor", "--json")
+    findings = {finding["name"]: finding for finding in json.loads(done.out)}
+    assert done.code == 0
+    assert findings["onnxruntime"]["state"] == "ok"
+    assert "CPUExecutionProvider" in findings["onnxruntime"]["detail"]
+    # Installed, but not to be imported in this process.
+    assert findings["torch"]["state"] == "fault"
+    assert "make env" in findings["torch"]["fix"]
+
+
+def test_doctor_finds_both_onnxruntime_packages(deploy, monkeypatch):
+    real = environment.version_of
+    monkeypatch.setattr(doctor, "version_of", lambda name: "1.2.3" if name == "onnxruntime-gpu" else real(name))
+    done = deploy("doctor")
+    assert done.code == 3
+    assert "both installed" in done.out
+    assert "pip uninstall -y onnxruntime onnxruntime-gpu" in done.out
+
+
+def test_doctor_without_onnxruntime_is_exit_code_3(deploy, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setattr(doctor, "version_of", lambda name: None)
+    done = deploy("doctor")
+    assert done.code == 3
+    assert "absent  onnxruntime" in done.out
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)  # most of it is the network's
+def test_a_fresh_environment_with_ort_alone_runs_every_command_but_export(
+    tmp_path, model_file, checkpoint, found_annotations, shapes_root
+):
+    # A copy, so that building leaves nothing in the repository.
+    package = tmp_path / "cskd-deploy"
+    shutil.copytree(
+        REPOSITORY / "packages" / "cskd-deploy", package, ignore=shutil.ignore_patterns("*.egg-info", "build")
+    )
+    venv.create(tmp_path / "edge", with_pip=True)
+    binaries = tmp_path / "edge" / "bin"
+    constraints = REPOSITORY / "requirements" / "constraints.txt"
+    install = [binaries / "python", "-m", "pip", "install", "-q", "-c", constraints, f"{package}[ort]"]
+    subprocess.run(install, check=True, timeout=1000)
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [str(argument) for argument in (binaries / "cskd-deploy", *arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+
+    listed = subprocess.run([binaries / "pip", "list", "--format=json"], capture_output=True, text=True, check=True)
+    installed = {entry["name"].lower() for entry in json.loads(listed.stdout)}
+    assert "onnxruntime" in installed
+    assert not installed & {"torch", "mmdet", "mmcv", "mmcv-full", "onnx", "cskd-train", "cskd-core"}
+
+    for command in COMMANDS:
+        assert run(command, "--help").returncode == 0
+    assert run("doctor").returncode == 0
+    assert json.loads(run("inspect", model_file, "--json").stdout)["metadata"]["family"] == "retinanet"
+    bench = run("bench", model_file, "--duration", 0.2, "--json")
+    assert json.loads(bench.stdout)["results"][0]["images"] >= 10, bench.stderr
+    data = ("--ann", found_annotations, "--images", shapes_root / "images")
+    evaluation = run("eval", model_file, *data, "--json")
+    assert json.loads(evaluation.stdout)["metrics"]["bbox_mAP"] > 0.2, evaluation.stderr
+    refused = run("eval", model_file, *data, "--reference", checkpoint)
+    assert refused.returncode == 3
+    assert "cskd-train" in refused.stderr

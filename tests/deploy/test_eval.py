@@ -1,0 +1,132 @@
+"""mAP of the shipped file: equal to the checkpoint's, by class name, with a gate on the drop."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from cskd_deploy.onnx_export import export
+
+from .conftest import write_checkpoint
+
+
+def test_map_of_the_file_is_that_of_the_checkpoint(deploy, model_file, checkpoint, found_annotations, shapes_root):
+    images = shapes_root / "images"
+    done = deploy(
+        "eval", model_file, "--ann", found_annotations, "--images", images, "--reference", checkpoint, "--json"
+    )
+    assert done.code == 0, done.err
+    result = json.loads(done.out)
+    assert 0.2 < result["metrics"]["bbox_mAP"] < 0.95
+    assert abs(result["drop_points"]) < 0.05
+    assert result["reference_metrics"]["metrics"]["bbox_mAP_50"] == pytest.approx(
+        result["metrics"]["bbox_mAP_50"], abs=5e-4
+    )
+    assert result["images"] == result["reference_metrics"]["images"] == 6
+    assert result["notes"] == []
+
+
+def test_the_tables_name_every_metric_and_class_and_the_drop(
+    deploy, model_file, checkpoint, found_annotations, shapes_root, classes
+):
+    images = shapes_root / "images"
+    done = deploy("eval", model_file, "--ann", found_annotations, "--images", images, "--reference", checkpoint)
+    assert done.code == 0
+    for title in ("AP   IoU 0.50:0.95", "AP   large", "AR   100 detections", *(f"AP   {name}" for name in classes)):
+        assert title in done.out
+    assert "drop: " in done.out
+    assert "eval 6/6 images" in done.err
+    assert "reference 6/6 images" in done.err
+
+
+def test_a_drop_beyond_the_limit_is_exit_code_1(deploy, checkpoint, classes, found_annotations, shapes_root, tmp_path):
+    other = write_checkpoint(tmp_path / "other.pth", classes, seed=5)
+    model = export(other, tmp_path / "other.onnx").path
+    arguments = (
+        "eval",
+        model,
+        "--ann",
+        found_annotations,
+        "--images",
+        shapes_root / "images",
+        "--reference",
+        checkpoint,
+    )
+    done = deploy(*arguments)
+    assert done.code == 1
+    assert "more than the 0.2 allowed" in done.err
+    assert "sha256 differs" in done.out
+    assert deploy(*arguments, "--max-drop", 100).code == 0
+
+
+def test_detections_are_written_in_cocos_format_with_the_files_category_ids(
+    deploy, model_file, found_annotations, shapes_root, tmp_path
+):
+    out = tmp_path / "folder" / "results.json"
+    images = shapes_root / "images"
+    done = deploy("eval", model_file, "--ann", found_annotations, "--images", images, "--out", out, "--limit", 2)
+    assert done.code == 0
+    found = json.loads(out.read_text())
+    known = json.loads(found_annotations.read_text())
+    assert {one["image_id"] for one in found} == {image["id"] for image in known["images"][:2]}
+    assert {one["category_id"] for one in found} <= {category["id"] for category in known["categories"]}
+    assert set(found[0]) == {"image_id", "category_id", "bbox", "score"}
+
+
+def test_a_limit_cuts_the_reference_to_the_same_images(deploy, model_file, checkpoint, found_annotations, shapes_root):
+    images = shapes_root / "images"
+    arguments = ("--ann", found_annotations, "--images", images, "--reference", checkpoint, "--limit", 3, "--json")
+    result = json.loads(deploy("eval", model_file, *arguments).out)
+    assert result["images"] == result["reference_metrics"]["images"] == 3
+    assert abs(result["drop_points"]) < 0.05
+
+
+def test_degenerate_boxes_are_kept_out_with_a_warning_and_do_not_change_map(
+    deploy, model_file, checkpoint, found_annotations, shapes_root, tmp_path
+):
+    images = shapes_root / "images"
+    data = json.loads(found_annotations.read_text())
+    box = data["annotations"][0]
+    inside = {"image_id": box["image_id"], "category_id": box["category_id"], "iscrowd": 0}
+    data["annotations"] += [
+        {**inside, "id": 9001, "bbox": [5.0, 5.0, 0.0, 0.0], "area": 0.0},
+        {**inside, "id": 9002, "bbox": [500.0, 5.0, 20.0, 20.0], "area": 400.0},
+    ]
+    spoilt = tmp_path / "spoilt.json"
+    spoilt.write_text(json.dumps(data))
+    plain = json.loads(deploy("eval", model_file, "--ann", found_annotations, "--images", images, "--json").out)
+    done = deploy("eval", model_file, "--ann", spoilt, "--images", images, "--reference", checkpoint, "--json")
+    warnings = [line for line in done.err.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 2
+    assert "annotation 9001" in warnings[0]
+    assert data["images"][0]["file_name"] in warnings[0]
+    result = json.loads(done.out)
+    assert result["metrics"] == plain["metrics"]
+    assert abs(result["drop_points"]) < 0.05
+
+
+def test_a_model_that_finds_nothing_has_map_zero(deploy, model_file, found_annotations, shapes_root, tmp_path):
+    import onnx
+
+    model = onnx.load(str(model_file))
+    entry = model.metadata_props[0]
+    manifest = json.loads(entry.value)
+    manifest["postprocessing"]["score_threshold"] = 1.0
+    entry.value = json.dumps(manifest)
+    blind = tmp_path / "blind.onnx"
+    onnx.save(model, str(blind))
+    done = deploy("eval", blind, "--ann", found_annotations, "--images", shapes_root / "images", "--json")
+    assert done.code == 0
+    assert json.loads(done.out)["metrics"]["bbox_mAP"] == 0
+    assert json.loads(done.out)["detections"] == 0
+
+
+def test_images_padded_otherwise_than_for_the_reference_are_noted(
+    deploy, checkpoint, found_annotations, shapes_root, tmp_path
+):
+    model = export(checkpoint, tmp_path / "wide.onnx", input_size=(128, 192)).path
+    images = shapes_root / "images"
+    arguments = ("--ann", found_annotations, "--images", images, "--reference", checkpoint, "--max-drop", 100, "--json")
+    notes = json.loads(deploy("eval", model, *arguments).out)["notes"]
+    assert notes[0].startswith("6 of 6 images are padded or scaled otherwise")

@@ -1,0 +1,167 @@
+"""The exported file is the student: same detections as mmdet, everything needed inside, never a wrong file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from cskd_deploy import onnx_export
+from cskd_deploy.agreement import match
+from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend
+from cskd_deploy.backends.torch import TorchBackend
+from cskd_deploy.detector import Detector
+from cskd_deploy.images import read_image
+from cskd_deploy.preprocess import resized_size
+from cskd_deploy.student import load_student
+
+from .conftest import detect_with_mmdet, student_config, write_checkpoint
+
+
+@pytest.fixture(scope="module")
+def lying_checkpoint(tmp_path_factory, classes) -> Path:
+    """A student whose test scale is wider than high."""
+    folder = tmp_path_factory.mktemp("lying")
+    return write_checkpoint(folder / "student.pth", classes, student_config(classes, scale=(160, 120)), seed=1)
+
+
+@pytest.fixture(scope="module")
+def lying_model(lying_checkpoint) -> Path:
+    return onnx_export.export(lying_checkpoint, lying_checkpoint.with_suffix(".onnx")).path
+
+
+def test_detections_of_every_validation_image_are_those_of_simple_test(model_file, checkpoint, shapes_root):
+    student = load_student(checkpoint)
+    with OnnxRuntimeBackend(model_file) as backend:
+        detector = Detector(backend)
+        paths = sorted((shapes_root / "images").iterdir())
+        for path in paths:
+            agreement = match(_flat(detect_with_mmdet(student, path)), _triple(detector.detect(read_image(path))))
+            assert agreement.reference > 20
+            assert agreement.share == 1
+
+
+@pytest.mark.parametrize("size", [(120, 160), (60, 170), (300, 400), (200, 150), (400, 101)])
+def test_detections_on_images_of_another_aspect_are_those_of_simple_test_with_the_same_padding(
+    size, lying_model, lying_checkpoint, tmp_path
+):
+    student = load_student(lying_checkpoint)
+    path = tmp_path / "image.png"
+    small = np.random.default_rng(2).integers(0, 256, (9, 9, 3), dtype=np.uint8)
+    cv2.imwrite(str(path), cv2.resize(small, size[::-1], interpolation=cv2.INTER_CUBIC))
+    with OnnxRuntimeBackend(lying_model) as backend:
+        found = Detector(backend).detect(read_image(path))
+        rule = backend.manifest.preprocessing
+    assert rule.input_size == (128, 160)
+
+    # mmdet with this image's size on the canvas, padded to the whole of it.
+    pipeline = student_config(student.classes, scale=resized_size(size, rule)[::-1])["data"]["test"]["pipeline"]
+    pipeline[1]["transforms"][0]["keep_ratio"] = False
+    pipeline[1]["transforms"][3] = {"type": "Pad", "size": rule.input_size}
+    agreement = match(_flat(detect_with_mmdet(student, path, pipeline)), _triple(found))
+
+    assert agreement.reference > 10
+    assert agreement.share == 1
+
+
+def test_the_pytorch_reference_gives_the_same_detections_through_the_same_interface(
+    model_file, checkpoint, shapes_root
+):
+    image = read_image(next((shapes_root / "images").iterdir()))
+    with OnnxRuntimeBackend(model_file) as exported, TorchBackend(checkpoint) as reference:
+        assert reference.manifest.preprocessing == exported.manifest.preprocessing
+        assert reference.manifest.postprocessing == exported.manifest.postprocessing
+        found = [_triple(Detector(backend).detect(image)) for backend in (reference, exported)]
+    assert match(*found).share == 1
+
+
+def test_the_file_is_clean_static_and_says_what_it_is(model_file, checkpoint, classes):
+    import onnx
+
+    model = onnx.load(str(model_file))
+    onnx.checker.check_model(model, full_check=True)
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 17)]
+    assert model.ir_version == 8
+    shapes = {
+        value.name: [dimension.dim_value for dimension in value.type.tensor_type.shape.dim]
+        for value in (*model.graph.input, *model.graph.output)
+    }
+    # 300 of each of the first two levels (16 x 16 and 8 x 8 cells), then 4 x 4, 2 x 2 and 1 cell of 9 anchors.
+    count = sum(min(300, cells * 9 * len(classes)) for cells in (256, 64, 16, 4, 1))
+    assert shapes == {"image": [1, 3, 128, 128], "boxes": [1, count, 4], "scores": [1, count], "labels": [1, count]}
+    metadata = json.loads(next(entry.value for entry in model.metadata_props if entry.key == "cskd_manifest"))
+    assert metadata["classes"] == list(classes)
+    assert metadata["sha256"] == load_student(checkpoint).sha256
+    assert metadata["postprocessing"]["nms_iou_threshold"] == 0.5
+
+
+def test_export_prints_what_it_made_and_how_it_was_verified(deploy, checkpoint, tmp_path):
+    target = tmp_path / "new folder" / "student.onnx"
+    done = deploy("export", "--checkpoint", checkpoint, "--output", target, "--input-size", 96, 160)
+    assert done.code == 0
+    assert str(target) in done.out
+    assert "1 x 3 x 96 x 160" in done.out
+    assert "verified against mmdet" in done.out
+    assert f"{target.stat().st_size / 1e6:.1f} MB" in done.out
+    assert [line for line in done.err.splitlines() if line.startswith("export: ")]
+    assert [path.name for path in target.parent.iterdir()] == ["student.onnx"]
+
+
+def test_export_beside_the_checkpoint_prints_json(deploy, checkpoint, tmp_path):
+    copy = tmp_path / "student.pth"
+    copy.write_bytes(checkpoint.read_bytes())
+    done = deploy("export", "--checkpoint", copy, "--json")
+    facts = json.loads(done.out)
+    assert facts["path"] == str(tmp_path / "student.onnx")
+    assert facts["candidates_matched"] == facts["candidates"]
+    assert facts["largest_score_difference"] < 1e-4
+
+
+def test_a_config_file_serves_a_plain_mmdet_checkpoint(deploy, checkpoint, classes, tmp_path):
+    import torch
+
+    plain = tmp_path / "plain.pth"
+    contents = torch.load(checkpoint, weights_only=True)
+    torch.save({"state_dict": contents["state_dict"], "meta": {"CLASSES": list(classes)}}, plain)
+    refused = deploy("export", "--checkpoint", plain)
+    assert refused.code == 2
+    assert "--config" in refused.err
+
+    config = tmp_path / "student.py"
+    config.write_text("".join(f"{key} = {value!r}\n" for key, value in student_config(classes).items()))
+    done = deploy("export", "--checkpoint", plain, "--config", config)
+    assert done.code == 0
+    assert (tmp_path / "plain.onnx").is_file()
+
+
+def test_a_graph_that_computes_something_else_is_not_left_behind(deploy, checkpoint, tmp_path, monkeypatch):
+    target = tmp_path / "student.onnx"
+    target.write_bytes(b"the file of yesterday")
+    simplified = onnx_export._simplified
+
+    def spoilt(traced):
+        model = simplified(traced)
+        weights = next(value for value in model.graph.initializer if list(value.dims)[-2:] == [3, 3])
+        weights.raw_data = (np.frombuffer(weights.raw_data, np.float32) * 1.05).tobytes()
+        return model
+
+    monkeypatch.setattr(onnx_export, "_simplified", spoilt)
+    done = deploy("export", "--checkpoint", checkpoint, "--output", target)
+    assert done.code == 1
+    assert "does not compute what mmdet does" in done.err
+    assert target.read_bytes() == b"the file of yesterday"
+    assert [path.name for path in tmp_path.iterdir()] == ["student.onnx"]
+
+
+def _flat(per_class):
+    """mmdet's (n, 5) array a class as boxes, scores, labels."""
+    rows = np.concatenate(per_class)
+    labels = np.concatenate([np.full(len(found), label) for label, found in enumerate(per_class)])
+    return rows[:, :4], rows[:, 4], labels
+
+
+def _triple(detections):
+    return detections.boxes, detections.scores, detections.labels

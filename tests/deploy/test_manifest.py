@@ -1,0 +1,43 @@
+"""The metadata survives the file, and a spoilt one is named."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from cskd_deploy.errors import DeployError
+from cskd_deploy.manifest import MANIFEST_KEY, manifest_from_metadata
+
+from .test_bench import MANIFEST
+
+
+def test_a_manifest_comes_back_as_it_went():
+    assert manifest_from_metadata(MANIFEST.to_metadata(), "x.onnx") == MANIFEST
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data.pop("classes"), "'classes' is missing"),
+        (lambda data: data.update(schema=99), "schema is 99"),
+        (lambda data: data["preprocessing"].update(mean=[1, 2]), "'mean' has 2 values, expected 3"),
+        (lambda data: data["preprocessing"].update(channel_order="grey"), "channel_order is 'grey'"),
+        (lambda data: data["preprocessing"].update(std=[1, 0, 1]), "std must be positive"),
+        (lambda data: data["postprocessing"].update(max_per_image="many"), "'max_per_image' is 'many', expected int"),
+        (lambda data: data["postprocessing"].update(score_threshold=float("nan")), "expected a finite number"),
+        (lambda data: data.update(classes="abc"), "'classes' is 'abc', expected list"),
+    ],
+)
+def test_a_spoilt_entry_is_named(change, message):
+    data = json.loads(MANIFEST.to_metadata()[MANIFEST_KEY])
+    change(data)
+    with pytest.raises(DeployError) as error:
+        manifest_from_metadata({MANIFEST_KEY: json.dumps(data)}, "x.onnx")
+    assert message in str(error.value)
+    assert "x.onnx" in str(error.value)
+
+
+def test_metadata_that_is_not_json_is_refused():
+    with pytest.raises(DeployError, match="cannot be read"):
+        manifest_from_metadata({MANIFEST_KEY: "{"}, "x.onnx")
