@@ -22,8 +22,8 @@ help:
 
 env: $(VENV)/.ready
 
-# mmcv-full first: installed before torch it leaves its compiled operators out (cskd-train brings its own) and needs no
-# compiler; with opencv-python-headless there already, it asks for no other OpenCV.
+# mmcv-full first: built before torch is there it leaves its compiled operators out (cskd-train brings its own) and needs
+# no compiler; with opencv-python-headless there already it asks for no other OpenCV. Its setup.py needs setuptools < 81.
 $(VENV)/.ready: requirements/constraints.txt requirements/dev.txt $(wildcard packages/*/pyproject.toml)
 	@echo "installing into $(VENV) (about two minutes) ..."
 	@$(PYTHON) -m venv $(VENV)
@@ -31,6 +31,43 @@ $(VENV)/.ready: requirements/constraints.txt requirements/dev.txt $(wildcard pac
 	@$(PIP) --use-pep517 --no-build-isolation mmcv-full
 	@$(PIP) -r requirements/dev.txt -e packages/cskd-core -e packages/cskd-train -e "packages/cskd-deploy[ort,export]"
 	@touch $@
+
+demo: $(DISTILLED)/detections.png $(DISTILLED)/eval.json $(DISTILLED)/bench.json
+	@$(BIN)/python demo/summary.py $(TEACHER) $(ALONE) $(DISTILLED)
+
+# Each file is made once; a run that was interrupted goes on after its last finished epoch.
+$(DATA)/shapes.json: | env
+	@echo; echo "== 1/6 drawing a data set"
+	@$(BIN)/cskd-train data shapes $(DATA) --size 128 128
+
+$(TEACHER)/result.json: | $(DATA)/shapes.json
+	@echo; echo "== 2/6 training the teacher, ResNet-50"
+	@$(BIN)/cskd-train run configs/demo/retinanet_r50_shapes.py --work-dir $(TEACHER) --resume
+
+$(ALONE)/result.json: | $(DATA)/shapes.json
+	@echo; echo "== 3/6 training the student alone, ResNet-18"
+	@$(BIN)/cskd-train run configs/demo/retinanet_r18_shapes.py --work-dir $(ALONE) --resume
+
+$(DISTILLED)/result.json: | $(TEACHER)/result.json $(ALONE)/result.json
+	@echo; echo "== 4/6 training the same student under the teacher"
+	@$(BIN)/cskd-train run configs/demo/cskd_retina_r50_distill_r18_shapes.py --work-dir $(DISTILLED) --resume
+
+$(MODEL): | $(DISTILLED)/result.json
+	@echo; echo "== 5/6 exporting the student"
+	@$(BIN)/cskd-deploy export --checkpoint $(DISTILLED)/best.pth --format onnx --output $@
+
+$(DISTILLED)/bench.json: | $(MODEL)
+	@echo; echo "== 6/6 measuring the exported file"
+	@$(BIN)/cskd-deploy bench $(MODEL) --reference $(DISTILLED)/best.pth --images $(DATA)/images --json > $@
+
+$(DISTILLED)/eval.json: | $(DISTILLED)/bench.json
+	@$(BIN)/cskd-deploy eval $(MODEL) --ann $(DATA)/annotations/val.json --images $(DATA)/images \
+		--reference $(DISTILLED)/best.pth --max-drop 0.2 --json > $@
+
+$(DISTILLED)/detections.png: | $(DISTILLED)/eval.json
+	@$(BIN)/cskd-train show $(TEACHER)/best.pth $(ALONE)/best.pth $(DISTILLED)/best.pth \
+		--title teacher --title "student alone" --title "student distilled" --out $@
+	@echo
 
 test: env
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -21,6 +21,7 @@ IMAGES, HEIGHT, WIDTH = 4, 256, 320
 def measure(keep: bool) -> list[float]:
     """Seconds of single training steps of a stock RetinaNet R18, the first one (warm-up) left out."""
     import torch
+
     from cskd_train.engine.config import load_config
     from cskd_train.engine.memory import keep_freed_memory
     from cskd_train.mm.plain import build_without_pretrained

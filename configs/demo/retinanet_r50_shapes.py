@@ -3,7 +3,12 @@ _base_ = ["../_base_/retinanet_r50.py", "../_base_/shapes.py", "../_base_/adamw.
 model = dict(
     backbone=dict(base_channels=32, init_cfg=None, norm_eval=False),  # from scratch: BatchNorm learns
     neck=dict(in_channels=[128, 256, 512, 1024], out_channels=64),
-    bbox_head=dict(num_classes=6, in_channels=64, feat_channels=64),
+    bbox_head=dict(
+        num_classes=6,
+        in_channels=64,
+        feat_channels=64,
+        anchor_generator=dict(octave_base_scale=2),  # figures start at 16 pixels
+    ),
 )
 lr_config = dict(policy="step", warmup="linear", warmup_iters=50, warmup_ratio=0.1, step=[8])
 runner = dict(type="EpochBasedRunner", max_epochs=10)

@@ -21,7 +21,7 @@ from cskd_train.engine.files import write_atomically
 from cskd_train.errors import TrainError
 
 matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402  (after the choice of a backend without a screen)
+from matplotlib import pyplot
 
 CELL_INCHES = 3.0
 
@@ -69,9 +69,7 @@ def draw_side_by_side(
     dataset.data_infos = [dataset.data_infos[place] for place in places]
     dataset.img_ids = [dataset.img_ids[place] for place in places]
     columns = [("ground truth", _ground_truth(dataset))]
-    for path, checkpoint, title in zip(
-        checkpoints, loaded, titles or [Path(path).parent.name for path in checkpoints], strict=True
-    ):
+    for checkpoint, title in zip(loaded, titles or [one.path.parent.name for one in loaded], strict=True):
         own = config_from_data(checkpoint.config)
         model = build_trained(own, checkpoint, device)
         check_classes(model, dataset.CLASSES)

@@ -20,6 +20,9 @@ from mmdet.datasets.pipelines import LoadImageFromFile
 from cskd_train.data.boxes import category_ids, is_degenerate
 from cskd_train.errors import TrainError
 
+COCO_CLASSES: tuple[str, ...] = CocoDataset.CLASSES
+"""The classes of a dataset config that names none."""
+
 _WRAPPERS = ("ConcatDataset", "RepeatDataset", "ClassBalancedDataset", "MultiImageMixDataset")
 
 
