@@ -31,7 +31,7 @@ test_pipeline = [
 ]
 split = dict(type="CocoDataset", data_root=data_root, classes=classes, img_prefix="images/")
 data = dict(
-    samples_per_gpu=8,
+    samples_per_gpu=4,
     workers_per_gpu=1,
     train=dict(**split, ann_file="annotations/train.json", pipeline=train_pipeline),
     val=dict(**split, ann_file="annotations/val.json", pipeline=test_pipeline),

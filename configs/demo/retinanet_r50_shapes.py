@@ -7,8 +7,9 @@ model = dict(
         num_classes=6,
         in_channels=64,
         feat_channels=64,
+        norm_cfg=dict(type="GN", num_groups=8, requires_grad=True),  # a narrow tower without norm hardly starts to learn
         anchor_generator=dict(octave_base_scale=2),  # figures start at 16 pixels
     ),
 )
-lr_config = dict(policy="step", warmup="linear", warmup_iters=50, warmup_ratio=0.1, step=[8])
-runner = dict(type="EpochBasedRunner", max_epochs=10)
+lr_config = dict(policy="step", warmup="linear", warmup_iters=50, warmup_ratio=0.1, step=[11, 13])
+runner = dict(type="EpochBasedRunner", max_epochs=14)

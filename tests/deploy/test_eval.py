@@ -23,6 +23,9 @@ def test_map_of_the_file_is_that_of_the_checkpoint(deploy, model_file, checkpoin
     assert result["reference_metrics"]["metrics"]["bbox_mAP_50"] == pytest.approx(
         result["metrics"]["bbox_mAP_50"], abs=5e-4
     )
+    # The annotation file's category ids run against the order of the classes.
+    assert result["per_class"] == pytest.approx(result["reference_metrics"]["per_class"], abs=2e-3)
+    assert len(set(result["per_class"].values())) == len(result["per_class"])
     assert result["images"] == result["reference_metrics"]["images"] == 6
     assert result["notes"] == []
 

@@ -188,7 +188,11 @@ def largest(errors: Mapping[str, float]) -> tuple[float, str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, help="golden cases")
-    cases = fill.load_cases(parser.parse_args().file)
+    file = parser.parse_args().file
+    try:
+        cases = fill.load_cases(file)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        parser.error(f"{file} holds no golden cases ({error}); the format is described in tests/golden/README.md")
     passed = True
     for name, entry in cases.items():
         try:

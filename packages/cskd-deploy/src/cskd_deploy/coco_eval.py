@@ -84,13 +84,15 @@ def measure(annotations: Annotations, found: CocoDetections, classes: tuple[str,
         protocol.evaluate()
         protocol.accumulate()
         protocol.summarize()
-    # (IoU, recall, class, area, detections per image) -> all areas, most detections; -1 where the class has no box
+    # (IoU, recall, class, area, detections per image) -> all areas, most detections; -1 where the class has no box.
+    # pycocotools sorts the categories by id; the classes need not be in that order.
     precision = protocol.eval["precision"][:, :, :, 0, -1]
+    by_category = dict(zip(protocol.params.catIds, precision.transpose(2, 0, 1), strict=True))
     return CocoMetrics(
         values=tuple(float(value) for value in protocol.stats),
         per_class={
-            name: float(precision[:, :, label].mean()) if (precision[:, :, label] > -1).any() else None
-            for label, name in enumerate(classes)
+            name: float(by_category[category].mean()) if by_category[category].max() > -1 else None
+            for name, category in zip(classes, annotations.category_ids, strict=True)
         },
         images=len(annotations.images),
         detections=len(found),

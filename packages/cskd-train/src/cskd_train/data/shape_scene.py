@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -21,6 +22,9 @@ _EMPTY_SHARE = 0.02  # images without any figure
 _FREE_PLACE_SHARE = 0.1  # figures put anywhere, whatever they cover; the others look for a place
 _PLACE_TRIES = 12
 _MIN_CONTRAST = 70.0  # distance of the mean colours of figure and background, in levels of RGB
+# Each class has a usual colour, as bananas have: a hint, not a proof.
+_USUAL_COLOUR_SHARE = 0.8
+_HUE_SPREAD = 0.05  # standard deviation; the classes' hues are 1/6 apart
 _SUBPIXEL_BITS = 6
 
 Pixels = NDArray[np.float32]
@@ -60,7 +64,7 @@ class _Placed:
 def draw_scene(rng: np.random.Generator, height: int, width: int) -> Scene:
     """Draw one scene; all that is random comes from `rng`.
 
-    Colour, texture, rotation, stretch, place and light do not depend on the class: only the outline tells it.
+    Texture, rotation, stretch, place and light do not depend on the class. Colour hints at it; the outline decides.
     """
     unit = min(height, width) / 160.0  # strokes and texture keep their share of the image
     canvas = _background(rng, height, width)
@@ -82,7 +86,7 @@ def draw_scene(rng: np.random.Generator, height: int, width: int) -> Scene:
         placed.append(figure)
         x, y, figure_width, figure_height = cv2.boundingRect((alpha > 0).astype(np.uint8))
         inside = (slice(y, y + figure_height), slice(x, x + figure_width))
-        paint = _texture(rng, figure_height, figure_width, _figure_colour(rng, backdrop), unit)
+        paint = _texture(rng, figure_height, figure_width, _figure_colour(rng, name, backdrop), unit)
         _blend(canvas[inside], paint, alpha[inside])
 
     if rng.random() < 0.5:
@@ -215,11 +219,14 @@ def _texture(rng: np.random.Generator, height: int, width: int, colour: NDArray[
     return _mix(colour, second, weight)
 
 
-def _figure_colour(rng: np.random.Generator, backdrop: NDArray[np.float32]) -> NDArray[np.float64]:
-    """A colour that stands out: more vivid than any background, and far from this one."""
+def _figure_colour(rng: np.random.Generator, name: str, backdrop: NDArray[np.float32]) -> NDArray[np.float64]:
+    """A colour (B, G, R) that stands out: more vivid than any background, far from this one, mostly the class's own."""
+    usual = CLASSES.index(name) / len(CLASSES)
     while True:
-        hue = rng.permutation(np.array([0.0, rng.random(), 1.0]))
-        colour = 255 * rng.uniform(0.45, 1.0) * (1 - rng.uniform(0.5, 1.0) * (1 - hue))
+        own = rng.random() < _USUAL_COLOUR_SHARE
+        hue = rng.normal(usual, _HUE_SPREAD) if own else rng.random()
+        red, green, blue = colorsys.hsv_to_rgb(hue % 1.0, rng.uniform(0.5, 1.0), rng.uniform(0.45, 1.0))
+        colour: NDArray[np.float64] = 255.0 * np.array([blue, green, red], dtype=np.float64)
         if np.linalg.norm(colour - backdrop) >= _MIN_CONTRAST:
             return colour
 

@@ -17,7 +17,7 @@ from cskd_train.data.shape_scene import CLASSES, draw_scene
 from cskd_train.errors import TrainError
 
 RECORD = "shapes.json"
-VERSION = 1  # of the pictures: raised whenever the same parameters draw something else
+VERSION = 2  # of the pictures: raised whenever the same parameters draw something else
 _SPLITS = ("train", "val")
 _MIN_SIDE = 32  # mmdet drops smaller images from training
 

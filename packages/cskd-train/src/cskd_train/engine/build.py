@@ -15,6 +15,7 @@ from mmcv import Config
 from mmcv.runner import build_optimizer
 from torch import nn
 
+from cskd_core.plan import DistillPlan
 from cskd_train.engine.checkpoints import load_checkpoint, load_weights
 from cskd_train.engine.data import build_split, check_classes, check_split, has_split
 from cskd_train.engine.loader import TrainLoader
@@ -40,7 +41,10 @@ def refuse_unsupported(cfg: Config) -> None:
 
     Raises:
         TrainError: names the key and what to write instead.
+        PlanError: the `distill` block does not fit its schema.
     """
+    if cfg.get("distill"):
+        DistillPlan.parse(cfg.distill)
     for key in ("model", "data", "optimizer", "runner"):
         if key not in cfg:
             raise TrainError(f"the config has no {key!r} block; configs/_base_ has one to build on")
