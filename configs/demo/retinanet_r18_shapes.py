@@ -7,7 +7,7 @@ model = dict(
         num_classes=6,
         in_channels=64,
         feat_channels=64,
-        norm_cfg=dict(type="GN", num_groups=8, requires_grad=True),  # a narrow tower without norm hardly starts to learn
+        norm_cfg=dict(type="GN", num_groups=8, requires_grad=True),  # narrow towers without norm hardly learn
         anchor_generator=dict(octave_base_scale=2),  # figures start at 16 pixels
     ),
 )
