@@ -1,6 +1,7 @@
 # Two commands need nothing but Python 3.10-3.12 and the network: `make demo` and `make test`.
 PYTHON ?= python3
 VENV ?= .venv
+PIP_ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements/constraints.txt
 DATA := data/shapes
@@ -29,7 +30,7 @@ $(VENV)/.ready: requirements/constraints.txt requirements/dev.txt $(wildcard pac
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) "setuptools<81" wheel numpy opencv-python-headless
 	@$(PIP) --use-pep517 --no-build-isolation mmcv-full
-	@$(PIP) -r requirements/dev.txt -e packages/cskd-core -e packages/cskd-train -e "packages/cskd-deploy[ort,export]"
+	@$(PIP) $(PIP_ARGS) -r requirements/dev.txt -e packages/cskd-core -e packages/cskd-train -e "packages/cskd-deploy[ort,export]"
 	@touch $@
 
 demo: $(DISTILLED)/detections.png $(DISTILLED)/eval.json $(DISTILLED)/bench.json
