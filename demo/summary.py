@@ -52,7 +52,7 @@ def main() -> None:
     console.print(table)
     gain = 100 * (runs["distilled"]["best"]["bbox_mAP"] - runs["alone"]["best"]["bbox_mAP"])
     console.print(
-        f"Distilling changed the student by {gain:+.1f} points of mAP: same recipe, same seed ({runs['alone']['seed']}). "
+        f"Distilling changed the student by {gain:+.1f} points of mAP: same recipe, same seed.\n"
         "One seed shows no spread.\n"
         f"Exporting lost {evaluation['drop_points']:.2f} points."
     )
