@@ -1,4 +1,4 @@
-# Two commands need nothing but Python 3.10-3.12 and the network: `make demo` and `make test`.
+# Two commands need nothing but Python 3.11 and the network: `make demo` and `make test`.
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=

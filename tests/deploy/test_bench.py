@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cskd_deploy.backends.base import Backend
+from cskd_deploy.backends.torch import TorchBackend
 from cskd_deploy.bench import Latencies, check_comparable, measure, random_images
 from cskd_deploy.detector import Detector
 from cskd_deploy.errors import DeployError
@@ -112,3 +113,11 @@ def test_the_table_says_what_was_timed_and_how_to_add_pytorch(deploy, model_file
     for text in ("preprocess", "inference", "postprocess", "p99", "1 threads", "random images", "add --reference"):
         assert text in done.out
     assert "p99 rests on" in done.out
+
+
+def test_the_reference_gives_the_threads_back_that_it_took(checkpoint):
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    with TorchBackend(checkpoint, threads=before + 1):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before

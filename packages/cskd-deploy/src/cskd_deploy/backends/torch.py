@@ -36,12 +36,14 @@ class TorchBackend(Backend):
         self._input_size = input_size
         self._threads = threads or usable_cores()
         self._student: Student | None = None
+        self._threads_before: int | None = None
 
     def load(self) -> None:
         # Not at the top: an edge box imports this module, and has no torch.
         student = load_student(self.path, self._config)
         import torch
 
+        self._threads_before = torch.get_num_threads()
         torch.set_num_threads(self._threads)
         self.manifest = student.manifest(self._input_size)
         self.size_bytes = sum(value.numel() * value.element_size() for value in student.model.state_dict().values())
@@ -53,6 +55,10 @@ class TorchBackend(Backend):
 
     def close(self) -> None:
         self._student = None
+        if self._threads_before is not None:
+            import torch
+
+            torch.set_num_threads(self._threads_before)
 
 
 def mmdet_candidates(model: Any, image: np.ndarray, score_threshold: float | None = None) -> dict[str, np.ndarray]:
