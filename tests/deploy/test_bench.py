@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from cskd_deploy.backends.base import Backend
 from cskd_deploy.backends.torch import TorchBackend
@@ -116,7 +117,6 @@ def test_the_table_says_what_was_timed_and_how_to_add_pytorch(deploy, model_file
 
 
 def test_the_reference_gives_the_threads_back_that_it_took(checkpoint):
-    torch = pytest.importorskip("torch")
     before = torch.get_num_threads()
     with TorchBackend(checkpoint, threads=before + 1):
         assert torch.get_num_threads() == before + 1

@@ -19,7 +19,7 @@ _NOT_LOSS_TERMS = ("mode", "epoch", "iter", "lr", "time", "data_time", "grad_nor
 
 
 class TimeLeft:
-    """Estimates the time that a run still takes, from the iterations and evaluations of this session.
+    """Estimates the time that a run still takes, from the iterations and evaluations since it was started.
 
     Args:
         epochs: of the whole run.
