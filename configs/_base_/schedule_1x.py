@@ -1,4 +1,4 @@
-# The 1x schedule of the one-stage detectors: learning rate for 8 GPUs with 2 images each (docs/algorithm.md 8.1, 8.2).
+# The 1x schedule; learning rate for 8 GPUs with 2 images each (docs/algorithm.md 8.1, 8.2).
 optimizer = dict(type="SGD", lr=0.01, momentum=0.9, weight_decay=0.0001)
 optimizer_config = dict(grad_clip=dict(max_norm=35, norm_type=2))
 lr_config = dict(policy="step", warmup="linear", warmup_iters=500, warmup_ratio=1.0 / 3, step=[8, 11])

@@ -1,4 +1,5 @@
-# RetinaNet R50 -> R18 on COCO as published (docs/algorithm.md 8.2, 8.3; the detector type is corrected).
+# RetinaNet R50 -> R18 on COCO as published (docs/algorithm.md 8.2, 8.3). Corrected: the detector type, which is not
+# registered (8.5); the teacher's config is that of its checkpoint, not the model alone.
 _base_ = ["../student/retinanet_r18_fpn_ms_1x_coco.py"]
 distill = dict(
     teacher=dict(

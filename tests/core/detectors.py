@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from cskd_core.assistant import Assistant, PredictorSpec
-from cskd_core.family import Channels, Observation, PredictionRule
+from cskd_core.family import Family, Observation, PredictionRule, PyramidSpec, TowerSpec
 
 
 class PlainDetector(nn.Module):
@@ -29,17 +29,21 @@ class PlainDetector(nn.Module):
         return [self.predictor(self.second(self.first(level).relu()).relu()) for level in self.pyramid(images)]
 
 
-class PlainFamily:
+class PlainFamily(Family):
+    options = frozenset({"tower.cls", "tower.reg"})
     prediction_rules = {"cls": PredictionRule("sigmoid", "mean"), "reg": PredictionRule("identity", "foreground")}  # noqa: RUF012
 
-    def channels(self, detector):
-        return Channels(detector.channels, 2)
+    def pyramid(self, detector):
+        return PyramidSpec(detector.channels, (4, 8))
+
+    def towers(self, detector):
+        return dict.fromkeys(("cls", "reg"), TowerSpec(detector.second.out_channels, 2))
+
+    def prediction_channels(self, detector):
+        return {"cls": 1, "reg": detector.predictor.out_channels - 1}
 
     def taps(self, detector):
         return {"fine": "norm", "coarse": "down", "first": "first", "second": "second", "predictor": "predictor"}
-
-    def infer(self, detector, images):
-        detector(images)
 
     def read(self, detector, recording):
         maps = recording.calls("predictor")
@@ -52,7 +56,7 @@ class PlainFamily:
     def assistant(self, detector):
         return Assistant({"cls": PredictorSpec("cls", detector.second.out_channels, 1, classifies=True)})
 
-    def assistant_losses(self, assisted, student, teacher, regions):
+    def assistant_losses(self, assisted, student, teacher, regions, plan):
         return {
             "assistant_cls": sum(
                 (logits.sigmoid() - scores.sigmoid()).square().mean()

@@ -11,6 +11,7 @@ import torch
 
 from cskd_core.distiller import Distiller
 from cskd_core.errors import ShapeError
+from cskd_core.family import Batch, PyramidSpec
 from cskd_core.plan import DistillPlan
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -25,9 +26,9 @@ TERMS = {
 }  # fmt: skip
 
 
-def build(student_channels=6, teacher_channels=8, **plan):
+def build(student_channels=6, teacher_channels=8, teacher_tower=4, **plan):
     torch.manual_seed(0)
-    student, teacher = PlainDetector(student_channels), PlainDetector(teacher_channels)
+    student, teacher = PlainDetector(student_channels), PlainDetector(teacher_channels, teacher_tower)
     distiller = Distiller(student, teacher, PlainFamily(), DistillPlan.parse({"teacher": {"checkpoint": "-"}, **plan}))
     return student, teacher, distiller
 
@@ -35,7 +36,7 @@ def build(student_channels=6, teacher_channels=8, **plan):
 def step(student, distiller, boxes=BOXES, images=IMAGES):
     with distiller.watch() as recording:
         student(images)
-    return distiller(recording, images, boxes, SHAPES)
+    return distiller(recording, Batch(images, boxes, SHAPES))
 
 
 def test_all_terms_train_student_and_adapters_and_leave_the_teacher_alone():
@@ -94,19 +95,71 @@ def test_terms_under_autocast_stay_close_and_in_float32():
         assert value.item() == pytest.approx(exact[name].item(), rel=0.1, abs=1e-3)
 
 
-def test_towers_of_other_widths_are_refused_with_their_shapes():
-    torch.manual_seed(0)
-    student, teacher = PlainDetector(6, tower=4), PlainDetector(6, tower=5)
-    distiller = Distiller(student, teacher, PlainFamily(), DistillPlan.parse({"teacher": {"checkpoint": "-"}}))
-    with pytest.raises(ShapeError, match=r"student \(2, 4, 8, 8\) and teacher \(2, 5, 8, 8\) differ in channels"):
-        step(student, distiller)
+def test_towers_of_other_widths_get_an_adapter_unless_the_plan_forbids_it():
+    student, _, distiller = build(teacher_tower=5)
+    assert {name: len(levels) for name, levels in distiller.tower.adapters.items()} == {"cls": 2, "reg": 2}
+    step(student, distiller)["tower_cls"].backward()
+    assert distiller.tower.adapters["cls"][0][0].weight.shape == (5, 4, 1, 1)
+    assert all(p.grad.abs().sum() > 0 for p in distiller.tower.adapters["cls"].parameters())
+    with pytest.raises(ShapeError, match="the cls tower has 4 channels in the student and 5 in the teacher"):
+        build(teacher_tower=5, tower={"adapter": False})
 
 
-def test_pyramids_of_other_depth_are_refused():
+def test_an_adapter_is_used_where_the_plan_asks_for_it():
+    _, _, plain = build()
+    _, _, adapted = build(tower={"adapter": True})
+    assert not list(plain.tower.parameters())
+    assert len(list(adapted.tower.parameters())) == 2 * 2 * 2 * 2  # towers, levels, stages, weight and bias
+
+
+@pytest.mark.parametrize(
+    ("plan", "changed"),
+    [
+        ({"regions": {"coord_base": "stride"}}, {"pyramid_roi", "pyramid_fg", "pyramid_bg", "prediction_reg"}),
+        ({"regions": {"inclusive_end": False}}, {"pyramid_fg", "pyramid_bg", "prediction_reg"}),
+        ({"loss": {"count_outside": False}}, {"pyramid_fg", "pyramid_bg"}),
+        ({"loss": {"guidance_min": 0.5}}, TERMS - {"assistant_cls"}),
+        ({"level_reduce": "mean"}, TERMS - {"assistant_cls"}),
+        ({"prediction": {"norm": "foreground"}}, {"prediction_cls"}),
+        ({"prediction": {"norm": "mean"}}, {"prediction_reg"}),
+        ({"prediction": {"norm": "masked"}}, {"prediction_cls", "prediction_reg"}),
+        ({"loss": {"detach_guidance": True}}, set()),
+    ],
+)
+def test_an_option_changes_the_terms_it_is_about_and_no_other(plan, changed):
+    boxes = [torch.tensor([[2.0, 3.0, 16.0, 18.0]]), torch.tensor([[5.0, 4.0, 28.0, 27.0]])]
+    student, _, distiller = build()
+    published = step(student, distiller, boxes)
+    student, _, distiller = build(**plan)
+    other = step(student, distiller, boxes)
+    # One channel alone is at distance 0 from a positive one: its term does not depend on the guidance.
+    moved = {name for name in TERMS if not torch.allclose(published[name], other[name], rtol=1e-6, atol=0)}
+    assert moved - {"prediction_cls", "prediction_reg"} == changed - {"prediction_cls", "prediction_reg"}
+    assert moved <= changed
+
+
+def test_levels_joined_by_their_mean_are_the_sum_over_their_number():
+    student, _, distiller = build()
+    total = step(student, distiller)
+    student, _, distiller = build(level_reduce="mean")
+    mean = step(student, distiller)
+    for name in TERMS - {"assistant_cls"}:
+        assert mean[name].item() == pytest.approx(total[name].item() / 2, rel=1e-5)
+
+
+def test_pyramids_of_other_strides_are_refused():
     class Deeper(PlainFamily):
-        def channels(self, detector):
-            levels = super().channels(detector)
-            return type(levels)(levels.pyramid, 3 if detector.channels == 8 else 2)
+        def pyramid(self, detector):
+            return PyramidSpec(detector.channels, (4, 8, 16) if detector.channels == 8 else (4, 8))
 
-    with pytest.raises(ShapeError, match="the student's pyramid has 2 levels, the teacher's 3"):
+    with pytest.raises(ShapeError, match=r"differ: \(4, 8\) in the student, \(4, 8, 16\) in the teacher"):
         Distiller(PlainDetector(6), PlainDetector(8), Deeper(), DistillPlan.parse({"teacher": {"checkpoint": "-"}}))
+
+
+def test_predictions_of_other_channels_are_refused_by_name():
+    class More(PlainFamily):
+        def prediction_channels(self, detector):
+            return {"cls": detector.channels}
+
+    with pytest.raises(ShapeError, match="the prediction 'cls' has 6 channels in the student and 8 in the teacher"):
+        Distiller(PlainDetector(6), PlainDetector(8), More(), DistillPlan.parse({"teacher": {"checkpoint": "-"}}))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from cskd_core.errors import PlanError
-from cskd_core.plan import DistillPlan, PyramidPlan, TowerPlan
+from cskd_core.plan import AssistantPlan, DistillPlan, PredictionPlan, PyramidPlan, RoiPlan, TowerPlan
+from cskd_core.regions import RegionOptions
+from cskd_core.similarity import LossOptions
 
 TEACHER = {"checkpoint": "teacher.pth"}
 
@@ -14,8 +16,12 @@ def test_defaults_are_the_published_weights():
     plan = DistillPlan.parse({"teacher": TEACHER})
     assert plan.pyramid == PyramidPlan((1, 0.5), (1, 0.5), (1, 0.5))
     assert plan.tower == TowerPlan((1, 0.5), (1, 0.5))
-    assert plan.prediction == (1, 0.5)
-    assert plan.assistant is True
+    assert plan.prediction == PredictionPlan((1, 0.5), norm=None)
+    assert plan.assistant == AssistantPlan(soft_labels=False, scores_times_centerness=False)
+    assert plan.roi == RoiPlan((1, 0.5), (1, 0.5), (1, 1), (1, 1), "sigmoid")
+    assert plan.loss == LossOptions(False, None, True, "separate")
+    assert plan.regions == RegionOptions("img_shape", True)
+    assert (plan.preset, plan.init_student, plan.level_reduce, plan.tower.adapter) == ("published", False, None, None)
     assert plan.teacher.config is None
 
 
@@ -36,7 +42,13 @@ def test_a_term_set_to_none_is_left_out():
         ({"tower": {"cls": (1, -1)}}, r"distill\.tower\.cls: expected two weights >= 0"),
         ({"tower": {"cls": (True, 1)}}, r"distill\.tower\.cls: expected two weights"),
         ({"prediction": "1, 1"}, r"distill\.prediction: expected two weights"),
-        ({"assistant": 1}, r"distill\.assistant: expected a bool, got 1"),
+        ({"assistant": 1}, r"distill\.assistant: expected a dict, got 1"),
+        ({"assistant": {"soft_labels": 1}}, r"distill\.assistant\.soft_labels: expected a bool, got 1"),
+        ({"preset": "fixed"}, r"distill\.preset: expected one of 'published', 'cskd-fixed', got 'fixed'"),
+        ({"loss": {"guidance_min": "0.5"}}, r"distill\.loss\.guidance_min: expected a number, got '0\.5'"),
+        ({"loss": {"eps_mode": "both"}}, r"distill\.loss\.eps_mode: expected one of 'separate', 'product'"),
+        ({"regions": {"coord": 1}}, r"distill\.regions: unknown key 'coord'"),
+        ({"teacher": {**TEACHER, "class_map": {"cat": 1}}}, r"distill\.teacher\.class_map: expected a dict of names"),
         ({"teacher": {}}, r"distill\.teacher: missing key 'checkpoint'"),
         ({"teacher": None}, r"distill\.teacher: expected a dict, got None"),
         ({"teacher": {"checkpoint": 1}}, r"distill\.teacher\.checkpoint: expected a str, got 1"),
@@ -50,3 +62,29 @@ def test_what_is_wrong_is_named(change, message):
 def test_a_missing_teacher_is_named():
     with pytest.raises(PlanError, match="distill: missing key 'teacher'"):
         DistillPlan.parse({})
+
+
+def test_short_forms_stand_for_the_long_ones():
+    short = DistillPlan.parse({"teacher": TEACHER, "prediction": (2, 1), "assistant": True})
+    long = DistillPlan.parse({"teacher": TEACHER, "prediction": {"weight": (2, 1)}, "assistant": {}})
+    assert short == long
+    assert DistillPlan.parse({"teacher": TEACHER, "assistant": False}).assistant is None
+
+
+def test_the_fixed_preset_sets_what_it_promises_and_keys_of_the_plan_win():
+    fixed = {"teacher": TEACHER, "preset": "cskd-fixed"}
+    plan = DistillPlan.parse({**fixed, "tower": {"cls": (3, 1)}, "pyramid": None})
+    assert plan.regions == RegionOptions(coord_base="stride", inclusive_end=False)
+    assert plan.loss == LossOptions(count_outside=False)
+    assert plan.tower == TowerPlan(cls=(3, 1), adapter=True)
+    assert plan.pyramid is None
+    own = DistillPlan.parse({**fixed, "tower": None, "loss": {"count_outside": True}})
+    assert own.tower is None
+    assert own.loss.count_outside is True
+
+
+def test_what_a_family_has_no_use_for_is_refused_and_not_ignored():
+    plan = DistillPlan.parse({"teacher": TEACHER, "tower": {"rpn": (2, 1)}})
+    plan.refuse_unused("FasterRCNN", frozenset({"tower.rpn", "roi"}))
+    with pytest.raises(PlanError, match=r"distill\.tower\.rpn: a RetinaNet has no use for it; take it out"):
+        plan.refuse_unused("RetinaNet", frozenset({"tower.cls", "tower.reg"}))

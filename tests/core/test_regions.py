@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cskd_core.errors import ShapeError
-from cskd_core.regions import Regions
+from cskd_core.regions import RegionOptions, Regions
 from cskd_core.roi_align import roi_align
 from cskd_core.similarity import cosine_guided_loss, masked_cosine_guided_loss
 
@@ -19,7 +19,7 @@ def regions():
         torch.tensor([[10.0, 5.0, 29.9, 20.0], [0.0, 0.0, 50.0, 8.0]]),
         torch.tensor([[11.0, 9.0, 22.0, 27.0]]),
     ]
-    return Regions(boxes, [(40, 50, 3), (36, 44, 3)])
+    return Regions(boxes, [(40, 50, 3), (36, 44, 3)], [SIZE], [10])
 
 
 def test_foreground_covers_the_cells_from_first_to_last_inclusive(regions):
@@ -27,45 +27,72 @@ def test_foreground_covers_the_cells_from_first_to_last_inclusive(regions):
     expected[0, 0:3, 1:3] = 1
     expected[0, 0, :] = 1
     expected[1, 1:4, 1:3] = 1
-    assert torch.equal(regions.foreground(SIZE), expected)
-    assert regions.foreground(SIZE).sum() == 15
-    assert torch.equal(regions.background(SIZE), 1 - expected)
+    assert torch.equal(regions.foreground(0), expected)
+    assert regions.foreground(0).sum() == 15
+    assert torch.equal(regions.background(0), 1 - expected)
 
 
 def test_rois_keep_fractions_and_image_order(regions):
     expected = torch.tensor([[0, 1, 0.5, 2.99, 2], [0, 0, 0, 5, 0.8], [1, 1.25, 1, 2.5, 3]])
-    torch.testing.assert_close(regions.rois(SIZE), expected)
+    torch.testing.assert_close(regions.rois(0), expected)
 
 
 def test_masked_and_pooled_terms_of_the_worked_example(regions):
     b, c, y, x = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in (2, 3, 4, 5)), indexing="ij")
     student = torch.sin(0.7 * b + 0.3 * c + 0.11 * y + 0.05 * x + 0.2) + 0.1 * c
     teacher = torch.cos(0.5 * b + 0.21 * c - 0.07 * y + 0.13 * x) + 0.05 * c
-    foreground, background = regions.foreground(SIZE), regions.background(SIZE)
+    foreground, background = regions.foreground(0), regions.background(0)
     assert masked_cosine_guided_loss(student, teacher, foreground).item() == pytest.approx(0.292718414, abs=5e-10)
     assert masked_cosine_guided_loss(student, teacher, background).item() == pytest.approx(0.119591436, abs=5e-10)
-    pooled = [roi_align(feature, regions.rois(SIZE), 7) for feature in (student, teacher)]
+    pooled = [roi_align(feature, regions.rois(0), 7) for feature in (student, teacher)]
     assert cosine_guided_loss(*pooled).item() == pytest.approx(0.038130054, abs=5e-9)
 
 
 def test_every_box_covers_a_cell_on_the_coarsest_level():
-    regions = Regions([torch.tensor([[3.0, 3.0, 4.0, 4.0]])], [(800, 1333)])
-    assert regions.foreground((7, 11)).sum() == 1
+    regions = Regions([torch.tensor([[3.0, 3.0, 4.0, 4.0]])], [(800, 1333)], [(7, 11)], [128])
+    assert regions.foreground(0).sum() == 1
 
 
 def test_an_image_without_boxes_is_background():
-    regions = Regions([torch.zeros(0, 4), torch.tensor([[0.0, 0.0, 8.0, 8.0]])], [(8, 8), (8, 8)])
+    regions = Regions([torch.zeros(0, 4), torch.tensor([[0.0, 0.0, 8.0, 8.0]])], [(8, 8), (8, 8)], [(2, 2)], [4])
     assert regions.count == 1
-    assert regions.foreground((2, 2))[0].sum() == 0
-    assert regions.foreground((2, 2))[1].sum() == 4
-    assert regions.rois((2, 2)).shape == (1, 5)
+    assert regions.foreground(0)[0].sum() == 0
+    assert regions.foreground(0)[1].sum() == 4
+    assert regions.rois(0).shape == (1, 5)
 
 
 def test_a_box_beyond_the_image_is_cut_at_the_map():
-    regions = Regions([torch.tensor([[-5.0, -5.0, 100.0, 100.0]])], [(8, 8)])
-    assert regions.foreground((2, 3)).sum() == 6
+    regions = Regions([torch.tensor([[-5.0, -5.0, 100.0, 100.0]])], [(8, 8)], [(2, 3)], [4])
+    assert regions.foreground(0).sum() == 6
 
 
 def test_the_number_of_images_must_agree():
     with pytest.raises(ShapeError, match="1 images with boxes and 2 image shapes"):
-        Regions([torch.zeros(0, 4)], [(8, 8), (8, 8)])
+        Regions([torch.zeros(0, 4)], [(8, 8), (8, 8)], [(2, 2)], [4])
+
+
+def test_every_level_has_a_stride():
+    with pytest.raises(ShapeError, match="2 feature maps and 1 strides"):
+        Regions([torch.zeros(0, 4)], [(8, 8)], [(2, 2), (1, 1)], [4])
+
+
+def test_exact_coordinates_divide_by_the_stride_and_leave_padding_alone():
+    # A 24 x 20 image on a 32 x 32 canvas; a box over its right lower quarter.
+    box, shape, size = torch.tensor([[10.0, 12.0, 20.0, 24.0]]), (24, 20), (4, 4)
+    published = Regions([box], [shape], [size], [8])
+    exact = Regions([box], [shape], [size], [8], RegionOptions(coord_base="stride"))
+    assert published.rois(0).tolist() == [[0, 2, 2, 4, 4]]
+    assert exact.rois(0).tolist() == [[0, 1.25, 1.5, 2.5, 3]]
+
+
+def test_an_exclusive_end_leaves_out_the_cell_that_a_box_only_touches():
+    boxes = torch.tensor([[0.0, 0.0, 8.0, 8.0], [16.0, 16.0, 17.0, 24.5]])
+    inclusive = Regions([boxes], [(32, 32)], [(4, 4)], [8])
+    exclusive = Regions([boxes], [(32, 32)], [(4, 4)], [8], RegionOptions(inclusive_end=False))
+    assert inclusive.foreground(0)[0].nonzero().tolist() == [[0, 0], [0, 1], [1, 0], [1, 1], [2, 2], [3, 2]]
+    assert exclusive.foreground(0)[0].nonzero().tolist() == [[0, 0], [2, 2], [3, 2]]
+
+
+def test_a_box_without_area_still_covers_a_cell_with_an_exclusive_end():
+    regions = Regions([torch.tensor([[8.0, 8.0, 8.0, 8.0]])], [(16, 16)], [(2, 2)], [8], RegionOptions("stride", False))
+    assert regions.foreground(0)[0].tolist() == [[0, 0], [0, 1]]

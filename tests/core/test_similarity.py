@@ -9,7 +9,13 @@ import torch
 from torch.autograd import gradcheck
 
 from cskd_core.errors import ShapeError
-from cskd_core.similarity import CosineGuidedLoss, cosine_guided_loss, masked_cosine_guided_loss
+from cskd_core.similarity import (
+    CosineGuidedLoss,
+    LossOptions,
+    cosine_guided_loss,
+    cosine_guided_vector_loss,
+    masked_cosine_guided_loss,
+)
 
 
 def worked_example():
@@ -172,3 +178,104 @@ def test_shapes_are_checked_and_the_way_out_is_named():
         cosine_guided_loss(torch.zeros(2, 4, 2, 2), torch.zeros(2, 4, 2, 2), mask=torch.zeros(2, 3))
     with pytest.raises(ShapeError, match=r"expected features \(B, C, H, W\)"):
         cosine_guided_loss(torch.zeros(2, 4), torch.zeros(2, 4))
+
+
+def test_detached_guidance_gives_the_same_loss_and_the_gradient_of_the_worked_example():
+    student, teacher = worked_example()
+    student.requires_grad_()
+    loss = cosine_guided_loss(student, teacher, (1.0, 0.0), options=LossOptions(detach_guidance=True))
+    assert loss.item() == pytest.approx(0.000309746, abs=5e-10)
+    loss.backward()
+    assert student.grad.norm().item() == pytest.approx(1.63274e-4, rel=1e-5)
+    assert student.grad[0, 0, 0, 0].item() == pytest.approx(-5.84618e-5, rel=1e-5)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_lower_bound_of_the_guidance_keeps_the_squared_error_alive(masked):
+    student, teacher = worked_example()
+    mask = torch.ones(2, 4, 5, dtype=torch.float64)
+    mask[1] = 0
+    squares = (student - teacher).square()
+    everywhere = (squares * mask.unsqueeze(1)).sum() if masked else squares.sum()
+    options = LossOptions(guidance_min=2.0)  # above every guidance: the squared error is weighted by it alone
+    loss = cosine_guided_loss(student, teacher, (1.0, 0.0), mask if masked else None, options=options)
+    assert loss.item() == pytest.approx(2.0 * everywhere.item() / squares.numel(), rel=1e-12)
+    zero = cosine_guided_loss(student, teacher, (1.0, 0.0), options=LossOptions(guidance_min=0.0))
+    assert zero.item() == pytest.approx(0.000309746, abs=5e-10)
+
+
+def test_positions_outside_the_mask_can_be_left_uncounted():
+    student, teacher = worked_example()
+    mask = torch.zeros(2, 4, 5, dtype=torch.float64)
+    mask[0, 1:3, 2:4] = 1  # nothing in the second image
+    counted = masked_cosine_guided_loss(student, teacher, mask, (0.0, 1.0))
+    alone = masked_cosine_guided_loss(student, teacher, mask, (0.0, 1.0), LossOptions(count_outside=False))
+    s, t = student[:1, :, 1:3, 2:4], teacher[:1, :, 1:3, 2:4]
+    channel = 1 - torch.cosine_similarity(s.flatten(2), t.flatten(2), dim=2)
+    spatial = 1 - torch.cosine_similarity(s, t, dim=1)
+    assert alone.item() == pytest.approx(channel.mean().item() + spatial.sum().item() / (4 * 3), rel=1e-9)
+    # 36 positions at distance 1, over 4 masked positions of 3 channels; an image without any at channel distance 1.
+    assert counted.item() == pytest.approx(channel.mean().item() / 2 + 0.5 + (36 + spatial.sum().item()) / 12, rel=1e-9)
+
+
+def test_uncounted_positions_change_no_gradient_when_every_image_has_a_masked_one():
+    student, teacher = worked_example()
+    mask = torch.zeros(2, 4, 5, dtype=torch.float64)
+    mask[:, 1:3, 2:4] = 1
+    gradients = []
+    for options in (LossOptions(), LossOptions(count_outside=False)):
+        leaf = student.clone().requires_grad_()
+        masked_cosine_guided_loss(leaf, teacher, mask, options=options).backward()
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-14)
+
+
+def test_the_product_clamp_differs_only_for_vectors_that_are_nearly_zero():
+    options = LossOptions(eps_mode="product")
+    student, teacher = worked_example()
+    product = cosine_guided_loss(student, teacher, options=options)
+    assert product.item() == pytest.approx(cosine_guided_loss(student, teacher).item(), rel=1e-12)
+    # One position and one channel, 1e-5 and 1e-5: their product is below 1e-6, each norm is above.
+    tiny = torch.full((1, 1, 1, 1), 1e-5, dtype=torch.float64)
+    assert cosine_guided_loss(tiny, tiny, (0.0, 1.0)).item() == pytest.approx(0, abs=1e-12)
+    assert cosine_guided_loss(tiny, tiny, (0.0, 1.0), options=options).item() == pytest.approx(2 * (1 - 1e-4))
+
+
+def test_vectors_of_the_worked_example():
+    student = torch.tensor([[1.0, 2.0, -0.5], [0.2, -1.0, 3.0]], dtype=torch.float64)
+    teacher = torch.tensor([[0.5, 1.0, 0.5], [1.0, -1.0, 2.0]], dtype=torch.float64)
+    assert cosine_guided_vector_loss(student, teacher, (1, 0)).item() == pytest.approx(0.094103345, abs=5e-10)
+    assert cosine_guided_vector_loss(student, teacher, (0, 1)).item() == pytest.approx(0.135276872, abs=5e-10)
+    assert cosine_guided_vector_loss(student, teacher).item() == pytest.approx(0.229380217, abs=5e-10)
+
+
+def test_gradient_of_vectors_equals_finite_differences_and_none_reaches_the_teacher():
+    torch.manual_seed(0)
+    student = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    teacher = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    assert gradcheck(lambda s: cosine_guided_vector_loss(s, teacher.detach()), student)
+    cosine_guided_vector_loss(student, teacher).backward()
+    assert teacher.grad is None
+
+
+def test_options_of_vectors_act_on_the_guidance():
+    student = torch.tensor([[1.0, 2.0]], dtype=torch.float64, requires_grad=True)
+    teacher = torch.tensor([[2.0, 1.0]], dtype=torch.float64)
+    bounded = cosine_guided_vector_loss(student, teacher, (1, 0), LossOptions(guidance_min=3.0))
+    assert bounded.item() == pytest.approx(3.0 * 2 / 2)
+    cosine_guided_vector_loss(student, teacher, (1, 0), LossOptions(detach_guidance=True)).backward()
+    # With the guidance 1 - 4/5 fixed, the gradient is that of the squared error alone: 0.2 * (S - T).
+    assert student.grad.tolist() == [[pytest.approx(-0.2), pytest.approx(0.2)]]
+
+
+def test_no_vectors_give_a_zero_that_is_connected_to_the_graph():
+    student = torch.zeros(0, 4, requires_grad=True)
+    loss = cosine_guided_vector_loss(student, torch.zeros(0, 4))
+    loss.backward()
+    assert loss.item() == 0
+    assert student.grad.shape == (0, 4)
+
+
+def test_vectors_of_other_lengths_are_refused():
+    with pytest.raises(ShapeError, match=r"student \(2, 3\) and teacher \(2, 4\): expected vectors"):
+        cosine_guided_vector_loss(torch.zeros(2, 3), torch.zeros(2, 4))

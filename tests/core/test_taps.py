@@ -69,3 +69,12 @@ def test_a_tap_that_recorded_nothing_says_so():
     assert not recording.ran("tower")
     with pytest.raises(TapError, match=r"tap 'tower' on 'head\.tower' recorded nothing"):
         recording.last("tower")
+
+
+def test_inputs_of_a_module_are_recorded_too():
+    detector = Detector()
+    with Taps(detector, {"inputs": "head.tower@inputs", "tower": "head.tower"}).recording() as recording:
+        detector([torch.ones(1, 3, 1, 1), torch.zeros(1, 3, 2, 2)])
+    assert [level.shape[-1] for (level,) in recording.calls("inputs")] == [1, 2]
+    assert recording.calls("inputs")[0][0] is not recording.calls("tower")[0]
+    assert not detector.head.tower._forward_pre_hooks

@@ -26,7 +26,6 @@ import fill
 from cskd_core.distiller import Distiller
 from cskd_core.plan import DistillPlan
 from cskd_train.engine.config import load_config
-from cskd_train.errors import TrainError
 from cskd_train.mm.detector import DistilledDetector
 from cskd_train.mm.families import family_of
 from cskd_train.mm.plain import build_without_pretrained
@@ -35,26 +34,72 @@ RECIPES = Path(__file__).parents[2] / "configs" / "cskd"
 LOSS_TOLERANCE = 1e-6
 GRADIENT_TOLERANCE = 1e-5
 
-LOSS_NAMES = {
-    "loss_kdcls": "loss_prediction_cls",
-    "loss_kdbbox": "loss_prediction_reg",
-    "loss_assis_cls": "loss_assistant_cls",
-    "loss_assis_bbox": "loss_assistant_reg",
-    "loss_neck": "loss_pyramid",
-    "loss_nkroi": "loss_pyramid_roi",
-    "loss_nkfg": "loss_pyramid_fg",
-    "loss_nkbg": "loss_pyramid_bg",
-    "loss_brcls": "loss_tower_cls",
-    "loss_brreg": "loss_tower_reg",
+PYRAMID = {"loss_neck": "pyramid", "loss_nkfg": "pyramid_fg", "loss_nkbg": "pyramid_bg", "loss_nkroi": "pyramid_roi"}
+ONE_STAGE = {
+    **PYRAMID,
+    "loss_kdcls": "prediction_cls",
+    "loss_kdbbox": "prediction_reg",
+    "loss_assis_cls": "assistant_cls",
+    "loss_assis_bbox": "assistant_reg",
+    "loss_brcls": "tower_cls",
+    "loss_brreg": "tower_reg",
 }
-"""Published loss key -> ours, where they differ (docs/algorithm.md 6.4)."""
+LOSS_NAMES = {
+    "RetinaNet": ONE_STAGE,
+    "GFL": {**ONE_STAGE, "loss_assis_dfl": "assistant_dfl"},
+    "FCOS": {
+        **ONE_STAGE,
+        "loss_roi": "pyramid_roi",
+        "loss_nfg": "pyramid_fg",
+        "loss_nbg": "pyramid_bg",
+        "loss_brnchcls": "tower_cls",
+        "loss_brnchreg": "tower_reg",
+        "loss_kdcenterness": "prediction_centerness",
+        "loss_assis_centerness": "assistant_centerness",
+    },
+    "FasterRCNN": {
+        **PYRAMID,
+        "loss_rpn_kdhead": "tower_rpn",
+        "loss_rpn_kdcls": "prediction_cls",
+        "loss_rpn_kdbbox": "prediction_reg",
+        "loss_rpn_assist_cls": "assistant_cls",
+        "loss_rpn_assist_bbox": "assistant_reg",
+        "loss_nkroi_st": "roi_features_student",
+        "loss_nkroi_tch": "roi_features_teacher",
+        "loss_headfeat": "roi_fc",
+        "loss_kdcls": "roi_prediction_cls",
+        "loss_kdbbox": "roi_prediction_reg",
+        "loss_assist_cls": "roi_assistant_cls",
+        "loss_assist_bbox": "roi_assistant_reg",
+    },
+}
+"""Published loss key -> our term, for each detector; its own losses have the same keys (docs/algorithm.md 6.4)."""
 
-PARAMETER_NAMES = [
+ONE_STAGE_PARAMETERS = [
     (r"distiller\.pyramid\.adapters\.(\d+)\.", r"bbox_head.distill_neck.\1.mimic_conv."),
-    (r"distiller\.assistant\.predictors\.(\w+)\.", r"bbox_head.assis_retina_\1."),
+    (r"distiller\.tower\.adapters\.(cls|reg)\.(\d+)\.(\d+)\.", r"bbox_head.distill_brnch_\1.\2.mimic_conv.\3."),
+    (r"distiller\.assistant\.scales\.", "bbox_head.assis_scales."),
     (r"student\.", ""),
 ]
-"""Our parameter name -> the published one (docs/algorithm.md 7.2)."""
+PARAMETER_NAMES = {
+    "RetinaNet": [(r"distiller\.assistant\.predictors\.(\w+)\.", r"bbox_head.assis_retina_\1."), *ONE_STAGE_PARAMETERS],
+    "GFL": [(r"distiller\.assistant\.predictors\.(\w+)\.", r"bbox_head.assis_gfl_\1."), *ONE_STAGE_PARAMETERS],
+    "FCOS": [(r"distiller\.assistant\.predictors\.(\w+)\.", r"bbox_head.assis_conv_\1."), *ONE_STAGE_PARAMETERS],
+    "FasterRCNN": [
+        (r"distiller\.pyramid\.adapters\.(\d+)\.", r"rpn_head.distill_neck.\1.mimic_conv."),
+        (r"distiller\.tower\.adapters\.rpn\.(\d+)\.0\.", r"rpn_head.distill_head.\1.mimic_conv."),
+        (r"distiller\.assistant\.predictors\.(\w+)\.", r"rpn_head.assist_rpn_\1."),
+        (r"distiller\.roi\.adapters\.student\.", "roi_head.bbox_head.distill_roi.mimic_conv_st_rois."),
+        (r"distiller\.roi\.adapters\.teacher\.", "roi_head.bbox_head.distill_roi.mimic_conv_tch_rois."),
+        (r"distiller\.roi\.fc_adapters\.(\d+)\.", r"roi_head.bbox_head.distill_head.\1.mimic_linear."),
+        (r"distiller\.roi\.assistant\.(\w+)\.", r"roi_head.bbox_head.assist_fc_\1."),
+        (r"student\.", ""),
+    ],
+}
+"""Our parameter name -> the published one, for each detector (docs/algorithm.md 7.2)."""
+
+UNCOMPARED = {"assist_acc"}
+"""Published entries that are no losses and that we do not log."""
 
 
 class CaseMissing(Exception):
@@ -80,30 +125,32 @@ class Agreement:
         )
 
 
-def check_case(entry: Mapping[str, Any]) -> Agreement:
-    """Run one training step in float64 and compare it with the entry's values.
+def check_case(entry: Mapping[str, Any], precision: torch.dtype = torch.float64) -> Agreement:
+    """Run one training step and compare it with the entry's values.
 
     Raises:
-        CaseMissing: no such recipe, or a detector family or a change that is not supported yet.
+        CaseMissing: no such recipe, or a change that has no counterpart.
     """
     case = entry["case"]
-    model = build(case)
+    model = build(case).to(precision)
+    detector = type(model.student).__name__
     images, metas, boxes, labels = fill.batch(case)
+    images, boxes = images.to(precision), [image_boxes.float() for image_boxes in boxes]
     losses = model(images, metas, gt_bboxes=boxes, gt_labels=labels)
     total, values = model.student._parse_losses(losses)
     total.backward()
-    gradients = {published_name(name): parameter.grad for name, parameter in model.named_parameters()}
-    given = {name: value for name, value in entry["losses"].items() if LOSS_NAMES.get(name, name) not in values}
-    if given:
-        raise CaseMissing(f"no such losses: {', '.join(given)}")
-    expected = {LOSS_NAMES.get(name, name): total_of(value) for name, value in entry["losses"].items()}
-    errors = {name: relative_error(values[name], value) for name, value in expected.items()}
+    gradients = {published_name(name, detector): parameter.grad for name, parameter in model.named_parameters()}
+    expected = {
+        our_loss(name, detector): total_of(value) for name, value in entry["losses"].items() if name not in UNCOMPARED
+    }
+    missing = [name for name in expected if name not in values]
     extra = [name for name in values if "loss" in name and name not in expected and name != "loss"]
-    if extra:
-        raise CaseMissing(f"losses that the case does not have: {', '.join(extra)}")
+    if missing or extra:
+        raise CaseMissing(f"losses of one side only: {', '.join(missing + extra)}")
+    errors = {name: relative_error(values[name], value) for name, value in expected.items()}
     gradient_errors = {name: gradient_error(gradients.get(name), given) for name, given in entry["grads"].items()}
-    unexpected = [name for name in entry["no_grad"] if gradients.get(name) is not None]
-    gradient_errors |= dict.fromkeys(unexpected, float("inf"))
+    still = {name: gradients[name] for name in entry["no_grad"] if gradients.get(name) is not None}
+    gradient_errors |= {name: gradient.norm().item() for name, gradient in still.items() if gradient is not None}
     return Agreement(largest(errors), relative_error(values["loss"], entry["total"]), largest(gradient_errors))
 
 
@@ -117,14 +164,13 @@ def build(case: Mapping[str, Any]) -> DistilledDetector:
     teacher_cfg = load_config(plan.teacher.config)
     for model_cfg in (cfg.model, teacher_cfg.model):
         set_classes(model_cfg, case["num_classes"])
+        if "proposals" in case:
+            sample_everything(model_cfg.train_cfg, case["proposals"])
     student, teacher = build_without_pretrained(cfg.model), build_without_pretrained(teacher_cfg.model)
-    try:
-        family = family_of(student)
-    except TrainError as error:
-        raise CaseMissing(str(error)) from error
     student.train()
-    model = DistilledDetector(student, Distiller(student, teacher, family, plan)).double()
-    fill.fill({published_name(name): value for name, value in model.state_dict().items()}, "student", case["seed"])
+    model = DistilledDetector(student, Distiller(student, teacher, family_of(student), plan)).double()
+    state = {published_name(name, type(student).__name__): value for name, value in model.state_dict().items()}
+    fill.fill(state, "student", case["seed"])
     fill.fill(teacher.state_dict(), "teacher", case["seed"])
     return model
 
@@ -144,6 +190,13 @@ def with_weights(distill: Mapping[str, Any], head: Mapping[str, Any]) -> dict[st
     return changed
 
 
+def sample_everything(train_cfg: Any, proposals: int) -> None:
+    """Leave nothing to chance: few proposals, all of them sampled."""
+    for stage in (train_cfg.rpn, train_cfg.rcnn):
+        stage.sampler.update(num=4096, pos_fraction=1.0)
+    train_cfg.rpn_proposal.update(nms_pre=200, max_per_img=proposals)
+
+
 def set_classes(cfg: Any, classes: int) -> None:
     """Set every `num_classes` of a model config."""
     for key, value in cfg.items():
@@ -153,8 +206,13 @@ def set_classes(cfg: Any, classes: int) -> None:
             set_classes(value, classes)
 
 
-def published_name(name: str) -> str:
-    for pattern, published in PARAMETER_NAMES:
+def our_loss(name: str, detector: str) -> str:
+    term = LOSS_NAMES[detector].get(name)
+    return f"loss_{term}" if term else name
+
+
+def published_name(name: str, detector: str) -> str:
+    for pattern, published in PARAMETER_NAMES[detector]:
         name, found = re.subn(f"^{pattern}", published, name)
         if found:
             break

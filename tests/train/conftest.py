@@ -1,4 +1,4 @@
-"""A fresh interpreter, for what happens when mmcv is first imported."""
+"""What the tests of cskd-train share: a fresh interpreter, the command line, a trained run, narrow stock detectors."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -74,3 +75,47 @@ def train_tiny(
         return command_line("run", config, "--work-dir", work_dir, "--set", f"data_root={shapes_root}", *options)
 
     return call
+
+
+_NARROW = {
+    "RetinaNet": ("mmdet::_base_/models/retinanet_r50_fpn.py", {"bbox_head": {"in_channels": 32, "feat_channels": 32}}),
+    "FCOS": (
+        "mmdet::fcos/fcos_r50_caffe_fpn_gn-head_1x_coco.py",
+        {"bbox_head": {"in_channels": 32, "feat_channels": 32}},
+    ),
+    "GFL": ("mmdet::gfl/gfl_r50_fpn_1x_coco.py", {"bbox_head": {"in_channels": 32, "feat_channels": 32}}),
+    "FasterRCNN": (
+        "mmdet::_base_/models/faster_rcnn_r50_fpn.py",
+        {
+            "rpn_head": {"in_channels": 32, "feat_channels": 32},
+            "roi_head": {
+                "bbox_roi_extractor": {"out_channels": 32},
+                "bbox_head": {"in_channels": 32, "fc_out_channels": 32},
+            },
+        },
+    ),
+}
+
+
+@pytest.fixture(params=list(_NARROW))
+def family(request: pytest.FixtureRequest) -> str:
+    """The class name of each supported mmdet detector in turn."""
+    return str(request.param)
+
+
+@pytest.fixture
+def narrow_model() -> Callable[..., Any]:
+    """The `model` config of a stock detector, 32 channels wide: `narrow_model("GFL", depth=18, classes=4)`."""
+    from cskd_train.engine.config import load_config
+
+    def model(family: str, depth: int = 18, classes: int = 4) -> Any:
+        file, heads = _NARROW[family]
+        cfg = load_config(file)
+        widths = [8, 16, 32, 64] if depth < 50 else [32, 64, 128, 256]
+        cfg.merge_from_dict({"model": {"backbone": {"depth": depth, "base_channels": 8, "init_cfg": None}, **heads}})
+        cfg.model.neck.update(in_channels=widths, out_channels=32)
+        head = cfg.model.roi_head.bbox_head if family == "FasterRCNN" else cfg.model.bbox_head
+        head.num_classes = classes
+        return cfg.model
+
+    return model

@@ -9,15 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from cskd_core.distiller import Distiller
-from cskd_core.plan import DistillPlan
 from cskd_train.engine.checkpoints import save
 from cskd_train.engine.config import load_config
 from cskd_train.errors import TrainError
-from cskd_train.mm.detector import DistilledDetector, build_distilled, build_student
+from cskd_train.mm.detector import build_distilled, build_student
 from cskd_train.mm.families import family_of
 from cskd_train.mm.plain import build_without_pretrained
-from cskd_train.mm.teacher import fetch
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -111,7 +108,9 @@ def test_a_teacher_with_other_classes_is_refused(cfg, tiny_config, tmp_path):
     save(tmp_path / "teacher.pth", {"state_dict": build_without_pretrained(other.model).state_dict(), "meta": {}})
     config = tmp_path / "teacher.py"
     config.write_text(f"_base_ = [{str(tiny_config)!r}]\nmodel = dict(bbox_head=dict(num_classes=3))\n")
-    with pytest.raises(TrainError, match="num_classes is 6 in the student and 3 in the teacher"):
+    with pytest.raises(
+        TrainError, match="the student has 6 classes and the teacher 3, and the teacher's names are unknown"
+    ):
         distilled(cfg, tiny_config, tmp_path / "teacher.pth", config)
 
 
@@ -124,7 +123,9 @@ def test_a_checkpoint_of_another_architecture_is_refused(cfg, tiny_config, tmp_p
 
 
 def test_a_detector_without_a_family_is_refused_by_name(cfg):
-    with pytest.raises(TrainError, match="a Linear cannot be distilled yet; supported detectors: RetinaNet"):
+    with pytest.raises(
+        TrainError, match="a Linear cannot be distilled; supported detectors: RetinaNet, FCOS, GFL, FasterRCNN"
+    ):
         family_of(torch.nn.Linear(1, 1))
 
 
@@ -143,51 +144,3 @@ def test_pretrained_weights_that_cannot_be_had_name_the_way_out(cfg, tmp_path):
     cfg.model.backbone.init_cfg = {"type": "Pretrained", "checkpoint": missing}
     with pytest.raises(TrainError, match=r"--set model\.backbone\.init_cfg=None"):
         build_student(cfg)
-
-
-def test_a_download_is_kept_and_checked_against_the_hash_in_its_name(tmp_path, monkeypatch):
-    asked = []
-
-    def download(url, target, digest):
-        asked.append(digest)
-        Path(target).write_bytes(b"weights")
-
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
-    url = "https://example.org/models/retinanet_r50-fdb43119.pth"
-    assert fetch(url) == tmp_path / "checkpoints" / "retinanet_r50-fdb43119.pth"
-    assert fetch(url).read_bytes() == b"weights"
-    assert asked == ["fdb43119"]
-
-
-def test_a_download_that_fails_says_where_to_put_the_file(tmp_path, monkeypatch):
-    def download(url, target, digest):
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
-    with pytest.raises(TrainError, match=rf"no route to host.*Place the file at {tmp_path}"):
-        fetch("https://example.org/teacher-12345678.pth")
-
-
-@pytest.mark.parametrize(
-    "file", sorted(path for path in CONFIGS.glob("*/*.py") if path.parent.name != "_base_"), ids=lambda path: path.stem
-)
-def test_every_recipe_builds_and_its_plan_parses(file):
-    cfg = load_config(file)
-    student = build_without_pretrained(cfg.model)
-    assert family_of(student).channels(student).levels == 5
-    assert student.bbox_head.num_classes == len(cfg.get("classes", [None] * 80))
-    if "distill" not in cfg:
-        return
-    plan = DistillPlan.parse(cfg.distill)
-    twin = load_config(next(path for path in CONFIGS.glob("*/*.py") if path.name == _base_name(file)))
-    assert {key: value for key, value in cfg.items() if key != "distill"} == dict(twin.items())
-    if plan.teacher.config:
-        teacher = build_without_pretrained(load_config(plan.teacher.config).model)
-        model = DistilledDetector(student, Distiller(student, teacher, family_of(student), plan))
-        assert len(model.distiller.pyramid.adapters) == 5
-
-
-def _base_name(recipe):
-    return Path(recipe.read_text().split("_base_ = [")[1].split('"')[1]).name

@@ -14,16 +14,21 @@ PRIOR_PROBABILITY = 0.01
 
 @dataclass(frozen=True)
 class PredictorSpec:
-    """One predictor: the tower whose last stage it reads, its channels, and whether its outputs are class logits."""
+    """One predictor: the tower whose last stage it reads, its channels and kernel.
+
+    Attributes:
+        classifies: its outputs are class logits, which start at `PRIOR_PROBABILITY`.
+    """
 
     tower: str
     in_channels: int
     out_channels: int
     classifies: bool = False
+    kernel: int = 3
 
 
 class Assistant(nn.Module):
-    """3x3 predictors shared over the levels, evaluated in training only.
+    """Convolutions shared over the levels, evaluated in training only.
 
     Args:
         specs: name of the prediction -> predictor.
@@ -33,7 +38,10 @@ class Assistant(nn.Module):
         super().__init__()
         self._towers = {name: spec.tower for name, spec in specs.items()}
         self.predictors = nn.ModuleDict(
-            {name: nn.Conv2d(spec.in_channels, spec.out_channels, 3, padding=1) for name, spec in specs.items()}
+            {
+                name: nn.Conv2d(spec.in_channels, spec.out_channels, spec.kernel, padding=spec.kernel // 2)
+                for name, spec in specs.items()
+            }
         )
         for name, spec in specs.items():
             predictor = self.predictors[name]

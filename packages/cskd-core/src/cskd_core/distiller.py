@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from cskd_core.errors import ShapeError
-from cskd_core.family import Family
+from cskd_core.family import Batch, Family, Observation
 from cskd_core.plan import DistillPlan
 from cskd_core.regions import Regions
+from cskd_core.roi_terms import RoiTerm
 from cskd_core.taps import Recording, Taps
 from cskd_core.teacher import FrozenTeacher
 from cskd_core.terms import PredictionTerm, PyramidTerm, TowerTerm
@@ -31,53 +32,65 @@ class Distiller(nn.Module):
 
     Raises:
         TapError: a detector is not of this family.
-        ShapeError: the pyramids differ in levels.
+        ShapeError: the detectors differ in strides, in the stages of a tower or in the channels of a prediction.
+        PlanError: the plan sets what this family has no use for.
 
     Example:
         with distiller.watch() as recording:
             losses = student.forward_train(images, ...)
-        losses |= distiller(recording, images, boxes, image_shapes)
+        losses |= distiller(recording, Batch(images, boxes, image_shapes))
     """
 
     def __init__(self, student: nn.Module, teacher: nn.Module, family: Family, plan: DistillPlan) -> None:
         super().__init__()
+        plan.refuse_unused(type(student).__name__, family.options)
+        _check_predictions(family.prediction_channels(student), family.prediction_channels(teacher))
         self.plan = plan
         self.teacher = FrozenTeacher(teacher, family)
         self._family = family
         self._student_taps = Taps(student, family.taps(student))
         # In a tuple, since an attribute that is a module would be registered.
         self._student = (student,)
-        ours, theirs = family.channels(student), family.channels(teacher)
-        if ours.levels != theirs.levels:
-            raise ShapeError(f"the student's pyramid has {ours.levels} levels, the teacher's {theirs.levels}")
-        self.pyramid = PyramidTerm(ours.levels, ours.pyramid, theirs.pyramid, plan.pyramid) if plan.pyramid else None
-        self.tower = TowerTerm(plan.tower) if plan.tower else None
-        self.prediction = PredictionTerm(family.prediction_rules, plan.prediction) if plan.prediction else None
-        self.assistant = family.assistant(student) if plan.assistant else None
+        ours, theirs = family.pyramid(student), family.pyramid(teacher)
+        if ours.strides != theirs.strides:
+            raise ShapeError(
+                f"the strides of the pyramids differ: {ours.strides} in the student, {theirs.strides} in the teacher"
+            )
+        self._strides = ours.strides
+        levels, reduce = len(ours.strides), plan.level_reduce or family.level_reduce
+        self.pyramid = self.tower = self.prediction = self.assistant = self.roi = None
+        if plan.pyramid:
+            self.pyramid = PyramidTerm(levels, ours.channels, theirs.channels, plan.pyramid, reduce, plan.loss)
+        if plan.tower:
+            towers = family.towers(student), family.towers(teacher)
+            self.tower = TowerTerm(*towers, levels, plan.tower, family.tower_adapter, reduce, plan.loss)
+        if plan.prediction:
+            self.prediction = PredictionTerm(family.prediction_rules, plan.prediction, reduce, plan.loss)
+        if plan.assistant:
+            self.assistant = family.assistant(student)
+        if plan.roi and (spec := family.rois(student, teacher)):
+            self.roi = RoiTerm(spec, plan.roi, plan.loss, assisted=plan.assistant is not None)
 
     def watch(self) -> AbstractContextManager[Recording]:
         """Record the student while the context lasts; its training forward belongs inside."""
         return self._student_taps.recording()
 
-    def forward(
-        self, recording: Recording, images: Tensor, boxes: Sequence[Tensor], image_shapes: Sequence[Sequence[int]]
-    ) -> dict[str, Tensor]:
+    def forward(self, recording: Recording, batch: Batch) -> dict[str, Tensor]:
         """The distillation terms of one batch.
 
         Args:
             recording: of the student's training forward on the same images.
-            images: (B, 3, H, W), the teacher's input.
-            boxes: ground truth, one (N, 4) tensor an image: x1, y1, x2, y2 in input pixels.
-            image_shapes: (height, width) of each image before padding.
+            batch: images as the teacher sees them, and their ground truth.
 
         Returns:
             Scalars by term name. A batch without any box gives terms connected to the graph, all finite.
         """
-        student = self._family.read(self._student[0], recording).in_float32()
-        teacher = self.teacher.observe(images).in_float32()
-        regions = Regions(boxes, image_shapes)
+        student = self._family.read(self._student[0], recording).in_one_precision()
+        teacher = self.teacher.observe(batch.images).in_one_precision()
+        sizes = [(level.shape[2], level.shape[3]) for level in student.pyramid]
+        regions = Regions(batch.boxes, batch.image_shapes, sizes, self._strides, self.plan.regions)
         terms: dict[str, Tensor] = {}
-        with torch.autocast(device_type=images.device.type, enabled=False):
+        with torch.autocast(device_type=batch.images.device.type, enabled=False):
             if self.pyramid is not None:
                 terms |= self.pyramid(student.pyramid, teacher.pyramid, regions)
             if self.tower is not None:
@@ -86,10 +99,30 @@ class Distiller(nn.Module):
                 terms |= self.prediction(student.predictions, teacher.predictions, regions)
             if self.assistant is not None:
                 assisted = self.assistant(student.towers)
-                terms |= self._family.assistant_losses(assisted, student, teacher, regions)
+                plan = self.plan.assistant
+                assert plan is not None
+                terms |= self._family.assistant_losses(assisted, student, teacher, regions, plan)
+            if self.roi is not None:
+                terms |= self._roi_terms(self.roi, recording, (student, teacher), batch)
         return terms
+
+    def _roi_terms(
+        self, roi: RoiTerm, recording: Recording, observations: tuple[Observation, Observation], batch: Batch
+    ) -> dict[str, Tensor]:
+        rois = self._family.observe_rois(self._student[0], self.teacher.detector, recording, observations, batch)
+        terms: dict[str, Tensor] = roi(rois)
+        return terms | self._family.roi_assistant_losses(roi.assist(rois), rois)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Distiller:
         self.teacher.apply(fn, recurse)
         super()._apply(fn, recurse)
         return self
+
+
+def _check_predictions(student: Mapping[str, int], teacher: Mapping[str, int]) -> None:
+    for name, channels in student.items():
+        if channels != teacher[name]:
+            raise ShapeError(
+                f"the prediction '{name}' has {channels} channels in the student and {teacher[name]} in the teacher: "
+                "classes, anchors a position and box encoding must agree"
+            )

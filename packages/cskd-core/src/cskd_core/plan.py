@@ -1,24 +1,36 @@
-"""The typed recipe of a distillation: a closed schema, checked before anything is built (docs/algorithm.md 8.3)."""
+"""The typed recipe of a distillation: a closed schema, checked before anything is built (docs/algorithm.md 8.3, 9)."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import types
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 from cskd_core.errors import PlanError
-from cskd_core.similarity import WeightPair
+from cskd_core.regions import PUBLISHED as AS_PUBLISHED
+from cskd_core.regions import RegionOptions
+from cskd_core.schema import parse_dataclass
+from cskd_core.similarity import PUBLISHED, LossOptions, WeightPair
 
 
 @dataclass(frozen=True)
 class TeacherPlan:
-    """Where the teacher comes from. Without a config, the one that its checkpoint holds is taken."""
+    """Where the teacher comes from, and what it sees.
+
+    Attributes:
+        checkpoint: a file or a URL.
+        config: of the teacher; without one, the one that its checkpoint holds is taken.
+        normalization: `own` gives the teacher the image as its own config normalises it; `shared` gives it the
+            student's tensor, as published.
+        class_map: student's class -> teacher's class, where their class lists differ; a class that is not in it is
+            looked for under its own name.
+    """
 
     checkpoint: str
     config: str | None = None
+    normalization: Literal["own", "shared"] = "own"
+    class_map: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -32,32 +44,114 @@ class PyramidPlan:
 
 @dataclass(frozen=True)
 class TowerPlan:
-    """Weights of the head-tower terms."""
+    """Weights of the head-tower terms: `cls` and `reg` of one-stage heads, `rpn` of a region proposal network.
+
+    Attributes:
+        adapter: a 1x1 convolution a level and stage on the student's side. None: where the published code uses it
+            (FCOS, RPN; not GFL, RetinaNet: docs/algorithm.md 9.6), and wherever the channels differ.
+    """
 
     cls: WeightPair = (1.0, 0.5)
     reg: WeightPair = (1.0, 0.5)
+    rpn: WeightPair = (1.0, 0.5)
+    adapter: bool | None = None
+
+
+@dataclass(frozen=True)
+class PredictionPlan:
+    """Weight of the prediction terms; `prediction=(1, 0.5)` is short for `prediction=dict(weight=(1, 0.5))`.
+
+    Attributes:
+        norm: of every map: `mean` over all elements; `foreground`, the sum over all positions divided by the number of
+            foreground elements; `masked`, the foreground positions alone. None: as published for each map
+            (docs/algorithm.md 4.2, 9.7, 9.8).
+    """
+
+    weight: WeightPair = (1.0, 0.5)
+    norm: Literal["mean", "foreground", "masked"] | None = None
+    shorthand = "weight"
+
+
+@dataclass(frozen=True)
+class AssistantPlan:
+    """The assistant predictors; `assistant=True` is short for the defaults, `assistant=None` leaves them out.
+
+    Attributes:
+        soft_labels: GFL: the teacher's scores are the target of the assistant's classification, in place of the hard
+            labels of the published code (docs/algorithm.md 9.15).
+        scores_times_centerness: FCOS: the teacher's centerness is multiplied into its scores (5.3).
+    """
+
+    soft_labels: bool = False
+    scores_times_centerness: bool = False
+
+
+@dataclass(frozen=True)
+class RoiPlan:
+    """The second stage of a two-stage detector (docs/algorithm.md 6.3); no other has one.
+
+    Attributes:
+        features_student: weights of the RoI features at the student's RoIs.
+        features_teacher: the same at the teacher's RoIs.
+        fc: of the fully connected layers at the teacher's RoIs.
+        prediction: of class logits and box deltas there.
+        activation: of the class logits: `sigmoid` as published, or the `softmax` with which they are trained (9.16).
+    """
+
+    features_student: WeightPair = (1.0, 0.5)
+    features_teacher: WeightPair = (1.0, 0.5)
+    fc: WeightPair = (1.0, 1.0)
+    prediction: WeightPair = (1.0, 1.0)
+    activation: Literal["sigmoid", "softmax"] = "sigmoid"
+
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "published": {},
+    "cskd-fixed": {
+        "regions": {"coord_base": "stride", "inclusive_end": False},
+        "loss": {"count_outside": False},
+        "tower": {"adapter": True},
+    },
+}
+"""What a preset sets; keys that a plan names win. `cskd-fixed`: boxes where they are, no constant in the losses of
+masked features, an adapter on every compared feature."""
 
 
 @dataclass(frozen=True)
 class DistillPlan:
     """What to distil and with which weights, each pair being (guided squared error, cosine).
 
-    A term set to None is left out. The defaults are the published recipe.
+    A term set to None is left out. The defaults are the published recipe, its oddities included: each of those has an
+    option (docs/algorithm.md 9).
+
+    Attributes:
+        preset: `published` or `cskd-fixed`, see `PRESETS`.
+        init_student: begin with the teacher's neck and head where the shapes agree (7, 9.20).
+        level_reduce: how the terms of the levels are joined; None: as published, the sum, for an RPN the mean (9.9).
 
     Example:
-        >>> DistillPlan.parse(dict(teacher=dict(checkpoint="t.pth"), prediction=(2, 1))).prediction
+        >>> DistillPlan.parse(dict(teacher=dict(checkpoint="t.pth"), prediction=(2, 1))).prediction.weight
         (2.0, 1.0)
+        >>> DistillPlan.parse(dict(teacher=dict(checkpoint="t.pth"), preset="cskd-fixed")).regions.coord_base
+        'stride'
         >>> DistillPlan.parse(dict(teacher=dict(checkpoint="t.pth"), tower=dict(clss=(1, 1))))
         Traceback (most recent call last):
         ...
-        cskd_core.errors.PlanError: distill.tower: unknown key 'clss'; did you mean 'cls'? Known keys: cls, reg
+        cskd_core.errors.PlanError: distill.tower: unknown key 'clss'; did you mean 'cls'? Known keys: cls, reg, rpn,
+        adapter
     """
 
     teacher: TeacherPlan
+    preset: Literal["published", "cskd-fixed"] = "published"
+    init_student: bool = False
     pyramid: PyramidPlan | None = PyramidPlan()
     tower: TowerPlan | None = TowerPlan()
-    prediction: WeightPair | None = (1.0, 0.5)
-    assistant: bool = True
+    prediction: PredictionPlan | None = PredictionPlan()
+    assistant: AssistantPlan | None = AssistantPlan()
+    roi: RoiPlan | None = RoiPlan()
+    loss: LossOptions = PUBLISHED
+    regions: RegionOptions = AS_PUBLISHED
+    level_reduce: Literal["sum", "mean"] | None = None
 
     @classmethod
     def parse(cls, data: Mapping[str, Any]) -> DistillPlan:
@@ -66,46 +160,52 @@ class DistillPlan:
         Raises:
             PlanError: an unknown key, a missing one, or a value of another kind; the message names the key.
         """
-        plan = _parse(cls, data, "distill")
+        plan = parse_dataclass(cls, data, "distill")
         assert isinstance(plan, cls)
-        return plan
+        # Parsed again with the preset underneath: what is wrong was found above, and so named as it was written.
+        merged: DistillPlan = parse_dataclass(cls, _with_preset(data, PRESETS[plan.preset]), "distill")
+        return merged
+
+    def refuse_unused(self, detector: str, used: frozenset[str]) -> None:
+        """Refuse a setting that the student's family would silently ignore.
+
+        Args:
+            detector: the student's class, for the message.
+            used: the keys out of `SPECIFIC` that this family has a use for.
+
+        Raises:
+            PlanError: a key of `SPECIFIC` outside `used` is not at its default.
+        """
+        default = DistillPlan(self.teacher)
+        for key in SPECIFIC:
+            if key not in used and _at(self, key) not in (None, _at(default, key)):
+                raise PlanError(f"distill.{key}: a {detector} has no use for it; take it out")
 
 
-def _parse(kind: Any, value: Any, where: str) -> Any:
-    """`value` as `kind`: a dataclass of the schema, a weight pair, a bool or a string; None where allowed."""
-    if get_origin(kind) in (Union, types.UnionType):
-        if value is None:
-            return None
-        (kind,) = (option for option in get_args(kind) if option is not type(None))
-    if dataclasses.is_dataclass(kind):
-        return _parse_dataclass(kind, value, where)
-    if kind == WeightPair:
-        return _parse_pair(value, where)
-    if not isinstance(value, kind):
-        raise PlanError(f"{where}: expected a {kind.__name__}, got {value!r}")
-    return value
+SPECIFIC = (
+    "tower.cls",
+    "tower.reg",
+    "tower.rpn",
+    "roi",
+    "assistant.soft_labels",
+    "assistant.scores_times_centerness",
+)
+"""Keys that only some families have a use for."""
 
 
-def _parse_dataclass(kind: Any, value: Any, where: str) -> Any:
-    if not isinstance(value, Mapping):
-        raise PlanError(f"{where}: expected a dict, got {value!r}")
-    hints = get_type_hints(kind)
-    known = [field.name for field in dataclasses.fields(kind)]
-    for key in value:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else "."
-            raise PlanError(f"{where}: unknown key '{key}'{hint} Known keys: {', '.join(known)}")
-    for field in dataclasses.fields(kind):
-        if field.default is dataclasses.MISSING and field.name not in value:
-            raise PlanError(f"{where}: missing key '{field.name}'")
-    return kind(**{key: _parse(hints[key], item, f"{where}.{key}") for key, item in value.items()})
+def _with_preset(data: Mapping[str, Any], preset: Mapping[str, Any]) -> dict[str, Any]:
+    """`data` with the preset's keys where it has none; a term that it leaves out (None) stays out."""
+    merged = dict(data)
+    for key, value in preset.items():
+        if key not in merged:
+            merged[key] = value
+        elif isinstance(merged[key], Mapping):
+            merged[key] = {**value, **merged[key]}
+    return merged
 
 
-def _parse_pair(value: Any, where: str) -> WeightPair:
-    numbers = isinstance(value, (tuple, list)) and all(
-        isinstance(item, (int, float)) and not isinstance(item, bool) and item >= 0 for item in value
-    )
-    if not numbers or len(value) != 2:
-        raise PlanError(f"{where}: expected two weights >= 0 (guided squared error, cosine), got {value!r}")
-    return float(value[0]), float(value[1])
+def _at(plan: Any, key: str) -> Any:
+    """The value at a dotted key; None below a term that is left out."""
+    for part in key.split("."):
+        plan = getattr(plan, part) if dataclasses.is_dataclass(plan) else None
+    return plan

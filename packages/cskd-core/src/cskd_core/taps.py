@@ -11,6 +11,8 @@ from torch import nn
 
 from cskd_core.errors import TapError
 
+INPUTS = "@inputs"
+
 
 class Recording:
     """What each tap saw, in call order: a tower runs once a pyramid level, so its tap holds one tensor a level."""
@@ -53,7 +55,7 @@ class Taps:
     Args:
         detector: any module; it is neither changed nor registered anywhere.
         taps: name -> path. `neck` records what the submodule `detector.neck` returns, `bbox_head.get_targets()` what
-            that method returns.
+            that method returns, `roi_extractor@inputs` the tuple of positional arguments of that submodule.
 
     Raises:
         TapError: a path that the detector does not have; the message names the nearest ones.
@@ -70,6 +72,7 @@ class Taps:
     def __init__(self, detector: nn.Module, taps: Mapping[str, str]) -> None:
         self._taps = dict(taps)
         self._modules: dict[str, nn.Module] = {}
+        self._inputs: dict[str, nn.Module] = {}
         self._methods: dict[str, tuple[nn.Module, str]] = {}
         for name, path in self._taps.items():
             if path.endswith("()"):
@@ -78,6 +81,8 @@ class Taps:
                 if not callable(getattr(owner, method, None)):
                     raise TapError(f"tap '{name}': {type(owner).__name__} at '{owner_path}' has no method '{method}'")
                 self._methods[name] = (owner, method)
+            elif path.endswith(INPUTS):
+                self._inputs[name] = _submodule(detector, path.removesuffix(INPUTS))
             else:
                 self._modules[name] = _submodule(detector, path)
 
@@ -87,6 +92,9 @@ class Taps:
         record = Recording(self._taps)
         handles = [
             module.register_forward_hook(_module_recorder(record, name)) for name, module in self._modules.items()
+        ]
+        handles += [
+            module.register_forward_pre_hook(_input_recorder(record, name)) for name, module in self._inputs.items()
         ]
         for name, (owner, method) in self._methods.items():
             # An instance attribute shadows the class's method for as long as it is there.
@@ -103,6 +111,13 @@ class Taps:
 def _module_recorder(record: Recording, name: str) -> Callable[[nn.Module, Any, Any], None]:
     def hook(_module: nn.Module, _arguments: Any, output: Any) -> None:
         record.add(name, output)
+
+    return hook
+
+
+def _input_recorder(record: Recording, name: str) -> Callable[[nn.Module, Any], None]:
+    def hook(_module: nn.Module, arguments: Any) -> None:
+        record.add(name, arguments)
 
     return hook
 

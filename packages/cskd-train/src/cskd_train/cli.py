@@ -13,6 +13,7 @@ from cskd_core.errors import CskdError
 COMMANDS = {
     "run": "Train a detector, alone or distilled from a teacher.",
     "test": "COCO mAP of a checkpoint.",
+    "table": "Published figures, and what was measured.",
     "show": "Draw what several detectors find, side by side.",
     "data": "Generate, convert and check data sets.",
     "doctor": "Say what is installed, what serves, and what is wrong.",

@@ -33,6 +33,7 @@ class Parts:
     distiller: nn.Module | None
     runner: EpochRunner  # over the student, or the student under its distiller
     loader: TrainLoader
+    remarks: tuple[str, ...]  # for the user, on how student and teacher were fitted together
     validation: Any  # mmdet's test dataset, or None without a validation split
 
 
@@ -43,8 +44,12 @@ def refuse_unsupported(cfg: Config) -> None:
         TrainError: names the key and what to write instead.
         PlanError: the `distill` block does not fit its schema.
     """
-    if cfg.get("distill"):
-        DistillPlan.parse(cfg.distill)
+    plan = DistillPlan.parse(cfg.distill) if cfg.get("distill") else None
+    if plan and plan.init_student and cfg.get("load_from"):
+        raise TrainError(
+            f"load_from = {cfg.load_from!r} and distill.init_student=True both say how the student's head begins: "
+            "take one of them out"
+        )
     for key in ("model", "data", "optimizer", "runner"):
         if key not in cfg:
             raise TrainError(f"the config has no {key!r} block; configs/_base_ has one to build on")
@@ -106,7 +111,8 @@ def build_parts(cfg: Config, seed: int, device: torch.device) -> Parts:
     loading = {**cfg.data, **cfg.data.get("train_dataloader", {})}
     loader = TrainLoader(train_set, loading.get("samples_per_gpu", 2), loading.get("workers_per_gpu", 2), seed)
     distiller = None if distilled is None else distilled.distiller
-    return Parts(student, classes, distiller, _build_runner(cfg, trained, device), loader, validation)
+    remarks = () if distilled is None else distilled.remarks
+    return Parts(student, classes, distiller, _build_runner(cfg, trained, device), loader, remarks, validation)
 
 
 def _build_runner(cfg: Config, trained: nn.Module, device: torch.device) -> EpochRunner:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from cskd_train.engine.files import write_atomically
+from cskd_train.engine.foreign_keys import to_stock_keys
 from cskd_train.errors import TrainError
 
 FORMAT = "cskd"
@@ -47,11 +48,11 @@ def save(path: str | Path, contents: Mapping[str, Any]) -> None:
 
 
 def load_checkpoint(path: str | Path, require_config: bool = True) -> Checkpoint:
-    """Read a detector's checkpoint.
+    """Read a detector's checkpoint: ours, mmdet's, the published research code's (its distillation is dropped).
 
     Args:
-        require_config: False also takes a plain mmdet checkpoint or a bare state dict; `config`, `classes` and
-            `metrics` are then empty.
+        require_config: False also takes a plain mmdet checkpoint or a bare state dict; `config`, `meta` and `metrics`
+            are then empty, `classes` are those that mmdet has stored, if any.
 
     Raises:
         TrainError: no such file; not a checkpoint; cut short; a pickle that asks for code; no config inside.
@@ -74,7 +75,7 @@ def load_checkpoint(path: str | Path, require_config: bool = True) -> Checkpoint
     return Checkpoint(
         state_dict=_weights_of(contents, file),
         config=dict(meta.get("config", {})),
-        classes=tuple(meta.get("CLASSES", ())),
+        classes=_classes_of(found),
         metrics=meta.get("metrics", {}),
         meta=meta,
         sha256=sha256(file),
@@ -132,7 +133,7 @@ def sha256(path: str | Path) -> str:
 def _weights_of(contents: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     """The weights inside any checkpoint: under `state_dict` (mmdet's and ours) or the whole file (a bare state dict).
 
-    A `module.` in front of every key (a checkpoint of a parallel wrapper) is taken off.
+    A `module.` in front of every key (a checkpoint of a parallel wrapper) is taken off; see `to_stock_keys` for more.
     """
     weights = contents.get("state_dict", contents)
     if not isinstance(weights, Mapping) or not weights or not all(isinstance(v, Tensor) for v in weights.values()):
@@ -140,7 +141,15 @@ def _weights_of(contents: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
         raise TrainError(f"checkpoint {path}: holds no weights (keys: {keys}); expected a state_dict of tensors")
     prefix = "module."
     wrapped = all(key.startswith(prefix) for key in weights)
-    return {key.removeprefix(prefix) if wrapped else key: value for key, value in weights.items()}
+    return to_stock_keys({key.removeprefix(prefix) if wrapped else key: value for key, value in weights.items()})
+
+
+def _classes_of(meta: Any) -> tuple[str, ...]:
+    """The class names that cskd-train and mmdet store alike; () where there are none."""
+    names = meta.get("CLASSES") if isinstance(meta, Mapping) else None
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        return ()
+    return tuple(names)
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:

@@ -25,6 +25,7 @@ _OPTIONAL_KEYS: dict[str, tuple[str, ...]] = {
         "seed",
     ),
     "data": ("samples_per_gpu", "workers_per_gpu", "train_dataloader", "val", "test"),
+    "distill": ("assistant", "loss", "prediction", "pyramid", "regions", "roi", "teacher", "tower"),
     "data.train_dataloader": ("samples_per_gpu", "workers_per_gpu"),
     "evaluation": ("interval",),
     "log_config": ("interval",),

@@ -69,6 +69,8 @@ def run(options: RunOptions, console: Console) -> RunResult:
         _say(console, f"warning: {warning}")
 
     parts = build_parts(cfg, seed, device)
+    for remark in parts.remarks:
+        _say(console, remark)
     config_data = config_to_data(cfg)
     if resumption:
         resumption.check_epoch_length(len(parts.loader))

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cskd_core.distiller import Distiller
+from cskd_core.family import Batch
 from cskd_core.plan import DistillPlan
 from cskd_train.errors import TrainError
+from cskd_train.mm.class_map import keep_classes, match_classes
 from cskd_train.mm.families import family_of
+from cskd_train.mm.fit import check_fit
+from cskd_train.mm.inherit import inherit
+from cskd_train.mm.normalization import Normalization, renormalize
 from cskd_train.mm.plain import build_detector
 from cskd_train.mm.teacher import build_teacher
 
@@ -37,20 +42,29 @@ def build_student(cfg: Any) -> nn.Module:
 def build_distilled(student: nn.Module, cfg: Any, device: str | torch.device) -> DistilledDetector:
     """The student under its distiller, as the config's `distill` block says.
 
+    With `init_student` the student's neck and heads are overwritten with the teacher's.
+
     Raises:
-        PlanError: the block does not fit the schema.
-        TrainError: the teacher cannot be had, or does not fit the student.
+        PlanError: the block does not fit the schema, or the student's family.
+        TrainError: the teacher cannot be had, or does not suit the student.
+        ShapeError: strides, towers or predictions of the two cannot be compared.
     """
     plan = DistillPlan.parse(cfg.distill)
     family = family_of(student)
     teacher = build_teacher(plan.teacher)
-    if type(teacher) is not type(student):
-        raise TrainError(
-            f"the teacher is a {type(teacher).__name__}, the student a {type(student).__name__}: "
-            "both must be detectors of one family"
-        )
-    _check_fit(student, teacher)
-    return DistilledDetector(student, Distiller(student, teacher, family, plan)).to(device)
+    classes = getattr(student, "CLASSES", None)
+    chosen = match_classes(classes, teacher.classes, plan.teacher.class_map) if classes else None
+    if chosen is not None and type(teacher.model) is type(student):
+        keep_classes(teacher.model, chosen)
+    remarks = check_fit(student, teacher.model)
+    if plan.init_student:
+        remarks.append(str(inherit(student, teacher.model)))
+    own = Normalization.of_config(cfg) if plan.teacher.normalization == "own" else None
+    if own and teacher.normalization and own != teacher.normalization:
+        remarks.append(f"the teacher sees its own normalisation of the images: {teacher.normalization}")
+    normalizations = (own, teacher.normalization) if own and teacher.normalization else None
+    distiller = Distiller(student, teacher.model, family, plan)
+    return DistilledDetector(student, distiller, normalizations, remarks).to(device)
 
 
 class DistilledDetector(nn.Module):
@@ -59,35 +73,39 @@ class DistilledDetector(nn.Module):
     Args:
         student: a stock mmdet detector; it runs its own training forward, watched.
         distiller: built on this very student.
+        normalizations: of the student's images and of the teacher's; None gives both the same tensor.
+        remarks: for the user, on how the two were fitted together.
     """
 
-    def __init__(self, student: nn.Module, distiller: Distiller) -> None:
+    def __init__(
+        self,
+        student: nn.Module,
+        distiller: Distiller,
+        normalizations: tuple[Normalization, Normalization] | None = None,
+        remarks: Sequence[str] = (),
+    ) -> None:
         super().__init__()
         self.student = student
         self.distiller = distiller
+        self.remarks = tuple(remarks)
+        self._normalizations = normalizations
 
     def forward(self, img: Tensor, img_metas: list[dict[str, Any]], **targets: Any) -> dict[str, Any]:
         """The student's own losses and the distillation terms, each under a name with `loss` in it."""
         with self.distiller.watch() as recording:
             losses: dict[str, Any] = self.student(img=img, img_metas=img_metas, return_loss=True, **targets)
-        image_shapes = [meta["img_shape"][:2] for meta in img_metas]
-        terms = self.distiller(recording, img, targets["gt_bboxes"], image_shapes)
+        shapes = [meta["img_shape"][:2] for meta in img_metas]
+        batch = Batch(
+            images=renormalize(img, *self._normalizations, shapes) if self._normalizations else img,
+            boxes=targets["gt_bboxes"],
+            image_shapes=shapes,
+            labels=targets["gt_labels"],
+            details=img_metas,
+        )
+        terms = self.distiller(recording, batch)
         return {**losses, **{f"loss_{name}": value for name, value in terms.items()}}
 
     def train_step(self, data: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:
         """As `mmdet.models.detectors.BaseDetector.train_step`: the total loss, its parts, and the batch size."""
         loss, log_vars = self.student._parse_losses(self(**data))  # type: ignore[operator]
         return {"loss": loss, "log_vars": log_vars, "num_samples": len(data["img_metas"])}
-
-
-def _check_fit(student: Any, teacher: Any) -> None:
-    ours, theirs = student.bbox_head, teacher.bbox_head
-    for what in ("num_classes", "stacked_convs", "feat_channels"):
-        if getattr(ours, what) != getattr(theirs, what):
-            raise TrainError(
-                f"the heads differ: {what} is {getattr(ours, what)} in the student "
-                f"and {getattr(theirs, what)} in the teacher; they must agree"
-            )
-    strides = ours.prior_generator.strides, theirs.prior_generator.strides
-    if strides[0] != strides[1]:
-        raise TrainError(f"the strides differ: {strides[0]} in the student and {strides[1]} in the teacher")

@@ -1,0 +1,6 @@
+# Faster R-CNN with a ResNet-18 backbone and the neck that fits it.
+_base_ = ["faster_rcnn_r50.py"]
+model = dict(
+    backbone=dict(depth=18, init_cfg=dict(type="Pretrained", checkpoint="torchvision://resnet18")),
+    neck=dict(in_channels=[64, 128, 256, 512]),
+)

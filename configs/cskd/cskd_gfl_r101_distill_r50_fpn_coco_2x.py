@@ -1,0 +1,13 @@
+# GFL R101 -> R50 on COCO as published (docs/algorithm.md 8.2, 8.3).
+_base_ = ["../student/gfl_r50_fpn_ms_2x_coco.py"]
+distill = dict(
+    teacher=dict(
+        config="mmdet::gfl/gfl_r101_fpn_mstrain_2x_coco.py",
+        checkpoint="https://download.openmmlab.com/mmdetection/v2.0/gfl/gfl_r101_fpn_mstrain_2x_coco/"
+        "gfl_r101_fpn_mstrain_2x_coco_20200629_200126-dd12f847.pth",
+    ),
+    pyramid=dict(full=(1, 0.5), roi=(1, 0.5), region=(1, 0.5)),  # (guided squared error, cosine)
+    tower=dict(cls=(1, 0.5), reg=(1, 0.5)),
+    prediction=(1, 0.5),
+    assistant=True,
+)

@@ -1,0 +1,9 @@
+# FCOS R50 -> R18 on shapes: the student of fcos_r18_shapes.py under the teacher of fcos_r50_shapes.py.
+_base_ = ["fcos_r18_shapes.py"]
+distill = dict(
+    teacher=dict(checkpoint="work_dirs/fcos_r50_shapes/best.pth"),
+    pyramid=dict(full=(1, 0.5), roi=(1, 0.5), region=(1, 0.5)),  # (guided squared error, cosine)
+    tower=dict(cls=(1, 0.5), reg=(1, 0.5)),
+    prediction=(1, 0.5),
+    assistant=True,
+)

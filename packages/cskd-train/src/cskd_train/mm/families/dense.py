@@ -1,0 +1,115 @@
+"""What the one-stage detectors of mmdet share: a neck, a head with a cls and a reg tower, and maps by level."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+from mmcv.cnn import Scale
+from mmdet.core import reduce_mean
+from torch import Tensor, nn
+
+from cskd_core.assistant import Assistant, PredictorSpec
+from cskd_core.family import Family, Observation, PyramidSpec, TowerSpec
+from cskd_core.taps import Recording
+
+TOWERS = ("cls", "reg")
+
+
+class DenseFamily(Family):
+    """A stock mmdet one-stage detector.
+
+    Attributes:
+        predictors: prediction name -> name of the head's convolution that makes it.
+    """
+
+    predictors: ClassVar[Mapping[str, str]]
+    options = frozenset({"tower.cls", "tower.reg"})
+
+    def pyramid(self, detector: Any) -> PyramidSpec:
+        return PyramidSpec(detector.neck.out_channels, strides_of(detector.bbox_head))
+
+    def towers(self, detector: Any) -> dict[str, TowerSpec]:
+        head = detector.bbox_head
+        return {tower: TowerSpec(head.feat_channels, head.stacked_convs) for tower in TOWERS}
+
+    def prediction_channels(self, detector: Any) -> dict[str, int]:
+        return {name: getattr(detector.bbox_head, path).out_channels for name, path in self.predictors.items()}
+
+    def taps(self, detector: Any) -> dict[str, str]:
+        stages = range(detector.bbox_head.stacked_convs)
+        return {
+            "pyramid": "neck",
+            "predictions": "bbox_head",
+            "targets": "bbox_head.get_targets()",
+            **{f"{tower}{stage}": f"bbox_head.{tower}_convs.{stage}" for tower in TOWERS for stage in stages},
+        }
+
+    def infer(self, detector: Any, images: Tensor) -> None:
+        detector.bbox_head(detector.extract_feat(images))
+
+    def read(self, detector: Any, recording: Recording) -> Observation:
+        stages = range(detector.bbox_head.stacked_convs)
+        return Observation(
+            pyramid=recording.last("pyramid"),
+            towers={tower: [recording.calls(f"{tower}{stage}") for stage in stages] for tower in TOWERS},
+            predictions=dict(zip(self.predictors, recording.last("predictions"), strict=True)),
+            targets=recording.last("targets") if recording.ran("targets") else None,
+        )
+
+    def assistant(self, detector: Any) -> Assistant:
+        return Assistant(self.predictor_specs(detector))
+
+    def predictor_specs(self, detector: Any) -> dict[str, PredictorSpec]:
+        """A predictor beside each of the student's own, on the same tower."""
+        channels = detector.bbox_head.feat_channels
+        return {
+            name: PredictorSpec(self.tower_of(detector, name), channels, outputs, classifies=name == "cls")
+            for name, outputs in self.prediction_channels(detector).items()
+        }
+
+    def tower_of(self, detector: Any, prediction: str) -> str:
+        """The tower that feeds a prediction."""
+        return prediction
+
+
+class ScaledAssistant(Assistant):
+    """An assistant whose box predictions have a learnable scale on each level, 1 at first, as FCOS's and GFL's have.
+
+    As in those heads, scaled predictions are float32 whatever goes in.
+
+    Args:
+        specs: name of the prediction -> predictor; `reg` is scaled.
+        levels: of the pyramid.
+        activation: applied to the scaled box predictions.
+    """
+
+    def __init__(
+        self,
+        specs: Mapping[str, PredictorSpec],
+        levels: int,
+        activation: Callable[[Tensor], Tensor] = lambda scaled: scaled,
+    ) -> None:
+        super().__init__(specs)
+        self.scales = nn.ModuleList(Scale(1.0) for _ in range(levels))
+        self._activation = activation
+
+    def forward(self, towers: Mapping[str, Sequence[Sequence[Tensor]]]) -> dict[str, list[Tensor]]:
+        predictions = super().forward(towers)
+        boxes = zip(self.scales, predictions["reg"], strict=True)
+        return {**predictions, "reg": [self._activation(scale(level).float()) for scale, level in boxes]}
+
+
+def strides_of(head: Any) -> tuple[int, ...]:
+    """The stride of each level; mmdet keeps (width, height) pairs."""
+    return tuple(int(stride[0]) for stride in head.prior_generator.strides)
+
+
+def by_prior(prediction: Tensor, channels: int) -> Tensor:
+    """(B, A * c, H, W) to (B, priors, c), in mmdet's order: row, column, anchor."""
+    return prediction.permute(0, 2, 3, 1).reshape(len(prediction), -1, channels)
+
+
+def at_least_one(count: float, like: Tensor) -> float:
+    """`count` as mmdet's heads normalise by it: averaged over the processes of a distributed run, 1 at least."""
+    return max(float(reduce_mean(like.new_tensor(count))), 1.0)

@@ -1,0 +1,204 @@
+"""Faster R-CNN: pyramid and proposal network, then RoI features, layers and predictions (docs/algorithm.md 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmdet.core import bbox2roi
+from torch import Tensor
+
+from cskd_core.assistant import Assistant, PredictorSpec
+from cskd_core.family import Batch, Family, Observation, PredictionRule, PyramidSpec, TowerSpec
+from cskd_core.plan import AssistantPlan
+from cskd_core.regions import Regions
+from cskd_core.roi_terms import RoiObservation, RoiSpec
+from cskd_core.similarity import at_least_float32
+from cskd_core.taps import Recording, Taps
+from cskd_train.mm.families.dense import by_prior, strides_of
+
+
+@dataclass(frozen=True)
+class _RoiTargets:
+    """What mmdet's box head makes of the teacher's RoIs: class (n,) and box weights (n, 4) of each."""
+
+    labels: Tensor
+    box_weights: Tensor
+
+
+class FasterRCNNFamily(Family):
+    """A stock mmdet Faster R-CNN with a shared fully connected box head."""
+
+    prediction_rules = {  # noqa: RUF012
+        "cls": PredictionRule("sigmoid", "mean"),
+        "reg": PredictionRule("identity", "foreground"),
+    }
+    tower_adapter = True
+    level_reduce = "mean"
+    options = frozenset({"tower.rpn", "roi"})
+
+    def pyramid(self, detector: Any) -> PyramidSpec:
+        return PyramidSpec(detector.neck.out_channels, strides_of(detector.rpn_head))
+
+    def towers(self, detector: Any) -> dict[str, TowerSpec]:
+        return {"rpn": TowerSpec(detector.rpn_head.feat_channels, stages=1)}
+
+    def prediction_channels(self, detector: Any) -> dict[str, int]:
+        return {"cls": detector.rpn_head.rpn_cls.out_channels, "reg": detector.rpn_head.rpn_reg.out_channels}
+
+    def taps(self, detector: Any) -> dict[str, str]:
+        return {
+            "pyramid": "neck",
+            "rpn": "rpn_head.rpn_cls@inputs",  # the RPN's feature after its activation, once a level
+            "proposals": "rpn_head",
+            "targets": "rpn_head.get_targets()",
+            "rois": "roi_head.bbox_roi_extractor@inputs",
+            "roi_features": "roi_head.bbox_roi_extractor",
+        }
+
+    def infer(self, detector: Any, images: Tensor) -> None:
+        detector.rpn_head(detector.extract_feat(images))
+
+    def read(self, detector: Any, recording: Recording) -> Observation:
+        logits, deltas = recording.last("proposals")
+        return Observation(
+            pyramid=recording.last("pyramid"),
+            towers={"rpn": [[feature for (feature,) in recording.calls("rpn")]]},
+            predictions={"cls": logits, "reg": deltas},
+            targets=recording.last("targets") if recording.ran("targets") else None,
+        )
+
+    def assistant(self, detector: Any) -> Assistant:
+        channels = detector.rpn_head.feat_channels
+        return Assistant(
+            {
+                name: PredictorSpec("rpn", channels, outputs, kernel=1)
+                for name, outputs in self.prediction_channels(detector).items()
+            }
+        )
+
+    def assistant_losses(
+        self,
+        assisted: Mapping[str, Sequence[Tensor]],
+        student: Observation,
+        teacher: Observation,
+        regions: Regions,
+        plan: AssistantPlan,
+    ) -> dict[str, Tensor]:
+        """Cross entropy against the teacher's objectness at sampled anchors, L1 against its deltas at positive ones.
+
+        Source: docs/algorithm.md 6.2.
+        """
+        _, label_weights, _, box_weights, positive, negative = student.targets
+        classification, regression = [], []
+        for level, (logits, deltas) in enumerate(zip(assisted["cls"], assisted["reg"], strict=True)):
+            scores = teacher.predictions["cls"][level].sigmoid()
+            entropy = F.binary_cross_entropy_with_logits(logits, scores, reduction="none")
+            classification.append((by_prior(entropy, 1).squeeze(2) * label_weights[level]).sum())
+            distance = (deltas - teacher.predictions["reg"][level]).abs()
+            regression.append((by_prior(distance, 4) * box_weights[level]).sum())
+        sampled = positive + negative
+        return {
+            "assistant_cls": torch.stack(classification).sum() / sampled,
+            "assistant_reg": torch.stack(regression).sum() / sampled,
+        }
+
+    def rois(self, student: Any, teacher: Any) -> RoiSpec:
+        ours, theirs = student.roi_head.bbox_head, teacher.roi_head.bbox_head
+        layers = zip(ours.shared_fcs, theirs.shared_fcs, strict=True)
+        return RoiSpec(
+            channels=(ours.in_channels, theirs.in_channels),
+            fc=[(one.out_features, other.out_features) for one, other in layers],
+            predictions={"cls": ours.fc_cls.out_features, "reg": ours.fc_reg.out_features},
+        )
+
+    def observe_rois(
+        self,
+        student: Any,
+        teacher: Any,
+        recording: Recording,
+        observations: tuple[Observation, Observation],
+        batch: Batch,
+    ) -> RoiObservation:
+        """The student's RoIs are those of its own training forward; the teacher's are sampled here.
+
+        Source: docs/algorithm.md 6.1, steps 4 to 8.
+        """
+        ours, theirs = observations
+        _, student_rois = recording.last("rois")
+        with torch.no_grad():
+            samples = _sample(teacher, student.train_cfg.rpn_proposal, theirs, batch)
+            rois = bbox2roi([sample.bboxes for sample in samples])
+            labels, _, _, weights = student.roi_head.bbox_head.get_targets(
+                samples, batch.boxes, batch.labels, student.roi_head.train_cfg
+            )
+            target_features, target_layers, target_predictions = _box_head(teacher, theirs.pyramid, rois)
+            teacher_at_student = _roi_features(teacher, theirs.pyramid, student_rois)
+        features, layers, predictions = _box_head(student, ours.pyramid, rois)
+        return RoiObservation(
+            at_student=(at_least_float32(recording.last("roi_features")), teacher_at_student),
+            at_teacher=(features, target_features),
+            fc=list(zip(layers, target_layers, strict=True)),
+            predictions={name: (value, target_predictions[name]) for name, value in predictions.items()},
+            targets=_RoiTargets(labels, weights),
+        )
+
+    def roi_assistant_losses(self, assisted: Mapping[str, Tensor], rois: RoiObservation) -> dict[str, Tensor]:
+        """Cross entropy against the teacher's class scores, L1 against its deltas at positive RoIs of their true class.
+
+        Source: docs/algorithm.md 6.3.
+        """
+        if not assisted:
+            return {}
+        targets: _RoiTargets = rois.targets
+        scores, deltas = rois.predictions["cls"][1].sigmoid(), rois.predictions["reg"][1]
+        positive = (targets.box_weights > 0).any(1)
+        count = len(targets.labels)
+        of_class = targets.labels[positive]
+        distance = (assisted["reg"] - deltas).abs().reshape(count, -1, 4)[positive]
+        if distance.shape[1] == 1:  # one box for all classes
+            of_class = torch.zeros_like(of_class)
+        chosen = distance[torch.arange(len(of_class), device=of_class.device), of_class]
+        return {
+            "roi_assistant_cls": F.binary_cross_entropy_with_logits(assisted["cls"], scores),
+            "roi_assistant_reg": (chosen * targets.box_weights[positive]).sum() / max(count, 1),
+        }
+
+
+def _sample(teacher: Any, proposal_cfg: Any, observation: Observation, batch: Batch) -> list[Any]:
+    """The teacher's proposals, assigned and sampled by its own rules: one mmdet sampling result an image.
+
+    How many proposals there are is the student's setting, as published.
+    """
+    proposals = teacher.rpn_head.get_bboxes(
+        observation.predictions["cls"], observation.predictions["reg"], img_metas=batch.details, cfg=proposal_cfg
+    )
+    assert batch.labels is not None
+    head = teacher.roi_head
+    samples = []
+    for image, (found, boxes, labels) in enumerate(zip(proposals, batch.boxes, batch.labels, strict=True)):
+        assigned = head.bbox_assigner.assign(found, boxes, None, labels)
+        features = [level[image][None] for level in observation.pyramid]
+        samples.append(head.bbox_sampler.sample(assigned, found, boxes, labels, feats=features))
+    return samples
+
+
+def _roi_features(detector: Any, pyramid: Sequence[Tensor], rois: Tensor) -> Tensor:
+    extractor = detector.roi_head.bbox_roi_extractor
+    features: Tensor = extractor(pyramid[: extractor.num_inputs], rois)
+    return features
+
+
+def _box_head(detector: Any, pyramid: Sequence[Tensor], rois: Tensor) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
+    """RoI features (n, C, h, w), outputs (n, d) of the fully connected layers after their activation, predictions."""
+    head = detector.roi_head.bbox_head
+    features = _roi_features(detector, pyramid, rois)
+    count = len(head.shared_fcs)
+    followers = [f"shared_fcs.{layer}@inputs" for layer in range(1, count)] + ["fc_cls@inputs"]
+    with Taps(head, {str(layer): path for layer, path in enumerate(followers)}).recording() as recording:
+        logits, deltas = head(features)
+    layers = [recording.last(str(layer))[0] for layer in range(count)]
+    return features, layers, {"cls": logits, "reg": deltas}

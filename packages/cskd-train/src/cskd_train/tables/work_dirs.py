@@ -1,0 +1,219 @@
+"""Measurements in work dirs: `result.json` and `config.json` of finished runs, paired by what their configs say.
+
+Runs belong to one row when they train the same student on the same data by the same schedule. Those with the same
+`distill` block are its distilled runs, those with none are the student alone, and the teacher is the run that wrote the
+checkpoint which the block names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cskd_train.tables import measured
+from cskd_train.tables.measured import Measurement, Spread, UnreadableError
+
+RESULT, CONFIG = "result.json", "config.json"
+# What makes the student that a run trains: where one of these differs, two runs are not compared.
+_RECIPE_KEYS = (
+    "model", "data", "optimizer", "optimizer_config", "lr_config", "momentum_config", "runner", "fp16", "custom_hooks",
+    "load_from",
+)  # fmt: skip
+_FREE_DATA_KEYS = ("workers_per_gpu", "test")  # change nothing of the student nor of its mAP on `val`
+_SPLIT_KEYS = ("type", "data_root", "ann_file", "img_prefix", "classes", "dataset", "datasets")
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A finished run as its work dir tells it; mAP in points."""
+
+    folder: Path
+    stated_folder: str  # where the run said that it was; the folder may have been moved since
+    recipe: str
+    seed: int
+    started: str
+    config: Mapping[str, Any]
+    best: float
+    last: float
+
+    @property
+    def student(self) -> str:
+        """Equal for runs that train the same student on the same data by the same schedule."""
+        parts = {key: self.config[key] for key in _RECIPE_KEYS if self.config.get(key) is not None}
+        data = self.config["data"]
+        parts["data"] = {key: value for key, value in data.items() if key not in _FREE_DATA_KEYS}
+        return json.dumps(parts, sort_keys=True)
+
+    @property
+    def distill(self) -> str | None:
+        """Equal for runs that are distilled alike, None for a plain run."""
+        block = self.config.get("distill")
+        return json.dumps(block, sort_keys=True) if block else None
+
+    @property
+    def teacher_checkpoint(self) -> str:
+        """The file or URL that the `distill` block names, or nothing."""
+        teacher = (self.config.get("distill") or {}).get("teacher")
+        checkpoint = teacher.get("checkpoint") if isinstance(teacher, Mapping) else None
+        return checkpoint if isinstance(checkpoint, str) else ""
+
+    @property
+    def validation(self) -> str:
+        """Equal for runs that were evaluated on the same images."""
+        split = self.config["data"]["val"]
+        return json.dumps({key: split[key] for key in _SPLIT_KEYS if key in split}, sort_keys=True)
+
+    @property
+    def annotations(self) -> str:
+        """The annotation file of the validation split, or nothing where the split is made of several."""
+        split = self.config["data"]["val"]
+        file = split.get("ann_file")
+        return str(Path(split.get("data_root") or "", file)) if isinstance(file, str) else ""
+
+    @property
+    def data_name(self) -> str:
+        """The folder of the data set."""
+        root = self.config["data"]["val"].get("data_root") or self.config.get("data_root")
+        if not root and self.annotations:
+            folder = Path(self.annotations).parent
+            root = folder.parent if folder.name == "annotations" else folder
+        return Path(root).name if root else "unnamed"
+
+
+def find_in_work_dirs(folders: Iterable[Path], warn: Callable[[str], None]) -> list[Measurement]:
+    """The measurements of the finished runs in folders of work dirs, or in a folder that is itself a work dir.
+
+    Args:
+        warn: takes a line for each file that is broken or none of ours, and for each run left out.
+    """
+    runs = _load_all(folders, warn)
+    distilled = _grouped(runs, lambda run: (run.student, run.distill) if run.distill else None, warn)
+    plain = _grouped(runs, lambda run: None if run.distill else run.student, warn)
+    found, used = [], set()
+    for group in distilled.values():
+        first = group[0]
+        teacher = _teacher(first, runs, warn)
+        alone = plain.get(first.student, [])
+        used |= {run.folder for run in (*alone, *([teacher[0]] if teacher else []))}
+        found.append(
+            _measurement(
+                group,
+                distilled=_spread(group),
+                alone=_spread(alone) if alone else None,
+                teacher=Spread({teacher[0].seed: teacher[1]}) if teacher else None,
+                sources=[*group, *alone, *([teacher[0]] if teacher else [])],
+            )
+        )
+    for group in plain.values():
+        if not used & {run.folder for run in group}:
+            found.append(_measurement(group, alone=_spread(group), sources=group))
+    return sorted(found, key=lambda measurement: (measurement.recipe, measurement.sources))
+
+
+def _load_all(folders: Iterable[Path], warn: Callable[[str], None]) -> list[FinishedRun]:
+    files = [path for folder in folders for path in (folder / RESULT, *sorted(folder.glob(f"*/{RESULT}")))]
+    runs = []
+    for path in {path.resolve(): path for path in files if path.exists()}.values():
+        try:
+            runs.append(load_run(path.parent))
+        except UnreadableError as error:
+            warn(str(error))
+    return runs
+
+
+def load_run(folder: Path) -> FinishedRun:
+    """The finished run in a work dir.
+
+    Raises:
+        UnreadableError: one of the two files is broken or not ours, or the run was never evaluated.
+    """
+    file = folder / RESULT
+    result = measured.mapping(measured.read_json(file), str(file))
+    if "config" not in result or "best" not in result:
+        raise UnreadableError(f"{file}: not the result of a run: no 'config' and 'best'")
+    if not result["best"]:
+        raise UnreadableError(f"{file}: the run was never evaluated, so it has no mAP")
+    config_file = folder / CONFIG
+    config = measured.mapping(measured.read_json(config_file), str(config_file))
+    data = measured.mapping(config.get("data"), f"{config_file}, data")
+    measured.mapping(data.get("val"), f"{config_file}, data.val")
+    if config.get("distill"):
+        measured.mapping(config["distill"], f"{config_file}, distill")
+    return FinishedRun(
+        folder=folder,
+        stated_folder=str(result.get("work_dir") or ""),
+        recipe=measured.text(result, "config", str(file)),
+        seed=measured.seed(result, str(file)),
+        started=str(result.get("started") or ""),
+        config=config,
+        best=measured.points(result["best"], f"{file}, best"),
+        last=measured.points(result.get("last"), f"{file}, last"),
+    )
+
+
+def _grouped(
+    runs: Sequence[FinishedRun], key: Callable[[FinishedRun], Any], warn: Callable[[str], None]
+) -> dict[Any, list[FinishedRun]]:
+    """The runs by `key` (those with the key None left out), in the order of their seeds.
+
+    Two runs of one seed are no spread: the one that was started last stands for both.
+    """
+    groups: dict[Any, dict[int, FinishedRun]] = {}
+    for run in sorted(runs, key=lambda run: run.started):
+        if (name := key(run)) is None:
+            continue
+        by_seed = groups.setdefault(name, {})
+        if (older := by_seed.get(run.seed)) is not None:
+            warn(f"{older.folder / RESULT}: left out, {run.folder} is a later run of the same recipe and seed")
+        by_seed[run.seed] = run
+    return {name: [by_seed[seed] for seed in sorted(by_seed)] for name, by_seed in groups.items()}
+
+
+def _teacher(
+    student: FinishedRun, runs: Sequence[FinishedRun], warn: Callable[[str], None]
+) -> tuple[FinishedRun, float] | None:
+    """The run whose checkpoint taught a student, and that checkpoint's mAP on the student's validation images."""
+    checkpoint = student.teacher_checkpoint
+    if not checkpoint or "://" in checkpoint:
+        return None
+    folder = Path(checkpoint).parent
+    teacher = next((run for run in runs if run.folder.resolve() == folder.resolve()), None) or next(
+        (run for run in runs if run.stated_folder and Path(run.stated_folder) == folder), None
+    )
+    if teacher is None and (folder / RESULT).exists():
+        try:
+            teacher = load_run(folder)
+        except UnreadableError as error:
+            warn(str(error))
+    if teacher is None or teacher.validation != student.validation:
+        return None
+    figure = {"best.pth": teacher.best, "last.pth": teacher.last}.get(Path(checkpoint).name)
+    return None if figure is None else (teacher, figure)
+
+
+def _spread(runs: Iterable[FinishedRun]) -> Spread:
+    return Spread({run.seed: run.best for run in runs})
+
+
+def _measurement(
+    group: Sequence[FinishedRun],
+    *,
+    sources: Sequence[FinishedRun],
+    teacher: Spread | None = None,
+    alone: Spread | None = None,
+    distilled: Spread | None = None,
+) -> Measurement:
+    first = group[0]
+    return Measurement(
+        recipe=first.recipe,
+        data=first.data_name,
+        details=first.annotations or first.data_name,
+        split="val",
+        sources=tuple(str(run.folder) for run in sources),
+        teacher=teacher,
+        alone=alone,
+        distilled=distilled,
+    )

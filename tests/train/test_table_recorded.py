@@ -1,0 +1,98 @@
+"""`cskd-train table` reads the measurements that are recorded as JSON files, and passes over what is none."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+CommandLine = Callable[..., tuple[int, str, str]]
+
+
+def _record(**roles: Any) -> dict[str, Any]:
+    return {"data": "blobs (drawn), 3 classes", "seed": 4, "runs": roles}
+
+
+def _run(**metrics: float) -> dict[str, Any]:
+    return {"config": "configs/x.py", **{split: {"bbox_mAP": value} for split, value in metrics.items()}}
+
+
+def _recorded(command_line: CommandLine, folder: Path) -> tuple[list[dict[str, Any]], str]:
+    code, out, err = command_line("table", "--json", "--results", folder)
+    assert code == 0
+    return json.loads(out)["measured"]["recorded"]["rows"], err
+
+
+def test_the_recorded_results_of_this_repository_are_read(command_line: CommandLine) -> None:
+    rows, err = _recorded(command_line, REPOSITORY / "docs" / "results")
+    by_name = {(row["data"], row["split"], row["recipe"]): row for row in rows}
+
+    shapes = by_name["shapes", "val", "configs/demo/cskd_retina_r50_distill_r18_shapes.py"]
+    bccd = by_name["BCCD", "test", "configs/bccd/cskd_retina_r50_distill_r18_bccd.py"]
+    assert err == ""
+    assert shapes["student_alone"]["n"] == shapes["student_distilled"]["n"] == 3
+    assert shapes["gain"]["mean"] == pytest.approx(11.76, abs=0.005)
+    assert shapes["gain"]["standard_deviation"] == pytest.approx(1.88, abs=0.005)
+    assert shapes["teacher"]["n"] == 1
+    assert [bccd[role]["mean"] for role in ("teacher", "student_alone", "student_distilled")] == pytest.approx(
+        [41.997, 38.703, 40.426], abs=0.001
+    )
+
+
+def test_a_file_may_hold_a_list_of_records_and_lack_a_role_or_a_split(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
+    records = [
+        _record(student_alone=[{**_run(val=0.1), "seed": 0}, {**_run(val=0.3), "seed": 1}]),
+        _record(teacher=_run(val=0.5), student_distilled=_run(val=0.4, test=0.35)),
+    ]
+    (tmp_path / "families.json").write_text(json.dumps(records))
+
+    (alone, val, test), err = _recorded(command_line, tmp_path)
+
+    assert err == ""
+    assert (alone["student_alone"]["mean"], alone["student_distilled"], alone["gain"]) == (
+        pytest.approx(20.0),
+        None,
+        None,
+    )
+    assert (val["split"], val["teacher"]["values"], val["student_distilled"]["values"]) == ("val", [50.0], [40.0])
+    assert (test["split"], test["teacher"], test["student_distilled"]["seeds"]) == ("test", None, [4])
+    assert (test["data"], test["details"]) == ("blobs", "blobs (drawn), 3 classes")
+
+
+BROKEN = {
+    "not JSON": ("{", "not JSON"),
+    "not text": (b"\xff\xfe\x00", "not JSON"),
+    "foreign": ('{"images": []}', "not a record of measurements"),
+    "a number": ("3", "expected an object, found int"),
+    "role": (json.dumps(_record(pupil=_run(val=0.1))), "'pupil' is none of teacher"),
+    "no student": (json.dumps(_record(teacher=_run(val=0.1))), "neither 'student_alone'"),
+    "no metrics": (json.dumps(_record(student_alone=_run())), "no student has metrics"),
+    "percent": (json.dumps(_record(student_alone=_run(val=31.7))), "expected bbox_mAP in [0, 1], found 31.7"),
+    "no boxes": (json.dumps(_record(student_alone=_run(val=-1.0))), "found -1.0"),
+    "not finite": (json.dumps(_record(student_alone=_run(val=math.nan))), "found nan"),
+    "one seed twice": (json.dumps(_record(student_alone=[_run(val=0.1), _run(val=0.2)])), "two runs with seed 4"),
+    "no seed": (json.dumps({**_record(student_alone=_run(val=0.1)), "seed": None}), "whole number under 'seed'"),
+}
+
+
+@pytest.mark.parametrize(("content", "problem"), BROKEN.values(), ids=BROKEN)
+def test_a_broken_or_foreign_file_is_a_warning_and_the_rest_is_shown(
+    command_line: CommandLine, tmp_path: Path, content: str | bytes, problem: str
+) -> None:
+    broken = tmp_path / "broken.json"
+    broken.write_bytes(content if isinstance(content, bytes) else content.encode())
+    (tmp_path / "whole.json").write_text(json.dumps(_record(student_alone=_run(val=0.2))))
+
+    (row,), err = _recorded(command_line, tmp_path)
+
+    assert row["student_alone"]["values"] == [20.0]
+    assert err.startswith(f"warning: {broken}")
+    assert problem in err
+    assert err.count("\n") == 1
