@@ -1,6 +1,5 @@
 # The FCOS ResNet-50 teacher, whose weights nobody publishes, trained as the authors of CSKD trained theirs: 4 images a
-# GPU, no gradient clipping (docs/algorithm.md 8.2, 8.4). Their range of image scales is not known; here it is the
-# students'.
+# GPU, no gradient clipping (docs/algorithm.md 8.2, 8.4).
 _base_ = [
     "../_base_/fcos_r50.py",
     "../_base_/coco_multiscale_caffe.py",

@@ -12,7 +12,9 @@ from cskd_core.errors import ShapeError
 from cskd_core.similarity import (
     CosineGuidedLoss,
     LossOptions,
+    Variant,
     cosine_guided_loss,
+    cosine_guided_losses,
     cosine_guided_vector_loss,
     masked_cosine_guided_loss,
 )
@@ -26,7 +28,7 @@ def worked_example():
     return student, teacher
 
 
-def slow_loss(student, teacher, weight, mask=None, avg_factor=None):
+def slow_loss(student, teacher, weight, avg_factor=None):
     """The equations of docs/algorithm.md 1.1, element by element."""
 
     def cosine(a, b):
@@ -42,9 +44,8 @@ def slow_loss(student, teacher, weight, mask=None, avg_factor=None):
     guided, spatial = 0.0, 0.0
     for b in range(images):
         for p in range(positions):
-            inside = 1.0 if mask is None else float(mask[b].flatten()[p])
             spatial += v[b][p]
-            guided += sum(abs(u[b][c] * v[b][p]) * inside * (s[b][c][p] - t[b][c][p]) ** 2 for c in range(channels))
+            guided += sum(abs(u[b][c] * v[b][p]) * (s[b][c][p] - t[b][c][p]) ** 2 for c in range(channels))
     channel = sum(map(sum, u)) / (images * channels)
     guided /= avg_factor or images * channels * positions
     spatial /= avg_factor or images * positions
@@ -52,15 +53,37 @@ def slow_loss(student, teacher, weight, mask=None, avg_factor=None):
 
 
 @pytest.mark.parametrize("avg_factor", [None, 7.0])
-@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5), (1, 1, 2, 2), (2, 4, 1, 1)])
-def test_loss_equals_the_equations_element_by_element(shape, masked, avg_factor):
+def test_loss_equals_the_equations_element_by_element(shape, avg_factor):
+    student, teacher = random_pair(shape)
+    loss = cosine_guided_loss(student, teacher, (1.3, 0.7), avg_factor)
+    assert loss.item() == pytest.approx(slow_loss(student, teacher, (1.3, 0.7), avg_factor), rel=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (1, 1, 2, 2)])
+def test_masked_losses_equal_the_equations_of_the_masked_features(shape):
+    student, teacher = random_pair(shape)
+    full = torch.ones(shape[0], *shape[2:], dtype=torch.float64)
+    mask = full.clone()
+    mask[:, 0] = 0
+    variants = [
+        Variant((1.3, 0.7), mask),
+        Variant((0.2, 2.0)),
+        Variant((1.0, 0.5), 1 - mask),
+        Variant((1, 0), None, 3.0),
+    ]
+    losses = cosine_guided_losses(student, teacher, variants)
+    expected = []
+    for variant in variants:
+        area = (full if variant.mask is None else variant.mask).unsqueeze(1)
+        elements = variant.avg_factor if variant.mask is None else variant.mask.sum().item() * shape[1]
+        expected.append(slow_loss(student * area, teacher * area, variant.weight, elements))
+    assert losses.tolist() == pytest.approx(expected, rel=1e-12)
+
+
+def random_pair(shape):
     generator = torch.Generator().manual_seed(1)
-    student, teacher = torch.randn(2, *shape, generator=generator, dtype=torch.float64)
-    mask = (torch.rand(shape[0], *shape[2:], generator=generator) > 0.5).double() if masked else None
-    weight = (1.3, 0.7)
-    loss = cosine_guided_loss(student, teacher, weight, mask, avg_factor)
-    assert loss.item() == pytest.approx(slow_loss(student, teacher, weight, mask, avg_factor), rel=1e-12)
+    return torch.randn(2, *shape, generator=generator, dtype=torch.float64)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +198,7 @@ def test_shapes_are_checked_and_the_way_out_is_named():
     with pytest.raises(ShapeError, match="same strides"):
         cosine_guided_loss(torch.zeros(2, 4, 2, 2), torch.zeros(2, 4, 2, 3))
     with pytest.raises(ShapeError, match=r"mask \(2, 3\): expected \(2, 2, 2\)"):
-        cosine_guided_loss(torch.zeros(2, 4, 2, 2), torch.zeros(2, 4, 2, 2), mask=torch.zeros(2, 3))
+        masked_cosine_guided_loss(torch.zeros(2, 4, 2, 2), torch.zeros(2, 4, 2, 2), torch.zeros(2, 3))
     with pytest.raises(ShapeError, match=r"expected features \(B, C, H, W\)"):
         cosine_guided_loss(torch.zeros(2, 4), torch.zeros(2, 4))
 
@@ -190,6 +213,28 @@ def test_detached_guidance_gives_the_same_loss_and_the_gradient_of_the_worked_ex
     assert student.grad[0, 0, 0, 0].item() == pytest.approx(-5.84618e-5, rel=1e-5)
 
 
+@pytest.mark.parametrize("eps_mode", ["separate", "product"])
+@pytest.mark.parametrize("detach", [False, True])
+def test_the_backward_written_by_hand_is_the_one_that_autograd_finds(detach, eps_mode):
+    gradients = []
+    for bound in (None, 0.0):  # a bound of 0 bounds nothing, and is left to autograd
+        student, teacher = random_pair((2, 3, 4, 5))
+        student[0, :, 0, 0] = 0  # a position without a norm
+        student = student.requires_grad_()
+        mask = (torch.arange(20).reshape(4, 5) % 3 > 0).double().expand(2, 4, 5)
+        variants = [
+            Variant((1.3, 0.7)),
+            Variant((1, 0.5), mask),
+            Variant((2, 0.1), 1 - mask),
+            Variant((1, 1), None, 9.0),
+        ]
+        options = LossOptions(detach_guidance=detach, guidance_min=bound, eps_mode=eps_mode)
+        losses = cosine_guided_losses(student, teacher, variants, options)
+        (losses * torch.tensor([1.0, -0.3, 2.0, 0.5])).sum().backward()
+        gradients.append(torch.cat([student.grad.flatten(), losses.detach()]))
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_lower_bound_of_the_guidance_keeps_the_squared_error_alive(masked):
     student, teacher = worked_example()
@@ -198,8 +243,9 @@ def test_a_lower_bound_of_the_guidance_keeps_the_squared_error_alive(masked):
     squares = (student - teacher).square()
     everywhere = (squares * mask.unsqueeze(1)).sum() if masked else squares.sum()
     options = LossOptions(guidance_min=2.0)  # above every guidance: the squared error is weighted by it alone
-    loss = cosine_guided_loss(student, teacher, (1.0, 0.0), mask if masked else None, options=options)
-    assert loss.item() == pytest.approx(2.0 * everywhere.item() / squares.numel(), rel=1e-12)
+    elements = mask.sum().item() * 3 if masked else squares.numel()
+    loss = CosineGuidedLoss((1.0, 0.0), options)(student, teacher, mask if masked else None)
+    assert loss.item() == pytest.approx(2.0 * everywhere.item() / elements, rel=1e-12)
     zero = cosine_guided_loss(student, teacher, (1.0, 0.0), options=LossOptions(guidance_min=0.0))
     assert zero.item() == pytest.approx(0.000309746, abs=5e-10)
 

@@ -134,11 +134,10 @@ class DistillPlan:
         (2.0, 1.0)
         >>> DistillPlan.parse(dict(teacher=dict(checkpoint="t.pth"), preset="cskd-fixed")).regions.coord_base
         'stride'
-        >>> DistillPlan.parse(dict(teacher=dict(checkpoint="t.pth"), tower=dict(clss=(1, 1))))
+        >>> DistillPlan.parse(dict(teacher=dict(checkpoint="t.pth"), pyramid=dict(fuul=(1, 1))))
         Traceback (most recent call last):
         ...
-        cskd_core.errors.PlanError: distill.tower: unknown key 'clss'; did you mean 'cls'? Known keys: cls, reg, rpn,
-        adapter
+        cskd_core.errors.PlanError: distill.pyramid: unknown key 'fuul'; did you mean 'full'? Known: full, roi, region
     """
 
     teacher: TeacherPlan

@@ -39,7 +39,7 @@ def parse_dataclass(kind: Any, value: Any, where: str) -> Any:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f"; did you mean '{near[0]}'?" if near else "."
-            raise PlanError(f"{where}: unknown key '{key}'{hint} Known keys: {', '.join(known)}")
+            raise PlanError(f"{where}: unknown key '{key}'{hint} Known: {', '.join(known)}")
     for field in fields:
         if field.default is dataclasses.MISSING and field.name not in value:
             raise PlanError(f"{where}: missing key '{field.name}'")

@@ -5,6 +5,7 @@ A mean squared error, weighted by how little student and teacher point the same 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,9 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cskd_core.errors import ShapeError
-
-EPS = 1e-6
-"""Lower clamp of each norm of a cosine (docs/algorithm.md 1.3)."""
+from cskd_core.guided import EPS, GuidedLosses
 
 WeightPair = tuple[float, float]
 """(weight of the guided squared error, weight of the cosine distances)."""
@@ -42,15 +41,139 @@ class LossOptions:
 PUBLISHED = LossOptions()
 
 
+@dataclass(frozen=True)
+class Variant:
+    """One loss among those that `cosine_guided_losses` takes of the same features.
+
+    Attributes:
+        weight: of the guided squared error and of the cosine distances.
+        mask: (B, H, W) of zeros and ones: the loss of the masked features, normalised by the number of masked elements.
+            A mask of zeros gives a zero that is still connected to the graph.
+        avg_factor: without a mask, what normalises squared error and spatial distance in place of their numbers of
+            elements; positive.
+    """
+
+    weight: WeightPair = (1.0, 0.5)
+    mask: Tensor | None = None
+    avg_factor: Tensor | float | None = None
+
+
+def cosine_guided_losses(
+    student: Tensor, teacher: Tensor, variants: Sequence[Variant], options: LossOptions = PUBLISHED
+) -> Tensor:
+    r"""Cosine-guided distillation losses of one feature map, each element read once for all of them.
+
+    .. math::
+        u_{bc} &= 1 - \cos(S_{bc\cdot}, T_{bc\cdot}), \qquad v_{bp} = 1 - \cos(S_{b\cdot p}, T_{b\cdot p}) \\
+        \Gamma_{bcp} &= |u_{bc}\, v_{bp}| \\
+        L &= w_1 \frac{1}{A} \sum_{bcp} \Gamma_{bcp} (S - T)_{bcp}^2
+           + w_2 \Big( \operatorname{mean}_{bc} u_{bc} + \frac{1}{A'} \sum_{bp} v_{bp} \Big)
+
+    :math:`S, T` are student and teacher, under a mask both multiplied by it; :math:`b` the image, :math:`c` the
+    channel, :math:`p` the position. :math:`\Gamma` is the guidance (the gradient flows through it). :math:`A = A'` is
+    `avg_factor`, or the number of masked elements; without either, the numbers of elements (:math:`A = BCP`,
+    :math:`A' = BP`). Each norm is clamped below by `EPS`, so that a zero vector is at distance 1 from everything and
+    sends back no gradient: a position outside a mask adds a constant to the value and nothing to the gradient, unless
+    `options.count_outside` is off.
+
+    The sum over the guidance is :math:`|u|^T (S-T)^2 |v|`: no (B, C, P) guidance is ever built, unless
+    `options.guidance_min` asks for it. All arithmetic is in float32 or better, also under autocast. Nothing flows back
+    to the teacher.
+
+    Args:
+        student: features (B, C, H, W).
+        teacher: features (B, C, H, W).
+        variants: the losses.
+        options: variants of the guidance and of the cosine.
+
+    Returns:
+        The losses, one for each variant.
+
+    Raises:
+        ShapeError: the shapes differ.
+
+    Example:
+        >>> student = torch.randn(2, 8, 4, 5, requires_grad=True)
+        >>> mask = torch.zeros(2, 4, 5)
+        >>> losses = cosine_guided_losses(student, torch.randn(2, 8, 4, 5), [Variant((1, 0.5)), Variant((2, 1), mask)])
+        >>> losses.sum().backward()
+
+    Source: docs/algorithm.md 1.1, 1.5, 2.3.
+    """
+    for variant in variants:
+        _check_shapes(student, teacher, variant.mask)
+    with torch.autocast(device_type=student.device.type, enabled=False):
+        s, t = at_least_float32(student).flatten(2), at_least_float32(teacher.detach()).flatten(2)
+        masks = _masks(s, variants)
+        squared, spatial, channel, constant = _coefficients(s, masks, variants, options)
+        if options.guidance_min is None:
+            losses: Tensor = GuidedLosses.apply(
+                s, t, masks, squared, spatial, channel, options.detach_guidance, options.eps_mode
+            )
+        else:
+            bound = options.guidance_min
+            losses = _with_bounded_guidance(s, t, masks, squared, spatial, channel, bound, options)
+        return losses + constant
+
+
+def _masks(features: Tensor, variants: Sequence[Variant]) -> Tensor:
+    """(B, K, P): a variant without a mask covers everything."""
+    images, _, positions = features.shape
+    everywhere = features.new_ones(images, positions)
+    return torch.stack(
+        [everywhere if variant.mask is None else variant.mask.flatten(1).to(features) for variant in variants], 1
+    )
+
+
+def _coefficients(
+    s: Tensor, masks: Tensor, variants: Sequence[Variant], options: LossOptions
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What multiplies each sum of `GuidedLosses`: alpha (K,), beta (K,), gamma (K, B); and a constant (K,)."""
+    images, channels, positions = s.shape
+    first, second = s.new_tensor([variant.weight for variant in variants]).T
+    inside = masks.sum(2)  # (B, K)
+    masked = torch.tensor([variant.mask is not None for variant in variants], device=s.device)
+    given = torch.stack(
+        [torch.as_tensor(variant.avg_factor or images * channels * positions).to(s) for variant in variants]
+    )
+    plain = torch.tensor([variant.mask is None and variant.avg_factor is None for variant in variants], device=s.device)
+    elements = torch.where(masked, (inside.sum(0) * channels).clamp_min(1), given)
+    per_position = torch.where(plain, images * positions, elements)
+    exists = (inside.sum(0) > 0).to(s)  # an empty mask is no loss at all
+    spatial = exists * second / per_position
+    counted = torch.ones_like(inside) if options.count_outside else (inside > 0).to(s)
+    channel = exists * second * counted / (counted.sum(0) * channels).clamp_min(1)
+    outside = images * positions - inside.sum(0) if options.count_outside else torch.zeros_like(exists)
+    return exists * first / elements, spatial, channel.T, spatial * outside
+
+
+def _with_bounded_guidance(
+    s: Tensor,
+    t: Tensor,
+    masks: Tensor,
+    squared: Tensor,
+    spatial: Tensor,
+    channel: Tensor,
+    bound: float,
+    options: LossOptions,
+) -> Tensor:
+    """`GuidedLosses` with the guidance bounded below: it is no product any more and has to be built."""
+    losses = []
+    for k, mask in enumerate(masks.unbind(1)):
+        student, teacher = s * mask.unsqueeze(1), t * mask.unsqueeze(1)
+        u, v = cosine_distances(student, teacher, options.eps_mode)
+        guidance = (u.abs().unsqueeze(2) * v.abs().unsqueeze(1)).clamp_min(bound)
+        if options.detach_guidance:
+            guidance = guidance.detach()
+        error = (guidance * (student - teacher).square()).sum()
+        losses.append(squared[k] * error + spatial[k] * (v * mask).sum() + (channel[k].unsqueeze(1) * u).sum())
+    return torch.stack(losses)
+
+
 def cosine_distances(
     student: Tensor, teacher: Tensor, eps_mode: Literal["separate", "product"] = "separate"
 ) -> tuple[Tensor, Tensor]:
-    r"""Channel and spatial cosine distance of two feature maps.
-
-    .. math:: u_{bc} = 1 - \cos(S_{bc\cdot}, T_{bc\cdot}), \qquad v_{bp} = 1 - \cos(S_{b\cdot p}, T_{b\cdot p})
-
-    :math:`S, T` are student and teacher, :math:`b` the image, :math:`c` the channel, :math:`p` the position. Each norm
-    is clamped below by `EPS`, so that a zero vector is at distance 1 from everything and sends back no gradient.
+    """Channel and spatial cosine distance of two feature maps.
 
     Args:
         student: features (B, C, P).
@@ -84,80 +207,35 @@ def cosine_guided_loss(
     student: Tensor,
     teacher: Tensor,
     weight: WeightPair = (1.0, 0.5),
-    mask: Tensor | None = None,
     avg_factor: Tensor | float | None = None,
     options: LossOptions = PUBLISHED,
 ) -> Tensor:
-    r"""Cosine-guided distillation loss of one feature map.
-
-    .. math::
-        \Gamma_{bcp} &= |u_{bc}\, v_{bp}|\, M_{bp} \\
-        L &= w_1 \frac{1}{A} \sum_{bcp} \Gamma_{bcp} (S - T)_{bcp}^2
-           + w_2 \Big( \operatorname{mean}_{bc} u_{bc} + \frac{1}{A'} \sum_{bp} v_{bp} \Big)
-
-    :math:`u, v` are the `cosine_distances`; :math:`\Gamma` is the guidance (the gradient flows through it);
-    :math:`M` the mask (it acts on the guidance alone); :math:`A` is `avg_factor`, or without one the number of elements
-    (:math:`A = BCP`, :math:`A' = BP`). The sum over the guidance is :math:`|u|^T (S-T)^2 |v|`: no (B, C, P) guidance is
-    ever built. All arithmetic is in float32 or better, also under autocast. Nothing flows back to the teacher.
-
-    Args:
-        student: features (B, C, H, W).
-        teacher: features (B, C, H, W).
-        weight: of the guided squared error and of the cosine distances.
-        mask: (B, H, W) of zeros and ones.
-        avg_factor: normalises the squared error and the spatial distance; positive.
-        options: variants of the guidance and of the cosine.
-
-    Returns:
-        The loss, a scalar.
-
-    Raises:
-        ShapeError: the shapes differ.
+    """`cosine_guided_losses` of one unmasked variant: a scalar.
 
     Example:
         >>> student = torch.randn(2, 8, 4, 5, requires_grad=True)
         >>> loss = cosine_guided_loss(student, torch.randn(2, 8, 4, 5))
         >>> loss.backward()
-
-    Source: docs/algorithm.md 1.1.
     """
-    _check_shapes(student, teacher, mask)
-    with torch.autocast(device_type=student.device.type, enabled=False):
-        s = at_least_float32(student).flatten(2)
-        t = at_least_float32(teacher.detach()).flatten(2)
-        inside = None if mask is None else mask.flatten(1)
-        u, v = cosine_distances(s, t, options.eps_mode)
-        squared_error = _guided_squared_error(s, t, u, v, inside, options)
-        channel = u.mean()
-        if inside is not None and not options.count_outside:
-            v = v * inside
-            channel = _mean_of_images(u, inside)
-        if avg_factor is None:
-            squared_error, spatial = squared_error / s.numel(), v.mean()
-        else:
-            squared_error, spatial = squared_error / avg_factor, v.sum() / avg_factor
-        return weight[0] * squared_error + weight[1] * (channel + spatial)
+    return cosine_guided_losses(student, teacher, [Variant(weight, None, avg_factor)], options)[0]
 
 
-def _guided_squared_error(
-    s: Tensor, t: Tensor, u: Tensor, v: Tensor, inside: Tensor | None, options: LossOptions
+def masked_cosine_guided_loss(
+    student: Tensor,
+    teacher: Tensor,
+    mask: Tensor,
+    weight: WeightPair = (1.0, 0.5),
+    options: LossOptions = PUBLISHED,
 ) -> Tensor:
-    """The sum of guidance (B, C, P) times squared difference."""
-    u, v = u.abs(), v.abs()
-    if options.detach_guidance:
-        u, v = u.detach(), v.detach()
-    squares = (s - t).square()
-    if options.guidance_min is not None:
-        guidance = (u.unsqueeze(2) * v.unsqueeze(1)).clamp_min(options.guidance_min)
-        return (guidance * squares if inside is None else guidance * squares * inside.unsqueeze(1)).sum()
-    guide = v if inside is None else v * inside
-    return ((u.unsqueeze(1) @ squares).squeeze(1) * guide).sum()
+    """`cosine_guided_losses` of one masked variant, `mask` being (B, H, W): a scalar.
 
-
-def _mean_of_images(u: Tensor, inside: Tensor) -> Tensor:
-    """The mean of u (B, C) over the images that have a position inside."""
-    counted = (inside.sum(1) > 0).to(u.dtype)
-    return (u.mean(1) * counted).sum() / counted.sum().clamp_min(1)
+    Example:
+        >>> student = torch.randn(1, 8, 4, 5, requires_grad=True)
+        >>> loss = masked_cosine_guided_loss(student, torch.randn(1, 8, 4, 5), torch.zeros(1, 4, 5))
+        >>> loss.backward(); loss.item()
+        0.0
+    """
+    return cosine_guided_losses(student, teacher, [Variant(weight, mask)], options)[0]
 
 
 def cosine_guided_vector_loss(
@@ -205,48 +283,8 @@ def cosine_guided_vector_loss(
         return weight[0] * (guidance @ (s - t).square()).sum() / s.numel() + weight[1] * v.mean()
 
 
-def masked_cosine_guided_loss(
-    student: Tensor,
-    teacher: Tensor,
-    mask: Tensor,
-    weight: WeightPair = (1.0, 0.5),
-    options: LossOptions = PUBLISHED,
-) -> Tensor:
-    """`cosine_guided_loss` of the masked features, normalised by the number of masked elements.
-
-    A position outside the mask is at spatial distance 1: it adds a constant to the value and nothing to the gradient
-    (docs/algorithm.md 1.5), unless `options.count_outside` is off. A mask of zeros gives a zero that is still connected
-    to the graph.
-
-    Args:
-        student: features (B, C, H, W).
-        teacher: features (B, C, H, W).
-        mask: (B, H, W) of zeros and ones.
-        weight: of the guided squared error and of the cosine distances.
-        options: variants of the guidance and of the cosine.
-
-    Returns:
-        The loss, a scalar.
-
-    Raises:
-        ShapeError: the shapes differ.
-
-    Example:
-        >>> student = torch.randn(1, 8, 4, 5, requires_grad=True)
-        >>> loss = masked_cosine_guided_loss(student, torch.randn(1, 8, 4, 5), torch.zeros(1, 4, 5))
-        >>> loss.backward(); loss.item()
-        0.0
-
-    Source: docs/algorithm.md 1.5, 2.3.
-    """
-    elements = mask.sum() * student.shape[1]
-    area = mask.unsqueeze(1)
-    loss = cosine_guided_loss(student * area, teacher * area, weight, mask, elements.clamp_min(1), options)
-    return loss * (elements > 0)
-
-
 class CosineGuidedLoss(nn.Module):
-    """Module twin of `cosine_guided_loss`; with a mask and no `avg_factor`, of `masked_cosine_guided_loss`."""
+    """Module twin of `cosine_guided_loss`; with a mask, of `masked_cosine_guided_loss`."""
 
     def __init__(self, weight: WeightPair = (1.0, 0.5), options: LossOptions = PUBLISHED) -> None:
         super().__init__()
@@ -256,9 +294,8 @@ class CosineGuidedLoss(nn.Module):
     def forward(
         self, student: Tensor, teacher: Tensor, mask: Tensor | None = None, avg_factor: Tensor | float | None = None
     ) -> Tensor:
-        if mask is not None and avg_factor is None:
-            return masked_cosine_guided_loss(student, teacher, mask, self.weight, self.options)
-        return cosine_guided_loss(student, teacher, self.weight, mask, avg_factor, self.options)
+        variant = Variant(self.weight, mask, avg_factor)
+        return cosine_guided_losses(student, teacher, [variant], self.options)[0]
 
     def extra_repr(self) -> str:
         return f"weight={self.weight}, options={self.options}"

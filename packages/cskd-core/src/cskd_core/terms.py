@@ -14,7 +14,14 @@ from cskd_core.family import PredictionRule, TowerSpec
 from cskd_core.plan import PredictionPlan, PyramidPlan, TowerPlan
 from cskd_core.regions import Regions
 from cskd_core.roi_align import roi_align
-from cskd_core.similarity import PUBLISHED, CosineGuidedLoss, LossOptions
+from cskd_core.similarity import (
+    PUBLISHED,
+    CosineGuidedLoss,
+    LossOptions,
+    Variant,
+    cosine_guided_loss,
+    cosine_guided_losses,
+)
 
 ROI_SIZE = 7
 ROI_SAMPLING_RATIO = 2
@@ -50,9 +57,8 @@ class PyramidTerm(nn.Module):
         super().__init__()
         self.reduce: Reduce = reduce
         self.adapters = nn.ModuleList(_adapter(student_channels, teacher_channels) for _ in range(levels))
-        self.full = CosineGuidedLoss(plan.full, options)
-        self.roi = CosineGuidedLoss(plan.roi, options)
-        self.region = CosineGuidedLoss(plan.region, options)
+        self.plan = plan
+        self.options = options
 
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor], regions: Regions) -> dict[str, Tensor]:
         """Scalars `pyramid`, `pyramid_roi`, `pyramid_fg`, `pyramid_bg` from one (B, C, H, W) map a level and side.
@@ -68,19 +74,23 @@ class PyramidTerm(nn.Module):
         terms: dict[str, list[Tensor]] = {"pyramid": [], "pyramid_roi": [], "pyramid_fg": [], "pyramid_bg": []}
         for level, (adapter, source, target) in enumerate(zip(self.adapters, student, teacher, strict=True)):
             adapted = adapter(source)
-            terms["pyramid"].append(self.full(adapted, target))
+            variants = [
+                Variant(self.plan.full),
+                Variant(self.plan.region, regions.foreground(level)),
+                Variant(self.plan.region, regions.background(level)),
+            ]
+            losses = cosine_guided_losses(adapted, target, variants, self.options)
+            for name, loss in zip(("pyramid", "pyramid_fg", "pyramid_bg"), losses, strict=True):
+                terms[name].append(loss)
             terms["pyramid_roi"].append(self._roi_loss(adapted, target, regions, level))
-            terms["pyramid_fg"].append(self.region(adapted, target, regions.foreground(level)))
-            terms["pyramid_bg"].append(self.region(adapted, target, regions.background(level)))
         return {name: _join(levels, self.reduce) for name, levels in terms.items()}
 
     def _roi_loss(self, student: Tensor, teacher: Tensor, regions: Regions, level: int) -> Tensor:
         if regions.count == 0:
             return 0 * student.sum()
         rois = regions.rois(level)
-        pooled = [roi_align(feature, rois, ROI_SIZE, 1.0, ROI_SAMPLING_RATIO) for feature in (student, teacher)]
-        loss: Tensor = self.roi(*pooled)
-        return loss
+        ours, theirs = (roi_align(feature, rois, ROI_SIZE, 1.0, ROI_SAMPLING_RATIO) for feature in (student, teacher))
+        return cosine_guided_loss(ours, theirs, self.plan.roi, options=self.options)
 
 
 class TowerTerm(nn.Module):
