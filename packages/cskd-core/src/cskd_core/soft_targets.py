@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -30,7 +33,6 @@ def soft_focal_loss(logits: Tensor, targets: Tensor) -> Tensor:
         ShapeError: the shapes differ.
 
     Example:
-        >>> import torch
         >>> logits = torch.tensor([0.3, -1.2, 2.0], requires_grad=True)
         >>> loss = soft_focal_loss(logits, torch.tensor([0.2, 0.9, 0.0]))
         >>> [round(value, 4) for value in loss.tolist()]
@@ -41,7 +43,36 @@ def soft_focal_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """
     if logits.shape != targets.shape:
         raise ShapeError(f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)} differ")
-    p = logits.sigmoid()
-    distance = (1 - p) * targets + p * (1 - targets)
-    balance = ALPHA * targets + (1 - ALPHA) * (1 - targets)
-    return balance * distance**GAMMA * F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    loss: Tensor = _SoftFocal.apply(logits, targets)
+    return loss
+
+
+class _SoftFocal(torch.autograd.Function):
+    """Logits and targets are all that the backward keeps."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        ctx.save_for_backward(logits, targets)
+        distance = _distance(logits.sigmoid(), targets)
+        loss = F.softplus(logits, threshold=80).addcmul_(logits, targets, value=-1)  # cross entropy
+        return loss.mul_(distance).mul_(distance).mul_(_balance(targets))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        logits, targets = ctx.saved_tensors
+        p = logits.sigmoid()
+        distance = _distance(p, targets)
+        entropy = F.softplus(logits, threshold=80).addcmul_(logits, targets, value=-1)
+        slope = (1 - p).mul_(p).mul_(1 - 2 * targets)  # of the distance
+        slope = slope.mul_(entropy).mul_(2).addcmul_(distance, p.sub_(targets))
+        return slope.mul_(distance).mul_(_balance(targets)).mul_(gradients[0]), None
+
+
+def _distance(p: Tensor, targets: Tensor) -> Tensor:
+    """q = (1 - p) t + p (1 - t), for gamma = 2."""
+    return torch.addcmul(p + targets, p, targets, value=-2)
+
+
+def _balance(targets: Tensor) -> Tensor:
+    """alpha t + (1 - alpha) (1 - t)."""
+    return targets * (2 * ALPHA - 1) + (1 - ALPHA)

@@ -82,9 +82,9 @@ class FCOSFamily(DenseFamily):
             for level in range(len(regions.sizes))
         ]
         num_positive = at_least_one(positive.sum().item(), scores[0])
-        focal = soft_focal_loss(_flatten(assisted["cls"]), _flatten(scores))
+        focal = [soft_focal_loss(*pair).sum() for pair in zip(assisted["cls"], scores, strict=True)]
         boxes, centerness = _flatten(assisted["reg"])[positive], _flatten(assisted["centerness"])[positive, 0]
-        terms = {"assistant_cls": focal.sum() / num_positive}
+        terms = {"assistant_cls": torch.stack(focal).sum() / num_positive}
         if not positive.any():  # zeros that keep every predictor in the graph
             nothing = 0 * (_flatten(assisted["reg"]).sum() + _flatten(assisted["centerness"]).sum())
             return {**terms, "assistant_reg": nothing, "assistant_centerness": nothing}

@@ -41,15 +41,18 @@ class RetinaNetFamily(DenseFamily):
         _, label_weights, _, box_weights, num_positive, _ = student.targets
         classification, regression = [], []
         for level, (logits, deltas) in enumerate(zip(assisted["cls"], assisted["reg"], strict=True)):
-            foreground = regions.foreground(level).unsqueeze(1)
-            scores = teacher.predictions["cls"][level].sigmoid() * foreground
-            anchors = label_weights[level].shape[1]
-            classes = logits.shape[1] * logits.shape[2] * logits.shape[3] // anchors
-            focal = soft_focal_loss(by_prior(logits, classes), by_prior(scores, classes))
-            classification.append((focal * label_weights[level].unsqueeze(2)).sum())
+            scores = teacher.predictions["cls"][level].sigmoid() * regions.foreground(level).unsqueeze(1)
+            weights = _by_cell(label_weights[level], logits)
+            focal = soft_focal_loss(logits, scores).unflatten(1, (weights.shape[1], -1))  # (B, A, classes, H, W)
+            classification.append((focal.sum(2) * weights).sum())
             distance = (deltas - teacher.predictions["reg"][level]).abs()
             regression.append((by_prior(distance, 4) * box_weights[level]).sum())
         return {
             "assistant_cls": torch.stack(classification).sum() / num_positive,
             "assistant_reg": torch.stack(regression).sum() / num_positive,
         }
+
+
+def _by_cell(weights: Tensor, like: Tensor) -> Tensor:
+    """(B, priors) in mmdet's order, row, column, anchor, to (B, A, H, W)."""
+    return weights.unflatten(1, (like.shape[2], like.shape[3], -1)).permute(0, 3, 1, 2)

@@ -1,0 +1,46 @@
+"""The soft focal loss against its equation, its gradient, and its extremes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+
+from cskd_core.errors import ShapeError
+from cskd_core.soft_targets import soft_focal_loss
+
+
+def test_worked_example():
+    """docs/algorithm.md, appendix B."""
+    loss = soft_focal_loss(torch.tensor([0.3, -1.2, 2.0]), torch.tensor([0.2, 0.9, 0.0]))
+    assert loss.tolist() == pytest.approx([0.15317499, 0.20591206, 1.23755863], abs=5e-8)
+
+
+def test_loss_equals_its_equation_and_keeps_the_shape():
+    torch.manual_seed(0)
+    logits, targets = 4 * torch.randn(2, 3, 4, 5, dtype=torch.float64), torch.rand(2, 3, 4, 5, dtype=torch.float64)
+    p = logits.sigmoid()
+    q = (1 - p) * targets + p * (1 - targets)
+    entropy = -(targets * p.log() + (1 - targets) * (1 - p).log())
+    expected = (0.25 * targets + 0.75 * (1 - targets)) * q**2 * entropy
+    torch.testing.assert_close(soft_focal_loss(logits, targets), expected, rtol=1e-12, atol=1e-14)
+
+
+def test_gradient_equals_finite_differences():
+    torch.manual_seed(0)
+    logits = (3 * torch.randn(6, 4, dtype=torch.float64)).requires_grad_()
+    targets = torch.rand(6, 4, dtype=torch.float64)
+    assert gradcheck(lambda x: soft_focal_loss(x, targets), logits)
+
+
+def test_large_logits_stay_finite():
+    logits = torch.tensor([100.0, -100.0, 100.0, -100.0], requires_grad=True)
+    loss = soft_focal_loss(logits, torch.tensor([0.0, 1.0, 1.0, 0.0]))
+    loss.sum().backward()
+    assert loss.tolist() == pytest.approx([75.0, 25.0, 0.0, 0.0])
+    assert logits.grad.tolist() == pytest.approx([0.75, -0.25, 0.0, 0.0])
+
+
+def test_shapes_that_differ_are_refused():
+    with pytest.raises(ShapeError, match=r"logits \(2,\) and targets \(3,\) differ"):
+        soft_focal_loss(torch.zeros(2), torch.zeros(3))
