@@ -9,7 +9,7 @@ import torch
 from torch.autograd import gradcheck
 
 from cskd_core.errors import ShapeError
-from cskd_core.roi_align import roi_align, separable_roi_align
+from cskd_core.roi_align import roi_align, gathered_roi_align
 
 ROIS = torch.tensor(
     [
@@ -64,14 +64,14 @@ def slow_roi_align(features, rois, size, scale, ratio, aligned):
 def test_forward_equals_loops_over_samples(size, scale, ratio, aligned):
     features = torch.randn(2, 2, 6, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     expected = slow_roi_align(features, ROIS, size, scale, ratio, aligned)
-    torch.testing.assert_close(separable_roi_align(features, ROIS, size, scale, ratio, aligned), expected)
+    torch.testing.assert_close(gathered_roi_align(features, ROIS, size, scale, ratio, aligned), expected)
     torch.testing.assert_close(roi_align(features, ROIS, size, scale, ratio, aligned), expected)
 
 
 @pytest.mark.parametrize("ratio", [0, 2])
 def test_gradient_equals_finite_differences(ratio):
     features = torch.randn(2, 2, 4, 5, dtype=torch.float64, requires_grad=True)
-    assert gradcheck(lambda f: separable_roi_align(f, ROIS, (2, 2), 1.0, ratio, True), (features,))
+    assert gradcheck(lambda f: gathered_roi_align(f, ROIS, (2, 2), 1.0, ratio, True), (features,))
 
 
 def test_no_rois_give_an_empty_result():

@@ -1,7 +1,8 @@
 """RoIAlign with average pooling: torchvision's kernel where it loads, otherwise plain, differentiable torch.
 
-Bilinear sampling on a regular grid is separable. Averaging the samples of a bin is therefore two small matrices a RoI,
-one along the rows and one along the columns: pooled = Wy . feature . Wx^T, exact, and differentiable by autograd.
+A bin's average of bilinear samples is a weighted sum of cells, and the weights are products of one along the rows and
+one along the columns. With the cells as the rows of a table this is a bag of embeddings, exact, and differentiable by
+autograd.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from functools import cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cskd_core.errors import ShapeError
@@ -60,10 +62,10 @@ def roi_align(
     if kernel is not None:
         pooled: Tensor = kernel(features, rois, spatial_scale, rows, columns, sampling_ratio, aligned)
         return pooled
-    return separable_roi_align(features, rois, (rows, columns), spatial_scale, sampling_ratio, aligned)
+    return gathered_roi_align(features, rois, (rows, columns), spatial_scale, sampling_ratio, aligned)
 
 
-def separable_roi_align(
+def gathered_roi_align(
     features: Tensor,
     rois: Tensor,
     output_size: tuple[int, int],
@@ -71,35 +73,53 @@ def separable_roi_align(
     sampling_ratio: int,
     aligned: bool,
 ) -> Tensor:
-    """`roi_align` as two matrix products a RoI; arguments as there, `rois` in the dtype of `features`."""
-    height, width = features.shape[2:]
+    """`roi_align` as weighted sums of cells; arguments as there, `rois` in the dtype of `features`."""
+    channels, height, width = features.shape[1:]
+    table = features.permute(0, 2, 3, 1).reshape(-1, channels)
     boxes = rois[:, 1:] * spatial_scale - (0.5 if aligned else 0.0)
-    along_x = _sampling_matrix(boxes[:, 0], boxes[:, 2], output_size[1], width, sampling_ratio, aligned)
-    along_y = _sampling_matrix(boxes[:, 1], boxes[:, 3], output_size[0], height, sampling_ratio, aligned)
-    pooled = features.new_empty((len(rois), features.shape[1], *output_size))
+    starts, extents = boxes[:, :2], boxes[:, 2:] - boxes[:, :2]
+    if not aligned:
+        extents = extents.clamp_min(1)
+    bins = extents / extents.new_tensor([output_size[1], output_size[0]])
+    counts = torch.full_like(bins, sampling_ratio) if sampling_ratio > 0 else bins.ceil().clamp_min(0)
+    most = counts.amax(1)
     parts, order = [], []
-    for image in range(len(features)):
-        chosen = (rois[:, 0] == image).nonzero().squeeze(1)
-        columns_kept = torch.einsum("nph,chw->npcw", along_y[chosen], features[image])
-        parts.append(torch.einsum("npcw,nqw->ncpq", columns_kept, along_x[chosen]))
+    for samples in most.unique().tolist():  # RoIs with as many samples together, so that few weights are zero
+        chosen = (most == samples).nonzero().squeeze(1)
+        x_cells, x_shares = _taps(starts[chosen, 0], bins[chosen, 0], counts[chosen, 0], output_size[1], width)
+        y_cells, y_shares = _taps(starts[chosen, 1], bins[chosen, 1], counts[chosen, 1], output_size[0], height)
+        rows = rois[chosen, 0].long().view(-1, 1, 1) * height + y_cells
+        cells = rows.view(len(chosen), output_size[0], 1, -1, 1) * width + x_cells.view(
+            len(chosen), 1, output_size[1], 1, -1
+        )
+        shares = y_shares.view(len(chosen), output_size[0], 1, -1, 1) * x_shares.view(
+            len(chosen), 1, output_size[1], 1, -1
+        )
+        if not samples:  # RoIs without an extent have no samples
+            cells, shares = cells.new_zeros(*cells.shape[:3], 1, 1), shares.new_zeros(*cells.shape[:3], 1, 1)
+        bags = F.embedding_bag(
+            cells.flatten(3).flatten(0, 2), table, mode="sum", per_sample_weights=shares.flatten(3).flatten(0, 2)
+        )
+        parts.append(bags.view(len(chosen), *output_size, channels).permute(0, 3, 1, 2))
         order.append(chosen)
     if not parts:
-        return pooled
-    return pooled.index_copy(0, torch.cat(order), torch.cat(parts))
+        return 0 * features.sum() + features.new_zeros((0, channels, *output_size))
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat(parts)[torch.cat(order).argsort()]
 
 
-def _sampling_matrix(start: Tensor, end: Tensor, bins: int, size: int, sampling_ratio: int, aligned: bool) -> Tensor:
-    """(N, bins, size): the share of each cell in each bin of one axis, for RoIs from `start` to `end` (N,) in cells."""
-    extent = end - start
-    if not aligned:
-        extent = extent.clamp_min(1)
-    bin_size = extent / bins
-    if sampling_ratio > 0:
-        count = torch.full_like(extent, sampling_ratio)
-    else:
-        count = bin_size.ceil().clamp_min(0)
-    samples = int(count.max()) if len(count) else 0
-    index = torch.arange(samples, dtype=start.dtype, device=start.device)
+def _taps(start: Tensor, bin_size: Tensor, count: Tensor, bins: int, size: int) -> tuple[Tensor, Tensor]:
+    """Cells (N, bins, 2 * samples) that the samples of each bin of one axis lie between, and the share of each.
+
+    Args:
+        start: of each RoI (N,), in cells.
+        bin_size: of each RoI (N,), in cells.
+        count: samples a bin (N,).
+        bins: of the axis.
+        size: cells of the axis.
+    """
+    index = torch.arange(int(count.max()), dtype=start.dtype, device=start.device)
     within_bin = (index + 0.5) / count.clamp_min(1).unsqueeze(1)
     bin_index = torch.arange(bins, dtype=start.dtype, device=start.device)
     position = start.view(-1, 1, 1) + bin_size.view(-1, 1, 1) * (bin_index.view(1, -1, 1) + within_bin.unsqueeze(1))
@@ -108,9 +128,8 @@ def _sampling_matrix(start: Tensor, end: Tensor, bins: int, size: int, sampling_
     low = position.floor()
     high_share = position - low
     share = counted / count.clamp_min(1).view(-1, 1, 1)
-    matrix = position.new_zeros((len(start), bins, size))
-    matrix.scatter_add_(2, low.long(), share * (1 - high_share))
-    return matrix.scatter_add_(2, (low.long() + 1).clamp_max(size - 1), share * high_share)
+    cells = torch.cat([low.long(), (low.long() + 1).clamp_max(size - 1)], 2)
+    return cells, torch.cat([share * (1 - high_share), share * high_share], 2)
 
 
 @cache
