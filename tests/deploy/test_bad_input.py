@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 
-from .conftest import student_config, write_checkpoint
+from cskd_deploy.errors import DeployError
+from cskd_deploy.mmdet_model import candidates_per_level, family_of, postprocessing_of, proposals_of
+
+from .students import student_config, write_checkpoint
 
 
 @pytest.fixture
@@ -209,7 +213,7 @@ def test_a_checkpoint_that_cannot_be_exported_leaves_nothing_and_overwrites_noth
         contents = torch.load(checkpoint, weights_only=True)
         model = contents["meta"]["config"]["model"]
         if kind == "family":
-            model["type"] = "FCOS"
+            model["type"] = "ATSS"
         else:
             model["bbox_head"]["stacked_convs"] = 4
         torch.save(contents, path)
@@ -222,7 +226,7 @@ def test_a_checkpoint_that_cannot_be_exported_leaves_nothing_and_overwrites_noth
         "truncated": "cut short",
         "code": "asks for code",
         "architecture": "another architecture",
-        "family": "'FCOS', which cannot be exported yet",
+        "family": "'ATSS', which cannot be exported",
         "input size": "multiples of 32, for example 128 128",
     }[kind]
     target = written(tmp_path / "student.onnx", b"of yesterday")
@@ -247,22 +251,82 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(deploy, che
     assert file.read_bytes() == b"a file"
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda model: model["test_cfg"]["nms"].update(type="soft_nms"), "only type='nms'"),
-        (lambda model: model["test_cfg"].update(nms_pre=-1), "nms_pre is -1"),
-        (lambda model: model["bbox_head"]["loss_cls"].update(use_sigmoid=False, type="CrossEntropyLoss"), "sigmoid"),
-    ],
-)
-def test_a_test_config_that_is_not_reproduced_is_refused(deploy, classes, tmp_path, change, message):
-    config = student_config(classes)
-    change(config["model"])
-    path = write_checkpoint(tmp_path / "student.pth", classes, config)
+def test_a_test_config_that_is_not_reproduced_is_refused(deploy, checkpoint, tmp_path):
+    import torch
+
+    path = tmp_path / "student.pth"
+    contents = torch.load(checkpoint, weights_only=True)
+    contents["meta"]["config"]["model"]["test_cfg"]["nms"]["type"] = "soft_nms"
+    torch.save(contents, path)
     done = deploy("export", "--checkpoint", path)
     assert done.code == 2
-    assert message in done.err
+    assert "only type='nms'" in done.err
     assert not path.with_suffix(".onnx").exists()
+
+
+def changed(**settings):
+    """A change of a model's settings; `__` in a name stands for the dot between levels."""
+
+    def change(model):
+        for path, value in settings.items():
+            *levels, key = path.split("__")
+            functools.reduce(lambda inner, level: inner[level], levels, model)[key] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "message"),
+    [
+        ("RetinaNet", changed(type="PAA"), "'PAA', which cannot be exported; expected: RetinaNet, FCOS, GFL, Fast"),
+        ("RetinaNet", changed(bbox_head__type="FreeAnchorRetinaHead"), "bbox_head.type='FreeAnchorRetinaHead'"),
+        ("RetinaNet", changed(bbox_head__loss_cls__use_sigmoid=False), "loss_cls.use_sigmoid=False"),
+        ("RetinaNet", changed(backbone__dcn={"type": "DCNv2"}), "backbone.dcn={'type': 'DCNv2'}"),
+        ("RetinaNet", changed(test_cfg__nms_pre=-1), "test_cfg.nms_pre is -1"),
+        ("RetinaNet", changed(test_cfg__nms__max_num=100), "only type='nms' with an iou_threshold"),
+        ("RetinaNet", changed(test_cfg=None), "test_cfg.score_thr is None"),
+        ("FCOS", changed(bbox_head__dcn_on_last_conv=True), "bbox_head.dcn_on_last_conv=True"),
+        ("FCOS", changed(bbox_head__conv_cfg={"type": "DCN"}), "bbox_head.conv_cfg.type='DCN'"),
+        ("GFL", changed(bbox_head__type="LDHead"), "bbox_head.type='LDHead'"),
+        ("FasterRCNN", changed(rpn_head__type="GARPNHead"), "rpn_head.type='GARPNHead'"),
+        ("FasterRCNN", changed(roi_head__type="CascadeRoIHead", roi_head__bbox_head=[]), "type='CascadeRoIHead'"),
+        ("FasterRCNN", changed(roi_head__bbox_head__reg_class_agnostic=True), "reg_class_agnostic=True"),
+        ("FasterRCNN", changed(roi_head__bbox_head__loss_cls__type="SeesawLoss"), "loss_cls.type='SeesawLoss'"),
+        ("FasterRCNN", changed(roi_head__bbox_roi_extractor__roi_layer__pool_mode="max"), "pool_mode='max'"),
+        ("FasterRCNN", changed(roi_head__mask_head={"type": "FCNMaskHead"}), "mask_head={'type': 'FCNMaskHead'}"),
+        ("FasterRCNN", changed(test_cfg__rcnn__nms={"type": "soft_nms"}), "test_cfg.rcnn.nms is {'type': 'soft_nms'}"),
+        ("FasterRCNN", changed(test_cfg__rpn__nms__class_agnostic=True), "test_cfg.rpn.nms is"),
+        ("FasterRCNN", changed(test_cfg__rpn__nms_pre=0), "test_cfg.rpn.nms_pre is 0"),
+        ("FasterRCNN", changed(test_cfg__rcnn__max_per_img=None), "test_cfg.rcnn.max_per_img is None"),
+    ],
+)
+def test_a_variant_that_is_nearly_of_a_family_is_refused_by_the_name_of_its_setting(family, change, message):
+    config = student_config(("a",), family=family)
+    postprocessing_of(config)
+    change(config["model"])
+    with pytest.raises(DeployError) as error:
+        read_model(config)
+    assert message in str(error.value)
+
+
+def read_model(config):
+    """All that is read of a config's model."""
+    postprocessing_of(config)
+    return proposals_of(config) if family_of(config) == "faster_rcnn" else candidates_per_level(config)
+
+
+def test_a_file_without_the_output_that_its_metadata_names_is_refused(deploy, model_file, tmp_path):
+    import onnx
+
+    model = onnx.load(str(model_file))
+    entry = model.metadata_props[0]
+    manifest = json.loads(entry.value)
+    manifest["postprocessing"]["threshold_on"] = "class_scores"
+    entry.value = json.dumps(manifest)
+    onnx.save(model, str(tmp_path / "other.onnx"))
+    done = deploy("bench", tmp_path / "other.onnx")
+    assert done.code == 2
+    assert "boxes, scores, labels, class_scores. Export it again" in done.err
 
 
 def test_bench_refuses_a_reference_that_does_different_work(deploy, model_file, classes, tmp_path):

@@ -16,6 +16,8 @@ from cskd_deploy.detector import Detector
 from cskd_deploy.errors import DeployError
 from cskd_deploy.manifest import Manifest, Postprocessing, Preprocessing
 
+from .students import FAMILIES
+
 MANIFEST = Manifest(
     family="retinanet",
     classes=("a",),
@@ -85,16 +87,21 @@ def test_random_images_are_the_same_for_the_same_seed():
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
 
 
-def test_bench_prints_percentiles_throughput_size_and_the_ratio_to_pytorch(deploy, model_file, checkpoint, shapes_root):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bench_prints_percentiles_throughput_size_and_the_ratio_to_pytorch(deploy, family, exported, shapes_root):
+    checkpoint, model_file = exported(family)
     done = deploy(
-        "bench", model_file, "--reference", checkpoint, "--images", shapes_root / "images", "--duration", 0.2, "--json"
+        "bench",
+        model_file,
+        *("--reference", checkpoint, "--images", shapes_root / "images"),
+        *("--duration", 0.1, "--iterations", 3, "--json"),
     )
     assert done.code == 0, done.err
     facts = json.loads(done.out)
     exported, reference = facts["results"]
     assert (exported["backend"], reference["backend"]) == ("onnxruntime", "pytorch")
     for result in facts["results"]:
-        assert result["images"] >= 10
+        assert result["images"] >= 3
         for stage in ("preprocess", "inference", "postprocess", "total"):
             times = result["milliseconds"][stage]
             assert 0 < times["p50"] <= times["p90"] <= times["p99"]

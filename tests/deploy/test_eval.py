@@ -8,14 +8,13 @@ import pytest
 
 from cskd_deploy.onnx_export import export
 
-from .conftest import write_checkpoint
+from .students import FAMILIES, write_checkpoint
 
 
-def test_map_of_the_file_is_that_of_the_checkpoint(deploy, model_file, checkpoint, found_annotations, shapes_root):
-    images = shapes_root / "images"
-    done = deploy(
-        "eval", model_file, "--ann", found_annotations, "--images", images, "--reference", checkpoint, "--json"
-    )
+@pytest.mark.parametrize("family", FAMILIES)
+def test_map_of_the_file_is_that_of_the_checkpoint(deploy, family, exported, annotated, shapes_root):
+    data = ("--ann", annotated(family), "--images", shapes_root / "images")
+    done = deploy("eval", exported(family).model, *data, "--reference", exported(family).checkpoint, "--json")
     assert done.code == 0, done.err
     result = json.loads(done.out)
     assert 0.2 < result["metrics"]["bbox_mAP"] < 0.95

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -27,6 +28,8 @@ def test_a_manifest_comes_back_as_it_went():
         (lambda data: data["postprocessing"].update(max_per_image="many"), "'max_per_image' is 'many', expected int"),
         (lambda data: data["postprocessing"].update(score_threshold=float("nan")), "expected a finite number"),
         (lambda data: data.update(classes="abc"), "'classes' is 'abc', expected list"),
+        (lambda data: data["postprocessing"].pop("threshold_on"), "'threshold_on' is missing"),
+        (lambda data: data["postprocessing"].update(threshold_on="labels"), "threshold_on is 'labels'"),
     ],
 )
 def test_a_spoilt_entry_is_named(change, message):
@@ -36,6 +39,15 @@ def test_a_spoilt_entry_is_named(change, message):
         manifest_from_metadata({MANIFEST_KEY: json.dumps(data)}, "x.onnx")
     assert message in str(error.value)
     assert "x.onnx" in str(error.value)
+
+
+def test_a_file_of_the_first_schema_has_its_threshold_on_the_scores():
+    data = json.loads(MANIFEST.to_metadata()[MANIFEST_KEY])
+    data["schema"] = 1
+    del data["postprocessing"]["threshold_on"]
+    found = manifest_from_metadata({MANIFEST_KEY: json.dumps(data)}, "x.onnx")
+    assert found == dataclasses.replace(MANIFEST, schema=1)
+    assert found.postprocessing.threshold_on == "scores"
 
 
 def test_metadata_that_is_not_json_is_refused():

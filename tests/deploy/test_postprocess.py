@@ -77,6 +77,16 @@ def test_detections_are_those_of_mmdets_batched_nms():
     np.testing.assert_array_equal(found.labels, classes[keep][:100].numpy())
 
 
+def test_the_threshold_may_apply_to_other_values_than_those_that_rank():
+    boxes = np.array([[0, 0, 10, 10], [1, 0, 11, 10], [50, 50, 60, 60]], dtype=np.float32)
+    image = PreparedImage(np.zeros(0), (100, 100), np.ones(4, dtype=np.float32))
+    scores = np.array([0.01, 0.02, 0.9], dtype=np.float32)
+    judged = np.array([0.2, 0.1, 0.04], dtype=np.float32)
+    found = select_detections(boxes, scores, np.zeros(3), image, RULE, judged)
+    assert found.boxes.tolist() == [[1, 0, 11, 10]]
+    assert found.scores.tolist() == [np.float32(0.02)]
+
+
 def test_no_candidate_above_the_threshold_gives_no_detection():
     boxes, scores, labels = crowd(5)
     image = PreparedImage(np.zeros(0), (120, 160), np.ones(4, dtype=np.float32))

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from cskd_deploy.images import read_image
-from cskd_deploy.mmdet_config import preprocessing_of
+from cskd_deploy.mmdet_pipeline import preprocessing_of
 from cskd_deploy.preprocess import padded_size, prepare, resized_size
 
-from .conftest import prepare_with_mmdet, student_config
+from .conftest import prepare_with_mmdet
+from .students import student_config
 
 
 @pytest.mark.parametrize("size", [(128, 128), (480, 640), (333, 500), (97, 311), (40, 50), (719, 1281)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,29 +36,41 @@ def match(reference: Boxes, other: Boxes, iou: float = 0.99, score: float = 1e-3
             so that boxes without area can be matched.
         score: how far their scores may lie apart.
     """
-    boxes, scores, labels = reference
-    other_boxes, other_scores, other_labels = other
-    free = np.ones(len(other_scores), dtype=bool)
+    matched = 0
     score_differences, corner_differences = [0.0], [0.0]
+    for label in np.unique(reference[2]):
+        ours, theirs = reference[2] == label, other[2] == label
+        boxes, scores = reference[0][ours], reference[1][ours]
+        other_boxes, other_scores = other[0][theirs], other[1][theirs]
+        for place, mate in _pairs(boxes, scores, other_boxes, other_scores, iou, score):
+            matched += 1
+            score_differences.append(float(np.abs(other_scores[mate] - scores[place])))
+            corner_differences.append(float(np.abs(other_boxes[mate] - boxes[place]).max()))
+    return Agreement(
+        reference=len(reference[1]),
+        other=len(other[1]),
+        matched=matched,
+        largest_score_difference=max(score_differences),
+        largest_corner_difference=max(corner_differences),
+    )
+
+
+def _pairs(
+    boxes: np.ndarray, scores: np.ndarray, other_boxes: np.ndarray, other_scores: np.ndarray, iou: float, score: float
+) -> Iterator[tuple[int, int]]:
+    """The matched boxes of one label, as places in both sets."""
+    free = np.ones(len(other_scores), dtype=bool)
     for place in np.argsort(-scores, kind="stable"):
-        near = np.flatnonzero(free & (other_labels == labels[place]) & (np.abs(other_scores - scores[place]) <= score))
+        near = np.flatnonzero(free & (np.abs(other_scores - scores[place]) <= score))
         if not len(near):
             continue
         overlaps = _overlaps(boxes[place], other_boxes[near])
         if overlaps.max() >= iou:
             apart = np.abs(other_scores[near] - scores[place])
             # Among boxes that overlap alike (clipped to nothing at the same border) the score decides.
-            best = int(np.where(overlaps >= overlaps.max() - 1e-6, apart, np.inf).argmin())
-            free[near[best]] = False
-            score_differences.append(float(apart[best]))
-            corner_differences.append(float(np.abs(other_boxes[near[best]] - boxes[place]).max()))
-    return Agreement(
-        reference=len(scores),
-        other=len(other_scores),
-        matched=int((~free).sum()),
-        largest_score_difference=max(score_differences),
-        largest_corner_difference=max(corner_differences),
-    )
+            best = near[int(np.where(overlaps >= overlaps.max() - 1e-6, apart, np.inf).argmin())]
+            free[best] = False
+            yield int(place), int(best)
 
 
 def _overlaps(box: np.ndarray, others: np.ndarray) -> np.ndarray:

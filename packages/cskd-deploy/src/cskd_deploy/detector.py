@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cskd_deploy.backends.base import INPUT, Backend
+from cskd_deploy.backends.base import IMAGE_SHAPE, INPUT, Backend
 from cskd_deploy.postprocess import Detections, select_detections
 from cskd_deploy.preprocess import PreparedImage, prepare
 
@@ -31,9 +31,11 @@ class Detector:
 
     def infer(self, prepared: PreparedImage) -> dict[str, np.ndarray]:
         """Inference."""
-        return self.backend.infer({INPUT: prepared.tensor})
+        shape = np.array([prepared.resized_size], dtype=np.float32)
+        return self.backend.infer({INPUT: prepared.tensor, IMAGE_SHAPE: shape})
 
     def select(self, outputs: dict[str, np.ndarray], prepared: PreparedImage) -> Detections:
         """Postprocessing."""
+        rule = self.manifest.postprocessing
         boxes, scores, labels = outputs["boxes"][0], outputs["scores"][0], outputs["labels"][0]
-        return select_detections(boxes, scores, labels, prepared, self.manifest.postprocessing)
+        return select_detections(boxes, scores, labels, prepared, rule, outputs[rule.threshold_on][0])

@@ -16,7 +16,8 @@ from typing import Any
 from cskd_deploy.errors import DeployError
 
 MANIFEST_KEY = "cskd_manifest"
-SCHEMA = 1
+SCHEMA = 2  # 2 added `postprocessing.threshold_on`
+SCHEMAS = (1, 2)  # that are read
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,13 @@ class Postprocessing:
     nms_class_agnostic: bool
     max_per_image: int
     clip_boxes: bool  # to the image before padding
+    threshold_on: str = "scores"  # or "class_scores": the graph's output that the score threshold applies to
 
     def __post_init__(self) -> None:
         if self.max_per_image < 1:
             raise ValueError("max_per_image must be positive")
+        if self.threshold_on not in ("scores", "class_scores"):
+            raise ValueError(f"threshold_on is {self.threshold_on!r}, expected 'scores' or 'class_scores'")
 
 
 @dataclass(frozen=True)
@@ -101,18 +105,21 @@ def manifest_from_metadata(metadata: Mapping[str, str], path: object) -> Manifes
         data = json.loads(text)
         if not isinstance(data, dict):
             raise TypeError("expected an object")
-        if data.get("schema") != SCHEMA:
-            raise ValueError(f"schema is {data.get('schema')!r}, this version of cskd-deploy reads {SCHEMA}")
+        schema = _typed(data, "schema", int)
+        if schema not in SCHEMAS:
+            known = " and ".join(map(str, SCHEMAS))
+            raise ValueError(f"schema is {schema}, this version of cskd-deploy reads {known}")
         return Manifest(
             family=_typed(data, "family", str),
             classes=tuple(_typed_list(data, "classes", str)),
             preprocessing=_preprocessing(_typed(data, "preprocessing", dict)),
-            postprocessing=_postprocessing(_typed(data, "postprocessing", dict)),
+            postprocessing=_postprocessing(_typed(data, "postprocessing", dict), schema),
             checkpoint=_typed(data, "checkpoint", str),
             sha256=_typed(data, "sha256", str),
             opset=_typed(data, "opset", int),
             precision=_typed(data, "precision", str),
             versions={str(name): str(version) for name, version in _typed(data, "versions", dict).items()},
+            schema=schema,
         )
     except (ValueError, TypeError) as error:
         raise DeployError(f"the metadata {MANIFEST_KEY!r} of {path} cannot be read: {error}") from error
@@ -135,13 +142,14 @@ def _preprocessing(data: Mapping[str, Any]) -> Preprocessing:
     )
 
 
-def _postprocessing(data: Mapping[str, Any]) -> Postprocessing:
+def _postprocessing(data: Mapping[str, Any], schema: int) -> Postprocessing:
     return Postprocessing(
         score_threshold=_typed(data, "score_threshold", float),
         nms_iou_threshold=_typed(data, "nms_iou_threshold", float),
         nms_class_agnostic=_typed(data, "nms_class_agnostic", bool),
         max_per_image=_typed(data, "max_per_image", int),
         clip_boxes=_typed(data, "clip_boxes", bool),
+        threshold_on="scores" if schema == 1 else _typed(data, "threshold_on", str),
     )
 
 

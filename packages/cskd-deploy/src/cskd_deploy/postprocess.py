@@ -23,7 +23,12 @@ class Detections:
 
 
 def select_detections(
-    boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, prepared: PreparedImage, rule: Postprocessing
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    labels: np.ndarray,
+    prepared: PreparedImage,
+    rule: Postprocessing,
+    judged: np.ndarray | None = None,
 ) -> Detections:
     """Detections among the candidates of one image.
 
@@ -37,8 +42,9 @@ def select_detections(
         labels: (k,) class index.
         prepared: What preprocessing did to the image.
         rule: Thresholds from the manifest.
+        judged: (k,) what the score threshold applies to; the scores themselves if it is left out.
     """
-    likely = scores > np.float32(rule.score_threshold)
+    likely = (scores if judged is None else judged) > np.float32(rule.score_threshold)
     boxes, scores, labels = boxes[likely].astype(np.float32), scores[likely], labels[likely].astype(np.int64)
     if rule.clip_boxes:
         height, width = prepared.resized_size

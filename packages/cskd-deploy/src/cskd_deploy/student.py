@@ -15,7 +15,8 @@ from cskd_deploy.annotations import Annotations
 from cskd_deploy.environment import versions
 from cskd_deploy.errors import BackendMissing, DeployError
 from cskd_deploy.manifest import Manifest
-from cskd_deploy.mmdet_config import family_of, postprocessing_of, preprocessing_of
+from cskd_deploy.mmdet_model import family_of, postprocessing_of
+from cskd_deploy.mmdet_pipeline import preprocessing_of
 
 INSTALL = "`make env` in the repository of CSKD makes an environment with all of it"
 

@@ -13,7 +13,9 @@ import numpy as np
 from cskd_deploy.manifest import Manifest
 
 INPUT = "image"
+IMAGE_SHAPE = "image_shape"
 OUTPUTS = ("boxes", "scores", "labels")
+CLASS_SCORES = "class_scores"
 
 Arrays = Mapping[str, np.ndarray]
 AnyBackend = TypeVar("AnyBackend", bound="Backend")
@@ -22,9 +24,11 @@ AnyBackend = TypeVar("AnyBackend", bound="Backend")
 class Backend(ABC):
     """A detector in a runtime, loaded on entering the `with` block.
 
-    Its input is `image`, `(1, 3, height, width)` float32, normalised and padded. Its outputs are candidates before NMS:
-    `boxes` `(1, k, 4)` as x1, y1, x2, y2 in pixels of the input, `scores` `(1, k)` and `labels` `(1, k)`. An exported
-    graph always gives the same `k`; candidates below the score threshold may be among them.
+    Its inputs are `image`, `(1, 3, height, width)` float32, normalised and padded, and `image_shape`, `(1, 2)` float32,
+    the (height, width) of the image before padding, which only two-stage detectors use. Its outputs are candidates
+    before NMS: `boxes` `(1, k, 4)` as x1, y1, x2, y2 in pixels of the input, `scores` `(1, k)`, `labels` `(1, k)`, and
+    `class_scores` `(1, k)` where the manifest has the score threshold apply to them. An exported graph always gives the
+    same `k`; candidates below the score threshold may be among them.
     """
 
     name: ClassVar[str]
@@ -46,7 +50,7 @@ class Backend(ABC):
 
     @abstractmethod
     def infer(self, feed: Arrays) -> dict[str, np.ndarray]:
-        """Run the detector once."""
+        """Run the detector once on `image` and `image_shape`."""
 
     @abstractmethod
     def close(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from cskd_deploy.backends.base import INPUT, OUTPUTS, Arrays, Backend
+from cskd_deploy.backends.base import IMAGE_SHAPE, INPUT, OUTPUTS, Arrays, Backend
 from cskd_deploy.environment import usable_cores
 from cskd_deploy.errors import BackendMissing, DeployError
 from cskd_deploy.manifest import manifest_from_metadata
@@ -31,6 +31,8 @@ class OnnxRuntimeBackend(Backend):
         super().__init__(path)
         self._threads = threads or usable_cores()
         self._session: Any = None
+        self._inputs: list[str] = []
+        self._outputs: list[str] = []
 
     @property
     def session(self) -> Any:
@@ -55,12 +57,15 @@ class OnnxRuntimeBackend(Backend):
         if session.get_providers()[0] != PROVIDER:
             raise DeployError(f"onnxruntime runs {self.path} on {session.get_providers()[0]}, asked for {PROVIDER}")
         self.manifest = manifest_from_metadata(session.get_modelmeta().custom_metadata_map, self.path)
-        _check_interface(session, self.manifest.preprocessing.input_size, self.path)
+        self._inputs = [value.name for value in session.get_inputs()]
+        self._outputs = list(dict.fromkeys([*OUTPUTS, self.manifest.postprocessing.threshold_on]))
+        _check_interface(session, self.manifest.preprocessing.input_size, self._outputs, self.path)
         self._session = session
         self.size_bytes = self.path.stat().st_size
 
     def infer(self, feed: Arrays) -> dict[str, np.ndarray]:
-        return dict(zip(OUTPUTS, self._session.run(list(OUTPUTS), {INPUT: feed[INPUT]}), strict=True))
+        values = self._session.run(self._outputs, {name: feed[name] for name in self._inputs})
+        return dict(zip(self._outputs, values, strict=True))
 
     def close(self) -> None:
         self._session = None
@@ -92,11 +97,12 @@ def _check_file(path: Path) -> None:
         )
 
 
-def _check_interface(session: Any, input_size: tuple[int, int], path: Path) -> None:
+def _check_interface(session: Any, input_size: tuple[int, int], needed: list[str], path: Path) -> None:
     inputs = {value.name: value.shape for value in session.get_inputs()}
     outputs = {value.name for value in session.get_outputs()}
-    if inputs != {INPUT: [1, 3, *input_size]} or not outputs.issuperset(OUTPUTS):
+    expected = {INPUT: [1, 3, *input_size]}
+    if inputs not in (expected, {**expected, IMAGE_SHAPE: [1, 2]}) or not outputs.issuperset(needed):
         raise DeployError(
             f"{path} has inputs {inputs} and outputs {sorted(outputs)}; its metadata says "
-            f"{INPUT} (1, 3, {input_size[0]}, {input_size[1]}) and {', '.join(OUTPUTS)}. Export it again"
+            f"{INPUT} (1, 3, {input_size[0]}, {input_size[1]}) and {', '.join(needed)}. Export it again"
         )

@@ -7,13 +7,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from cskd_deploy.backends.base import INPUT, OUTPUTS, Arrays, Backend
+from cskd_deploy.backends.base import CLASS_SCORES, IMAGE_SHAPE, INPUT, OUTPUTS, Arrays, Backend
 from cskd_deploy.environment import usable_cores
 from cskd_deploy.student import Student, load_student
 
 
 class TorchBackend(Backend):
     """A checkpoint, run eagerly by mmdet up to NMS: its forward, score threshold, top-k and decoding.
+
+    Of a two-stage detector: its forward, proposals, scores and boxes of every pair of proposal and class.
 
     Args:
         path: The checkpoint.
@@ -51,7 +53,10 @@ class TorchBackend(Backend):
 
     def infer(self, feed: Arrays) -> dict[str, np.ndarray]:
         assert self._student is not None
-        return mmdet_candidates(self._student.model, feed[INPUT])
+        found = mmdet_candidates(self._student.model, feed[INPUT], feed[IMAGE_SHAPE])
+        if self.manifest.postprocessing.threshold_on == CLASS_SCORES:
+            found[CLASS_SCORES] = np.ones_like(found["scores"])  # mmdet has left out what lies below the threshold
+        return found
 
     def close(self) -> None:
         self._student = None
@@ -61,24 +66,58 @@ class TorchBackend(Backend):
             torch.set_num_threads(self._threads_before)
 
 
-def mmdet_candidates(model: Any, image: np.ndarray, score_threshold: float | None = None) -> dict[str, np.ndarray]:
-    """Candidates of a one-stage mmdet detector by mmdet's own code, for one image.
+def mmdet_candidates(
+    model: Any,
+    image: np.ndarray,
+    image_shape: np.ndarray,
+    score_threshold: float | None = None,
+    with_factors: bool = True,
+) -> dict[str, np.ndarray]:
+    """Candidates of an mmdet detector by mmdet's own code, for one image.
 
     Args:
         image: `(1, 3, height, width)` float32.
-        score_threshold: replaces the one in the model's `test_cfg`.
+        image_shape: `(1, 2)`: (height, width) before padding.
+        score_threshold: replaces the one in the `test_cfg` of a one-stage model. Candidates of a two-stage model are
+            all pairs of proposal and class, whatever their score.
+        with_factors: multiply the class scores by the centerness, where the head has one.
 
     Returns:
-        The outputs of a `Backend`; boxes are clipped to the input.
+        The outputs of a `Backend` but for the class scores; boxes are clipped to the image.
     """
     import torch
+
+    height, width = image_shape[0].tolist()
+    meta = {"img_shape": (height, width, 3), "scale_factor": np.ones(4, dtype=np.float32)}
+    with torch.inference_mode():
+        features = model.extract_feat(torch.from_numpy(image))
+        if hasattr(model, "roi_head"):
+            candidates = _pairs_of_proposals(model, features, meta)
+        else:
+            candidates = _best_of_levels(model, features, meta, score_threshold, with_factors)
+    return {name: values.numpy()[None] for name, values in zip(OUTPUTS, candidates, strict=True)}
+
+
+def _best_of_levels(
+    model: Any, features: Any, meta: dict[str, Any], score_threshold: float | None, with_factors: bool
+) -> Any:
     from mmcv import ConfigDict
 
     settings = ConfigDict(model.test_cfg)
     if score_threshold is not None:
         settings = ConfigDict({**settings, "score_thr": score_threshold})
-    whole = {"img_shape": (*image.shape[2:], 3), "scale_factor": np.ones(4, dtype=np.float32)}
-    with torch.inference_mode():
-        predictions = model.bbox_head(model.extract_feat(torch.from_numpy(image)))
-        candidates = model.bbox_head.get_bboxes(*predictions, img_metas=[whole], cfg=settings, with_nms=False)[0]
-    return {name: values.numpy()[None] for name, values in zip(OUTPUTS, candidates, strict=True)}
+    maps = model.bbox_head(features)
+    if not with_factors:
+        maps = maps[:2]
+    return model.bbox_head.get_bboxes(*maps, img_metas=[meta], cfg=settings, with_nms=False)[0]
+
+
+def _pairs_of_proposals(model: Any, features: Any, meta: dict[str, Any]) -> Any:
+    import torch
+
+    proposals = model.rpn_head.simple_test_rpn(features, [meta])
+    # Without a test_cfg mmdet stops before the threshold and NMS; the last column of the scores is the background's.
+    (boxes,), (scores,) = model.roi_head.simple_test_bboxes(features, [meta], proposals, None)
+    classes = scores.shape[1] - 1
+    labels = torch.arange(classes).expand(len(scores), classes)
+    return boxes.reshape(-1, 4), scores[:, :classes].reshape(-1), labels.reshape(-1)

@@ -1,51 +1,125 @@
-"""What the graph of every family shares: its interface, and the choice of candidates."""
+"""What the graphs of all families share: their interface, and the choice of candidates on a pyramid level."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from cskd_deploy.backends.base import IMAGE_SHAPE, INPUT, OUTPUTS
 
-class CandidateGraph(nn.Module, ABC):
+
+class CandidateGraph(nn.Module):
     """A stock mmdet student from a normalised image to decoded candidates, ready for export.
 
-    The student's own modules run; nothing of them is copied. NMS is not in the graph.
+    The student's own modules run; nothing of them is copied. NMS among the candidates is not in the graph. `forward`
+    takes `inputs` and gives `outputs`, as `backends.base.Backend` describes them.
 
     Args:
         student: the detector, in eval mode.
         input_size: (height, width) of the images, multiples of the padding's divisor.
     """
 
+    inputs: ClassVar[tuple[str, ...]] = (INPUT,)
+    outputs: ClassVar[tuple[str, ...]] = OUTPUTS
+
     def __init__(self, student: nn.Module, input_size: tuple[int, int]) -> None:
         super().__init__()
-        self.student = student
+        self.student: Any = student
         self.input_size = input_size
 
-    @abstractmethod
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Candidates of `image` `(N, 3, height, width)`.
+    def example(self) -> tuple[Tensor, ...]:
+        """An empty image and its size, to trace with, in the order of `inputs`."""
+        feed = {INPUT: torch.zeros(1, 3, *self.input_size), IMAGE_SHAPE: torch.tensor([self.input_size]).float()}
+        return tuple(feed[name] for name in self.inputs)
 
-        Returns:
-            boxes `(N, K, 4)` as x1, y1, x2, y2 in pixels of the input, not clipped; scores `(N, K)`; labels `(N, K)`.
-        """
+    def priors(self, level: int) -> Tensor:
+        """The priors of a level `(n, 2)` or `(n, 4)`, constants of a fixed input size."""
+        return self.get_buffer(f"priors_{level}")
+
+    def _keep_priors(self, generator: Any, maps: Sequence[Tensor]) -> None:
+        """Compute the priors of all levels; `maps` are outputs of the head, `(N, channels, H, W)`, one a level."""
+        sizes = [values.shape[-2:] for values in maps]
+        for level, priors in enumerate(generator.grid_priors(sizes, device="cpu")):
+            self.register_buffer(f"priors_{level}", priors, persistent=False)
 
 
-def best_pairs(class_logits: Tensor, num_classes: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The `count` best (anchor, class) pairs of one pyramid level.
+class DenseGraph(CandidateGraph):
+    """A one-stage student: on each pyramid level the best pairs of prior and class, and their boxes.
+
+    RetinaNet is this and no more.
+
+    Args:
+        student: mmdet's detector, in eval mode.
+        input_size: (height, width).
+        candidates_per_level: `test_cfg.nms_pre`.
+    """
+
+    def __init__(self, student: nn.Module, input_size: tuple[int, int], candidates_per_level: int) -> None:
+        super().__init__(student, input_size)
+        self.head: Any = self.student.bbox_head
+        self._count = candidates_per_level
+        with torch.no_grad():
+            class_maps = self._heads(*self.example())[0]
+        self._keep_priors(self.head.prior_generator, class_maps)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        levels = [self._choose(level, *maps) for level, maps in enumerate(zip(*self._heads(image), strict=True))]
+        return self._finish(*(torch.cat(parts, dim=1) for parts in zip(*levels, strict=True)))
+
+    def _heads(self, image: Tensor) -> Sequence[Sequence[Tensor]]:
+        """Class logits, box predictions and what else the head gives, each a list of one map a level."""
+        maps: Sequence[Sequence[Tensor]] = self.head(self.student.extract_feat(image))
+        return maps
+
+    def _choose(self, level: int, class_logits: Tensor, *maps: Tensor) -> tuple[Tensor, ...]:
+        """Of the best pairs of a level: logits, labels, priors, then the values of each further map."""
+        logits, places, labels = best_pairs(class_logits, self.head.cls_out_channels, self._count)
+        priors = self.priors(level)
+        rows = (take(prior_rows(values, len(priors)), places) for values in maps)
+        return logits, labels, priors[places], *rows
+
+    def _finish(self, logits: Tensor, labels: Tensor, priors: Tensor, predictions: Tensor) -> tuple[Tensor, ...]:
+        """The outputs, from the chosen of all levels."""
+        return self._decode(priors, predictions), logits.sigmoid(), labels
+
+    def _decode(self, priors: Tensor, predictions: Tensor) -> Tensor:
+        return decode(self.head.bbox_coder, priors, predictions)
+
+
+def best_pairs(class_scores: Tensor, num_classes: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The `count` best (prior, class) pairs of one pyramid level.
 
     mmdet applies the sigmoid, then the score threshold, then keeps the best. The sigmoid is monotone and the threshold
     can come later, so choosing among logits gives the same pairs and leaves all but `count` sigmoids out.
 
     Args:
-        class_logits: `(N, anchors * num_classes, H, W)`, as the head gives them.
+        class_scores: logits or scores `(N, priors a cell * num_classes, H, W)`, as the head gives them.
         count: how many; all of them where the level has fewer.
 
     Returns:
-        logits, anchor indices (in the order of mmdet's `grid_priors`) and labels, each `(N, k)`, best first.
+        logits or scores, prior indices (in the order of mmdet's `grid_priors`) and labels, each `(N, k)`, best first.
     """
-    pairs = class_logits.permute(0, 2, 3, 1).flatten(1)
-    logits, places = torch.topk(pairs, min(count, pairs.shape[1]), dim=1)
-    anchors = torch.div(places, num_classes, rounding_mode="trunc")
-    return logits, anchors, places - anchors * num_classes
+    pairs = class_scores.permute(0, 2, 3, 1).flatten(1)
+    best, places = torch.topk(pairs, min(count, pairs.shape[1]), dim=1)
+    priors = torch.div(places, num_classes, rounding_mode="trunc")
+    return best, priors, places - priors * num_classes
+
+
+def prior_rows(values: Tensor, priors: int) -> Tensor:
+    """A map `(N, channels, H, W)` as one row a prior, `(N, priors, channels a prior)`, in mmdet's order."""
+    return values.permute(0, 2, 3, 1).reshape(values.shape[0], priors, -1)
+
+
+def take(rows: Tensor, places: Tensor) -> Tensor:
+    """Of `(N, n, width)` the rows at `places` `(N, k)`: `(N, k, width)`."""
+    return rows.gather(1, places.unsqueeze(-1).expand(-1, -1, rows.shape[-1]))
+
+
+def decode(coder: Any, priors: Tensor, predictions: Tensor) -> Tensor:
+    """Boxes `(N, k, 4)` of predictions `(N, k, 4)` by the head's own coder, not clipped."""
+    # Flat: mmdet's coders deprecate batches. No max_shape: clipping needs the image's size, not the input's.
+    boxes: Tensor = coder.decode(priors.reshape(-1, priors.shape[-1]), predictions.reshape(-1, 4))
+    return boxes.reshape(predictions.shape)

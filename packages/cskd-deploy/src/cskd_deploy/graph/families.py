@@ -7,11 +7,13 @@ from typing import Any
 
 from torch import nn
 
-from cskd_deploy.graph.base import CandidateGraph
-from cskd_deploy.graph.retinanet import RetinaNetGraph
-from cskd_deploy.mmdet_config import candidates_per_level, family_of
+from cskd_deploy.graph.base import CandidateGraph, DenseGraph
+from cskd_deploy.graph.faster_rcnn import FasterRCNNGraph
+from cskd_deploy.graph.fcos import FCOSGraph
+from cskd_deploy.graph.gfl import GFLGraph
+from cskd_deploy.mmdet_model import candidates_per_level, family_of, proposals_of
 
-_GRAPHS = {"retinanet": RetinaNetGraph}
+_DENSE: dict[str, type[DenseGraph]] = {"retinanet": DenseGraph, "fcos": FCOSGraph, "gfl": GFLGraph}
 
 
 def build_graph(student: nn.Module, config: Mapping[str, Any], input_size: tuple[int, int]) -> CandidateGraph:
@@ -20,4 +22,7 @@ def build_graph(student: nn.Module, config: Mapping[str, Any], input_size: tuple
     Raises:
         DeployError: the model is of a family that cannot be exported.
     """
-    return _GRAPHS[family_of(config)](student, input_size, candidates_per_level(config)).eval()
+    family = family_of(config)
+    if family == "faster_rcnn":
+        return FasterRCNNGraph(student, input_size, proposals_of(config)).eval()
+    return _DENSE[family](student, input_size, candidates_per_level(config)).eval()

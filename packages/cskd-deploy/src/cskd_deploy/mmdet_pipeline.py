@@ -1,4 +1,4 @@
-"""Read what inference needs from an mmdet config, as plain data: the test pipeline and `test_cfg`.
+"""Read the preprocessing from the test pipeline of an mmdet config, as plain data.
 
 Only what this package reproduces exactly is accepted. Anything else in the pipeline is an error that names it, since a
 step left out would change the detections without a word.
@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cskd_deploy.errors import DeployError
-from cskd_deploy.manifest import Postprocessing, Preprocessing
+from cskd_deploy.manifest import Preprocessing
+from cskd_deploy.mmdet_model import number
 from cskd_deploy.preprocess import padded_size
 
 # Accepted keys of each step beside `type`; other keys change the result, unless they stand at the value given here.
@@ -32,7 +33,6 @@ _STEPS: dict[str, dict[str, Any]] = {
     "Collect": {"keys": ..., "meta_keys": ...},
 }
 _ORDER = ("Resize", "Normalize", "Pad")
-_FAMILIES = {"RetinaNet": "retinanet"}
 
 
 def preprocessing_of(config: Mapping[str, Any], input_size: tuple[int, int] | None = None) -> Preprocessing:
@@ -53,7 +53,7 @@ def preprocessing_of(config: Mapping[str, Any], input_size: tuple[int, int] | No
         raise DeployError(f"the test pipeline has the steps {', '.join(order)}, expected {', '.join(_ORDER)} once each")
     resize, normalize, pad = (_step(transforms, name) for name in _ORDER)
     width, height = _scale(augment.get("img_scale"))
-    divisor = _number(pad.get("size_divisor"), "Pad's size_divisor", int)
+    divisor = number(pad.get("size_divisor"), "Pad's size_divisor", int)
     pad_value = pad.get("pad_val", {"img": 0})
     default_size = padded_size((height, width), divisor)
     if input_size is not None and any(side < divisor or side % divisor for side in input_size):
@@ -72,60 +72,6 @@ def preprocessing_of(config: Mapping[str, Any], input_size: tuple[int, int] | No
         pad_divisor=divisor,
         pad_value=float(pad_value.get("img", 0) if isinstance(pad_value, Mapping) else pad_value),
     )
-
-
-def postprocessing_of(config: Mapping[str, Any]) -> Postprocessing:
-    """The thresholds of `config.model.test_cfg` and whether the coder clips boxes.
-
-    Raises:
-        DeployError: a setting is missing, or asks for an NMS that is not greedy NMS.
-    """
-    model = config.get("model", {})
-    settings = model.get("test_cfg") or {}
-    nms = settings.get("nms") or {}
-    unknown = sorted(set(nms) - {"type", "iou_threshold", "iou_thr", "class_agnostic"})
-    if nms.get("type", "nms") != "nms" or unknown:
-        raise DeployError(f"model.test_cfg.nms is {dict(nms)}: only type='nms' with an iou_threshold can be exported")
-    coder = model.get("bbox_head", {}).get("bbox_coder", {})
-    return Postprocessing(
-        score_threshold=_number(settings.get("score_thr"), "model.test_cfg.score_thr", float),
-        nms_iou_threshold=_number(
-            nms.get("iou_threshold", nms.get("iou_thr")), "model.test_cfg.nms.iou_threshold", float
-        ),
-        nms_class_agnostic=bool(nms.get("class_agnostic", False)),
-        max_per_image=_number(settings.get("max_per_img"), "model.test_cfg.max_per_img", int),
-        clip_boxes=bool(coder.get("clip_border", True)),
-    )
-
-
-def candidates_per_level(config: Mapping[str, Any]) -> int:
-    """`model.test_cfg.nms_pre`: how many candidates of a pyramid level go on to NMS.
-
-    Raises:
-        DeployError: it is missing or not positive (mmdet then keeps every pair of anchor and class).
-    """
-    count: int = _number((config.get("model", {}).get("test_cfg") or {}).get("nms_pre"), "model.test_cfg.nms_pre", int)
-    return count
-
-
-def family_of(config: Mapping[str, Any]) -> str:
-    """The family name of a config's model.
-
-    Raises:
-        DeployError: the model is of a family that cannot be exported, or only nearly of one that can.
-    """
-    model = config.get("model") or {}
-    kind, head = model.get("type"), model.get("bbox_head") or {}
-    if kind not in _FAMILIES:
-        raise DeployError(
-            f"the config's model is of type {kind!r}, which cannot be exported yet; expected: {', '.join(_FAMILIES)}"
-        )
-    if head.get("type") != "RetinaHead" or not head.get("loss_cls", {}).get("use_sigmoid", False):
-        raise DeployError(
-            f"the config's {kind} has the head {head.get('type')} with {head.get('loss_cls')}; "
-            "only RetinaHead with sigmoid scores can be exported"
-        )
-    return _FAMILIES[kind]
 
 
 def _test_steps(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -174,11 +120,3 @@ def _triple(value: Any, what: str) -> tuple[float, float, float]:
     if isinstance(value, Sequence) and len(value) == 3:
         return float(value[0]), float(value[1]), float(value[2])
     raise DeployError(f"the test pipeline's {what} is {value!r}, expected three numbers")
-
-
-def _number(value: Any, what: str, kind: type) -> Any:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or (kind is int and value != int(value)):
-        raise DeployError(f"the config's {what} is {value!r}, expected a number")
-    if kind is int and value < 1:
-        raise DeployError(f"the config's {what} is {value!r}, expected a positive number")
-    return kind(value)

@@ -1,0 +1,93 @@
+"""Faster R-CNN: proposals with their NMS, RoIAlign by level, and class-specific boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from cskd_deploy.backends.base import IMAGE_SHAPE, INPUT
+from cskd_deploy.graph.base import CandidateGraph, best_pairs, decode, prior_rows, take
+from cskd_deploy.graph.operators import non_max_suppression, roi_align
+from cskd_deploy.mmdet_model import ProposalRule
+
+
+class FasterRCNNGraph(CandidateGraph):
+    """A Faster R-CNN student: every proposal with every class is a candidate, one image at a time.
+
+    mmdet clips proposals to the image, before padding, and only then removes overlaps and pools features. So the graph
+    has a second input: the image's size on its canvas. The number of proposals is fixed. Where NMS leaves fewer, empty
+    boxes fill up; their scores are 0, which no threshold lets pass.
+
+    Args:
+        student: mmdet's `FasterRCNN`, in eval mode.
+        input_size: (height, width).
+        rule: how proposals are chosen.
+    """
+
+    inputs: ClassVar[tuple[str, ...]] = (INPUT, IMAGE_SHAPE)
+
+    def __init__(self, student: nn.Module, input_size: tuple[int, int], rule: ProposalRule) -> None:
+        super().__init__(student, input_size)
+        self._rule = rule
+        with torch.no_grad():
+            objectness = self.student.rpn_head(self.student.extract_feat(self.example()[0]))[0]
+        self._keep_priors(self.student.rpn_head.prior_generator, objectness)
+
+    def forward(self, image: Tensor, image_shape: Tensor) -> tuple[Tensor, ...]:
+        head: Any = self.student.roi_head.bbox_head
+        features = self.student.extract_feat(image)
+        proposals, real = self._proposals(features, image_shape)
+        logits, deltas = head(self._pooled(features, proposals))
+        scores = logits.softmax(dim=-1)[:, : head.num_classes] * real.unsqueeze(-1)  # the last one is the background
+        boxes = head.bbox_coder.decode(proposals, deltas)
+        labels = torch.arange(head.num_classes).expand(scores.shape)
+        return boxes.reshape(1, -1, 4), scores.reshape(1, -1), labels.reshape(1, -1)
+
+    def _proposals(self, features: Sequence[Tensor], image_shape: Tensor) -> tuple[Tensor, Tensor]:
+        """The proposals `(P, 4)`, best first, and which are real `(P,)`: 1, or 0 for those that fill up."""
+        head: Any = self.student.rpn_head
+        levels = []
+        for level, (logits, deltas) in enumerate(zip(*head(features), strict=True)):
+            # Scores, not logits: where the sigmoid makes two logits equal, mmdet takes the first.
+            scores, places, _ = best_pairs(logits.sigmoid(), 1, self._rule.candidates_per_level)
+            anchors = self.priors(level)
+            deltas = take(prior_rows(deltas, len(anchors)), places)
+            levels.append((scores, anchors[places], deltas, torch.full_like(scores, level)))
+        scores, anchors, deltas, numbers = (torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))
+        boxes = decode(head.bbox_coder, anchors, deltas)[0]
+        if head.bbox_coder.clip_border:
+            boxes = torch.minimum(boxes.clamp(min=0), image_shape.flip(1).repeat(1, 2))
+        scores = scores[0]
+        if self._rule.min_size >= 0:
+            width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+            large = (width > self._rule.min_size) & (height > self._rule.min_size)
+            scores = torch.where(large, scores, -torch.ones_like(scores))
+        return self._without_overlaps(boxes, scores, numbers[0])
+
+    def _without_overlaps(self, boxes: Tensor, scores: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+        # As mmcv's batched_nms: boxes of different levels are moved apart, in float32, so that overlaps near the
+        # threshold fall as they do there.
+        farthest = torch.where((scores > 0).unsqueeze(-1), boxes, torch.zeros_like(boxes)).max()
+        apart = boxes + (levels * (farthest + 1)).unsqueeze(-1)
+        count = min(self._rule.max_per_image, boxes.shape[0])
+        kept = non_max_suppression(apart, scores, self._rule.nms_iou_threshold, count)
+        filled = torch.cat([kept, kept.new_zeros(count)])[:count].reshape(count)
+        real = torch.cat([torch.ones_like(kept), kept.new_zeros(count)])[:count].reshape(count).to(boxes)
+        return boxes[filled] * real.unsqueeze(-1), real
+
+    def _pooled(self, features: Sequence[Tensor], proposals: Tensor) -> Tensor:
+        """RoI features `(P, C, rows, columns)`, each proposal's from the level that the extractor maps it to.
+
+        Every level sees all proposals, those of other levels as empty boxes, whose pooled features are 0. Shapes stay
+        fixed this way, for a few percent of the time that choosing by index would take.
+        """
+        extractor: Any = self.student.roi_head.bbox_roi_extractor
+        rois = torch.cat([torch.zeros_like(proposals[:, :1]), proposals], dim=1)
+        levels = extractor.map_roi_levels(rois, extractor.num_inputs)
+        return sum(  # type: ignore[return-value]
+            roi_align(features[level], proposals * (levels == level).unsqueeze(-1), layer)
+            for level, layer in enumerate(extractor.roi_layers)
+        )

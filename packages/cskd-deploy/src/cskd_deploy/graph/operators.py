@@ -1,0 +1,104 @@
+"""The operators of a two-stage detector: mmcv's in PyTorch, standard ones in ONNX.
+
+mmcv brings its own ONNX forms of both; they are not used. Its RoIAlign dates from before opset 16: it subtracts the
+half cell itself, and from opset 16 on the operator does so again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.onnx.symbolic_helper import parse_args
+
+OLDEST_OPSET = 16  # RoiAlign with half_pixel
+
+
+def non_max_suppression(boxes: Tensor, scores: Tensor, iou_threshold: float, most: int) -> Tensor:
+    """Greedy NMS of one image: indices of the kept boxes `(kept,)`, best first.
+
+    Args:
+        boxes: `(n, 4)` as x1, y1, x2, y2.
+        scores: `(n,)`; a box whose score is not above 0 takes no part.
+        iou_threshold: a box overlapping a kept, better one by more than this is dropped.
+        most: no more than this are kept.
+    """
+    selected: Tensor = torch.ops.cskd_deploy.select(boxes[None], scores[None, None], iou_threshold, most)
+    return selected[:, 2]
+
+
+def roi_align(features: Tensor, boxes: Tensor, layer: Any) -> Tensor:
+    """What mmcv's layer `mmcv.ops.RoIAlign` with average pooling does on one image.
+
+    Args:
+        features: `(1, C, H, W)`.
+        boxes: `(n, 4)`: x1, y1, x2, y2 in pixels of the input.
+        layer: whose size, scale and sampling it has.
+
+    Returns:
+        `(n, C, rows, columns)`.
+    """
+    images = torch.zeros_like(boxes[:, 0], dtype=torch.int64)
+    rows, columns = layer.output_size
+    ratio = max(layer.sampling_ratio, 0)
+    pooled: Tensor = torch.ops.cskd_deploy.pool(
+        features, boxes, images, rows, columns, layer.spatial_scale, ratio, layer.aligned
+    )
+    return pooled
+
+
+def _select(boxes: Tensor, scores: Tensor, iou_threshold: float, most: int) -> Tensor:
+    """Boxes `(1, n, 4)` and scores `(1, 1, n)` to `(kept, 3)`: image, class and box, as ONNX's NonMaxSuppression."""
+    from mmcv.ops import nms
+
+    _, kept = nms(boxes[0], scores[0, 0], iou_threshold)
+    kept = kept[scores[0, 0, kept] > 0][:most]
+    return torch.stack([torch.zeros_like(kept), torch.zeros_like(kept), kept], dim=1)
+
+
+def _pool(
+    features: Tensor, boxes: Tensor, images: Tensor, rows: int, columns: int, scale: float, ratio: int, aligned: bool
+) -> Tensor:
+    """Features `(1, C, H, W)`, boxes `(n, 4)` and image indices `(n,)` to `(n, C, rows, columns)`."""
+    from mmcv.ops import roi_align as mmcv_roi_align
+
+    rois = torch.cat([images.unsqueeze(1).to(boxes), boxes], dim=1)
+    pooled: Tensor = mmcv_roi_align(features, rois, (rows, columns), scale, ratio, "avg", aligned)
+    return pooled
+
+
+@parse_args("v", "v", "f", "i")
+def _select_in_onnx(g: Any, boxes: Any, scores: Any, iou_threshold: float, most: int) -> Any:
+    limits = (torch.tensor([most]), torch.tensor([iou_threshold]), torch.tensor([0.0]))
+    return g.op("NonMaxSuppression", boxes, scores, *(g.op("Constant", value_t=limit) for limit in limits))
+
+
+@parse_args("v", "v", "v", "i", "i", "f", "i", "b")
+def _pool_in_onnx(
+    g: Any, features: Any, boxes: Any, images: Any, rows: int, columns: int, scale: float, ratio: int, aligned: bool
+) -> Any:
+    return g.op(
+        "RoiAlign",
+        features,
+        boxes,
+        images,
+        coordinate_transformation_mode_s="half_pixel" if aligned else "output_half_pixel",
+        mode_s="avg",
+        output_height_i=rows,
+        output_width_i=columns,
+        sampling_ratio_i=ratio,
+        spatial_scale_f=scale,
+    )
+
+
+_OPERATORS = torch.library.Library("cskd_deploy", "DEF")
+_OPERATORS.define("select(Tensor boxes, Tensor scores, float iou_threshold, int most) -> Tensor")
+_OPERATORS.define(
+    "pool(Tensor features, Tensor boxes, Tensor images, int rows, int columns, float scale, int ratio, bool aligned)"
+    " -> Tensor"
+)
+_OPERATORS.impl("select", _select, "CompositeExplicitAutograd")
+_OPERATORS.impl("pool", _pool, "CompositeExplicitAutograd")
+torch.onnx.register_custom_op_symbolic("cskd_deploy::select", _select_in_onnx, OLDEST_OPSET)
+torch.onnx.register_custom_op_symbolic("cskd_deploy::pool", _pool_in_onnx, OLDEST_OPSET)

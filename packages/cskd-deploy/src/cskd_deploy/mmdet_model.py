@@ -1,0 +1,182 @@
+"""Read what inference needs from the `model` of an mmdet config, as plain data: the family and `test_cfg`.
+
+Only what this package reproduces exactly is accepted; a variant that would run and compute something else is an error
+that names the setting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cskd_deploy.errors import DeployError
+from cskd_deploy.manifest import Postprocessing
+
+_DELTAS = ("DeltaXYWHBBoxCoder", None)
+_DISTANCES = ("DistancePointBBoxCoder", None)
+
+# Model type -> family, and the settings that have to be as given here; None stands for a setting that is left out.
+_FAMILIES: dict[str, tuple[str, dict[str, tuple[Any, ...]]]] = {
+    "RetinaNet": (
+        "retinanet",
+        {
+            "bbox_head.type": ("RetinaHead",),
+            "bbox_head.loss_cls.use_sigmoid": (True,),
+            "bbox_head.bbox_coder.type": _DELTAS,
+        },
+    ),
+    "FCOS": (
+        "fcos",
+        {
+            "bbox_head.type": ("FCOSHead",),
+            "bbox_head.loss_cls.use_sigmoid": (True,),
+            "bbox_head.bbox_coder.type": _DISTANCES,
+            "bbox_head.dcn_on_last_conv": (False, None),
+        },
+    ),
+    "GFL": (
+        "gfl",
+        {
+            "bbox_head.type": ("GFLHead",),
+            "bbox_head.loss_cls.use_sigmoid": (True,),
+            "bbox_head.bbox_coder.type": _DISTANCES,
+        },
+    ),
+    "FasterRCNN": (
+        "faster_rcnn",
+        {
+            "rpn_head.type": ("RPNHead",),
+            "rpn_head.loss_cls.use_sigmoid": (True,),
+            "rpn_head.bbox_coder.type": _DELTAS,
+            "roi_head.type": ("StandardRoIHead",),
+            "roi_head.shared_head": (None,),
+            "roi_head.mask_head": (None,),
+            "roi_head.bbox_roi_extractor.type": ("SingleRoIExtractor",),
+            "roi_head.bbox_roi_extractor.roi_layer.type": ("RoIAlign",),
+            "roi_head.bbox_roi_extractor.roi_layer.pool_mode": ("avg", None),
+            "roi_head.bbox_head.type": ("Shared2FCBBoxHead", "Shared4Conv1FCBBoxHead", "ConvFCBBoxHead"),
+            "roi_head.bbox_head.loss_cls.type": ("CrossEntropyLoss", None),
+            "roi_head.bbox_head.bbox_coder.type": _DELTAS,
+            "roi_head.bbox_head.reg_class_agnostic": (False, None),
+            "roi_head.bbox_head.with_cls": (True, None),
+            "roi_head.bbox_head.with_reg": (True, None),
+        },
+    ),
+}
+# Deformable convolutions have no ONNX operator.
+_EVERY_FAMILY: dict[str, tuple[Any, ...]] = {
+    "backbone.dcn": (None,),
+    "bbox_head.conv_cfg.type": ("Conv", "Conv2d", None),
+}
+
+
+@dataclass(frozen=True)
+class ProposalRule:
+    """How a two-stage detector chooses its proposals: `test_cfg.rpn`."""
+
+    candidates_per_level: int
+    nms_iou_threshold: float
+    max_per_image: int
+    min_size: float  # in pixels of the input; below zero no proposal is too small
+
+
+def family_of(config: Mapping[str, Any]) -> str:
+    """The family name of a config's model.
+
+    Raises:
+        DeployError: the model is of a family that cannot be exported, or only nearly of one that can.
+    """
+    model = config.get("model") or {}
+    kind = model.get("type")
+    if kind not in _FAMILIES:
+        raise DeployError(
+            f"the config's model is of type {kind!r}, which cannot be exported; expected: {', '.join(_FAMILIES)}"
+        )
+    family, settings = _FAMILIES[kind]
+    for path, accepted in {**settings, **_EVERY_FAMILY}.items():
+        value = _setting(model, path)
+        if value not in accepted:
+            choices = " or ".join("left out" if choice is None else repr(choice) for choice in accepted)
+            raise DeployError(
+                f"the config's {kind} has model.{path}={value!r}, which cannot be exported (expected: {choices})"
+            )
+    return family
+
+
+def postprocessing_of(config: Mapping[str, Any]) -> Postprocessing:
+    """The thresholds of `config.model.test_cfg` and whether the coder clips boxes.
+
+    Raises:
+        DeployError: a setting is missing, or asks for an NMS that is not greedy NMS.
+    """
+    family = family_of(config)
+    model = config["model"]
+    stage = ".rcnn" if family == "faster_rcnn" else ""
+    settings, where = _setting(model, f"test_cfg{stage}") or {}, f"model.test_cfg{stage}"
+    head = "roi_head.bbox_head" if family == "faster_rcnn" else "bbox_head"
+    nms = settings.get("nms") or {}
+    return Postprocessing(
+        score_threshold=number(settings.get("score_thr"), f"{where}.score_thr", float),
+        nms_iou_threshold=_overlap(nms, where, ("class_agnostic",)),
+        nms_class_agnostic=bool(nms.get("class_agnostic", False)),
+        max_per_image=number(settings.get("max_per_img"), f"{where}.max_per_img", int),
+        clip_boxes=_setting(model, f"{head}.bbox_coder.clip_border") is not False,
+        threshold_on="class_scores" if family == "fcos" else "scores",
+    )
+
+
+def candidates_per_level(config: Mapping[str, Any]) -> int:
+    """`model.test_cfg.nms_pre`: how many candidates of a pyramid level go on to NMS.
+
+    Raises:
+        DeployError: it is missing or not positive (mmdet then keeps every pair of anchor and class).
+    """
+    count: int = number(_setting(config.get("model"), "test_cfg.nms_pre"), "model.test_cfg.nms_pre", int)
+    return count
+
+
+def proposals_of(config: Mapping[str, Any]) -> ProposalRule:
+    """The rule of `config.model.test_cfg.rpn`.
+
+    Raises:
+        DeployError: a setting is missing, or asks for an NMS that is not greedy NMS on each level.
+    """
+    where = "model.test_cfg.rpn"
+    settings = _setting(config.get("model"), "test_cfg.rpn") or {}
+    return ProposalRule(
+        candidates_per_level=number(settings.get("nms_pre"), f"{where}.nms_pre", int),
+        nms_iou_threshold=_overlap(settings.get("nms") or {}, where),
+        max_per_image=number(settings.get("max_per_img"), f"{where}.max_per_img", int),
+        min_size=number(settings.get("min_bbox_size"), f"{where}.min_bbox_size", float),
+    )
+
+
+def number(value: Any, what: str, kind: type) -> Any:
+    """`value` as a float, or as a positive int.
+
+    Raises:
+        DeployError: it is none; the message names `what`.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or (kind is int and value != int(value)):
+        raise DeployError(f"the config's {what} is {value!r}, expected a number")
+    if kind is int and value < 1:
+        raise DeployError(f"the config's {what} is {value!r}, expected a positive number")
+    return kind(value)
+
+
+def _overlap(nms: Mapping[str, Any], where: str, further: tuple[str, ...] = ()) -> float:
+    """The IoU threshold of an NMS setting; `further` are the keys that it may have beside."""
+    if nms.get("type", "nms") != "nms" or set(nms) - {"type", "iou_threshold", "iou_thr", *further}:
+        raise DeployError(
+            f"the config's {where}.nms is {dict(nms)}: only type='nms' with an iou_threshold can be exported"
+        )
+    threshold: float = number(nms.get("iou_threshold", nms.get("iou_thr")), f"{where}.nms.iou_threshold", float)
+    return threshold
+
+
+def _setting(model: Any, path: str) -> Any:
+    """The value at a dotted path, None where there is none."""
+    for key in path.split("."):
+        model = model.get(key) if isinstance(model, Mapping) else None
+    return model

@@ -1,0 +1,168 @@
+"""Each graph, in PyTorch, gives the candidates that mmdet's own code gives, whatever the head's settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cskd_deploy.agreement import match
+from cskd_deploy.backends.base import OUTPUTS
+from cskd_deploy.backends.torch import mmdet_candidates
+from cskd_deploy.graph.families import build_graph
+from cskd_deploy.graph.operators import non_max_suppression, roi_align
+from cskd_deploy.student import Student, load_student
+
+from .students import SIZE, student_config, write_checkpoint
+
+CLASSES = ("a", "b", "c")
+SHAPE = np.array([[100, 120]], dtype=np.float32)  # of the image, on a canvas of 128 x 128
+
+
+def student_of(folder: Any, family: str, **head: Any) -> Student:
+    """A student with settings of the head (of `bbox_head`, or of the RPN) put over the usual ones."""
+    config = student_config(CLASSES, family=family, candidates=100)
+    part = "rpn_head" if family == "FasterRCNN" else "bbox_head"
+    for key, value in head.items():
+        config["model"][part][key] = value
+    return load_student(write_checkpoint(folder / "student.pth", CLASSES, config))
+
+
+def image() -> torch.Tensor:
+    return torch.randn(1, 3, *SIZE, generator=torch.Generator().manual_seed(3))
+
+
+def graph_outputs(student: Student) -> dict[str, np.ndarray]:
+    """Of the graph in PyTorch, boxes clipped to the image."""
+    graph = build_graph(student.model, student.config, SIZE)
+    with torch.no_grad():
+        values = graph(*(image(), torch.from_numpy(SHAPE))[: len(graph.inputs)])
+    outputs = {name: value.numpy() for name, value in zip(graph.outputs, values, strict=True)}
+    if student.manifest(SIZE).postprocessing.clip_boxes:
+        outputs["boxes"] = outputs["boxes"].clip(0, np.tile(SHAPE[:, ::-1], 2))
+    return outputs
+
+
+def rows(outputs: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    real = outputs["scores"][0] > 0
+    boxes, scores, labels = (outputs[name][0][real] for name in OUTPUTS)
+    return boxes, scores, labels
+
+
+def assert_same_candidates(student: Student) -> int:
+    expected = rows(mmdet_candidates(student.model, image().numpy(), SHAPE, score_threshold=0.0))
+    agreement = match(expected, rows(graph_outputs(student)), score=1e-5)
+    assert agreement.share == 1, agreement
+    return agreement.reference
+
+
+@pytest.mark.parametrize(
+    ("family", "head"),
+    [
+        ("FCOS", {"norm_on_bbox": False}),
+        ("FCOS", {"norm_on_bbox": False, "centerness_on_reg": True}),
+        ("FCOS", {"centerness_on_reg": True}),
+        ("FCOS", {"bbox_coder": {"type": "DistancePointBBoxCoder", "clip_border": False}}),
+        ("GFL", {"reg_max": 7}),
+        ("FasterRCNN", {"num_convs": 2}),
+        ("FasterRCNN", {"bbox_coder": {"type": "DeltaXYWHBBoxCoder", "clip_border": False}}),
+    ],
+)
+def test_candidates_are_those_of_mmdet_for_other_settings_of_the_head(tmp_path, family, head):
+    assert assert_same_candidates(student_of(tmp_path, family, **head)) > 200
+
+
+def test_class_scores_of_fcos_are_those_without_centerness(exported):
+    student = load_student(exported("FCOS").checkpoint)
+    expected = mmdet_candidates(student.model, image().numpy(), SHAPE, score_threshold=0.0, with_factors=False)
+    found = graph_outputs(student)
+    assert match(rows(expected), rows({**found, "scores": found["class_scores"]}), score=1e-5).share == 1
+    assert (found["scores"] < found["class_scores"]).all()
+
+
+def test_proposals_are_clipped_to_the_image_before_their_overlaps_are_removed(exported):
+    student = load_student(exported("FasterRCNN").checkpoint)
+    graph = build_graph(student.model, student.config, SIZE)
+    with torch.no_grad():
+        features = student.model.extract_feat(image())
+        found, real = graph._proposals(features, torch.from_numpy(SHAPE))
+        unclipped, _ = graph._proposals(features, torch.tensor([SIZE]).float())
+    meta = {"img_shape": (*SHAPE[0].tolist(), 3), "scale_factor": np.ones(4, dtype=np.float32)}
+    (expected,) = student.model.rpn_head.simple_test_rpn(features, [meta])
+    assert found.shape == (300, 4)
+    assert real.sum() == len(expected)
+    torch.testing.assert_close(found[: len(expected)], expected[:, :4].detach(), atol=1e-4, rtol=0)
+    within = unclipped.clamp(min=0).minimum(torch.tensor([120.0, 100.0, 120.0, 100.0]))
+    assert (within - found).abs().max() > 10  # clipping later is not the same
+
+
+def test_pooled_features_are_those_of_the_extractor_on_all_levels(exported):
+    student = load_student(exported("FasterRCNN").checkpoint)
+    graph = build_graph(student.model, student.config, SIZE)
+    extractor = student.model.roi_head.bbox_roi_extractor
+    corners = torch.rand(40, 2, generator=torch.Generator().manual_seed(0)) * 60
+    sides = torch.tensor([10.0, 30.0, 70.0, 115.0]).repeat(10)[:, None] * torch.tensor([1.0, 1.2])
+    proposals = torch.cat([torch.cat([corners, corners + sides], 1), torch.zeros(2, 4)])  # two that fill up
+    rois = torch.cat([torch.zeros(42, 1), proposals], 1)
+    assert extractor.map_roi_levels(rois, 4).unique().tolist() == [0, 1, 2, 3]
+    with torch.no_grad():
+        features = student.model.extract_feat(image())
+        expected = extractor(features[:4], rois)
+        found = graph._pooled(features, proposals)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    assert not found[40:].any()
+
+
+def test_where_nms_leaves_few_proposals_or_none_empty_ones_fill_up(tmp_path):
+    config = student_config(CLASSES, family="FasterRCNN", candidates=100)
+    config["model"]["test_cfg"]["rpn"]["min_bbox_size"] = 70
+    student = load_student(write_checkpoint(tmp_path / "student.pth", CLASSES, config))
+    assert 0 < assert_same_candidates(student) < 100 * 3
+    graph = build_graph(student.model, student.config, SIZE)
+    with torch.no_grad():  # no proposal is 70 pixels high
+        boxes, scores, _ = graph(image(), torch.tensor([[60.0, 128.0]]))
+    assert boxes.shape == (1, 300, 4)
+    assert not scores.any()
+    empty = mmdet_candidates(student.model, image().numpy(), np.array([[60, 128]], dtype=np.float32))
+    assert empty["boxes"].shape == (1, 0, 4)
+
+
+class Operators(torch.nn.Module):
+    """NMS of boxes, and RoIAlign of the kept ones."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, features: torch.Tensor, boxes: torch.Tensor, scores: torch.Tensor) -> Any:
+        kept = non_max_suppression(boxes, scores, 0.6, 50)
+        return kept, roi_align(features, boxes[kept], self.layer)
+
+
+@pytest.mark.parametrize(("aligned", "ratio"), [(True, 0), (True, 2), (False, 0)])
+def test_the_exported_operators_are_mmcvs(tmp_path, aligned, ratio):
+    import onnxruntime
+    from mmcv.ops import RoIAlign, nms
+
+    layer = RoIAlign((7, 5), 1 / 8, ratio, "avg", aligned)
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(1, 6, 16, 20, generator=generator)
+    corners = torch.rand(200, 2, generator=generator) * 100
+    boxes = torch.cat([corners, corners + torch.rand(200, 2, generator=generator) * 60], 1)
+    boxes[::20] = 0  # empty
+    scores = torch.rand(200, generator=generator) - 0.1  # some below 0
+    path = tmp_path / "operators.onnx"
+    model = Operators(layer)
+    names = ["features", "boxes", "scores"]
+    torch.onnx.export(model, (features, boxes, scores), path, input_names=names, opset_version=17, dynamo=False)
+    session = onnxruntime.InferenceSession(str(path))
+    feed = {name: value.numpy() for name, value in zip(names, (features, boxes, scores), strict=True)}
+    kept, pooled = (torch.from_numpy(value) for value in session.run(None, feed))
+
+    likely = (scores > 0).nonzero().squeeze(1)
+    expected = likely[nms(boxes[likely], scores[likely], 0.6)[1]][:50]
+    assert kept.tolist() == expected.tolist()
+    rois = torch.cat([torch.zeros(len(kept), 1), boxes[kept]], 1)
+    torch.testing.assert_close(pooled, layer(features, rois), atol=1e-5, rtol=0)
