@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
+BENCH_ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements/constraints.txt
 DATA := data/shapes
@@ -12,7 +13,7 @@ ALONE := $(RUNS)/retinanet_r18_shapes
 DISTILLED := $(RUNS)/cskd_retina_r50_distill_r18_shapes
 MODEL := $(DISTILLED)/student.onnx
 
-.PHONY: help env demo test lint golden clean
+.PHONY: help env demo test lint golden bench clean
 .DELETE_ON_ERROR:
 
 help:
@@ -20,6 +21,7 @@ help:
 	@echo "make test   the whole test suite"
 	@echo "make lint   ruff and mypy"
 	@echo "make golden the distilled step against the published code's values"
+	@echo "make bench  what a distilled step costs against what it must cost (some minutes on a quiet machine)"
 
 env: $(VENV)/.ready
 
@@ -77,6 +79,9 @@ lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: env
+	$(BIN)/python benchmarks/step.py $(BENCH_ARGS)
 
 golden: env
 	$(BIN)/python tests/golden/check.py tests/golden/golden.json

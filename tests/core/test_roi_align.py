@@ -9,7 +9,7 @@ import torch
 from torch.autograd import gradcheck
 
 from cskd_core.errors import ShapeError
-from cskd_core.roi_align import roi_align, gathered_roi_align
+from cskd_core.roi_align import gathered_roi_align, roi_align
 
 ROIS = torch.tensor(
     [

@@ -325,3 +325,20 @@ def test_no_vectors_give_a_zero_that_is_connected_to_the_graph():
 def test_vectors_of_other_lengths_are_refused():
     with pytest.raises(ShapeError, match=r"student \(2, 3\) and teacher \(2, 4\): expected vectors"):
         cosine_guided_vector_loss(torch.zeros(2, 3), torch.zeros(2, 4))
+
+
+def test_compiled_losses_equal_eager_ones():
+    mask = torch.zeros(2, 4, 5, dtype=torch.float64)
+    mask[:, 1:3] = 1
+
+    def both(student, teacher):
+        return cosine_guided_losses(student, teacher, [Variant((1.3, 0.7)), Variant((1, 0.5), mask)]).sum()
+
+    results = []
+    # The graph is captured as for any backend; generating code would ask for a C++ compiler.
+    for function in (both, torch.compile(both, backend="aot_eager")):
+        student, teacher = random_pair((2, 3, 4, 5))
+        loss = function(student.requires_grad_(), teacher)
+        loss.backward()
+        results.append(torch.cat([student.grad.flatten(), loss.detach().reshape(1)]))
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-14)

@@ -1,29 +1,32 @@
-"""A stock mmdet student under its distiller, and the teachers that are refused."""
+"""A stock mmdet student under its distiller, as a config builds it: what it trains, sees and says, what it refuses."""
 
 from __future__ import annotations
 
 import copy
-import math
-from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from mmcv import Config
+from mmdet.datasets.pipelines import Compose
 
-from cskd_train.engine.checkpoints import save
-from cskd_train.engine.config import load_config
+from cskd_core.errors import TapError
+from cskd_train.engine.build import refuse_unsupported
+from cskd_train.engine.checkpoints import FORMAT, FORMAT_VERSION, save
+from cskd_train.engine.config import config_to_data, load_config
 from cskd_train.errors import TrainError
 from cskd_train.mm.detector import build_distilled, build_student
 from cskd_train.mm.families import family_of
 from cskd_train.mm.plain import build_without_pretrained
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 METAS = [
     {"img_shape": (64, 60, 3), "pad_shape": (64, 64, 3), "scale_factor": 1.0},
     {"img_shape": (64, 64, 3), "pad_shape": (64, 64, 3), "scale_factor": 1.0},
 ]
 BOXES = [torch.tensor([[4.0, 6.0, 40.0, 50.0]]), torch.tensor([[10.0, 10.0, 60.0, 30.0], [0.0, 0.0, 16.0, 16.0]])]
-LABELS = [torch.tensor([1]), torch.tensor([0, 5])]
+LABELS = [torch.tensor([1]), torch.tensor([0, 3])]
+BATCH = {"img": IMAGES, "img_metas": METAS, "gt_bboxes": BOXES, "gt_labels": LABELS}
 
 
 @pytest.fixture
@@ -33,10 +36,26 @@ def cfg(tiny_config):
 
 @pytest.fixture
 def teacher_file(cfg, tmp_path):
+    """Weights alone, of a detector of `cfg`."""
     torch.manual_seed(1)
     file = tmp_path / "teacher.pth"
     save(file, {"state_dict": build_without_pretrained(cfg.model).state_dict(), "meta": {}})
     return file
+
+
+@pytest.fixture
+def save_teacher(tmp_path):
+    """`save_teacher(model, ...)`: a checkpoint of cskd-train, random weights in it; keywords stand in its config."""
+
+    def save_it(model, classes=(), **config):
+        torch.manual_seed(1)
+        config = config_to_data({"model": model, **config})
+        meta = {"format": FORMAT, "version": FORMAT_VERSION, "config": config, "CLASSES": list(classes)}
+        file = tmp_path / "teacher.pth"
+        save(file, {"state_dict": build_without_pretrained(model).state_dict(), "meta": meta})
+        return file
+
+    return save_it
 
 
 def distilled(cfg, tiny_config, teacher_file, teacher_config=None, **distill):
@@ -48,12 +67,26 @@ def distilled(cfg, tiny_config, teacher_file, teacher_config=None, **distill):
     return build_distilled(build_student(cfg), cfg, "cpu")
 
 
+def under(model, teacher_file, classes=None, pipeline=None, teacher=None, **distill):
+    """The detector of a `model` config under the teacher of a checkpoint of cskd-train."""
+    torch.manual_seed(0)
+    cfg = Config({"model": model, "distill": {"teacher": {"checkpoint": str(teacher_file), **(teacher or {})}}})
+    cfg.distill.update(distill)
+    if pipeline:
+        cfg.data = {"train": {"pipeline": pipeline}}
+    student = build_student(cfg)
+    if classes:
+        student.CLASSES = classes
+    return build_distilled(student, cfg, "cpu")
+
+
+# What is trained
+
+
 def test_a_step_logs_the_students_losses_and_every_term(cfg, tiny_config, teacher_file):
     model = distilled(cfg, tiny_config, teacher_file)
     model.train()
-    step = model.train_step(
-        {"img": IMAGES, "img_metas": METAS, "gt_bboxes": BOXES, "gt_labels": LABELS}, optimizer=None
-    )
+    step = model.train_step(BATCH, optimizer=None)
     terms = {"pyramid", "pyramid_roi", "pyramid_fg", "pyramid_bg", "tower_cls", "tower_reg"}
     terms |= {"prediction_cls", "prediction_reg", "assistant_cls", "assistant_reg"}
     assert set(step["log_vars"]) == {"loss", "loss_cls", "loss_bbox"} | {f"loss_{term}" for term in terms}
@@ -62,44 +95,188 @@ def test_a_step_logs_the_students_losses_and_every_term(cfg, tiny_config, teache
     assert step["num_samples"] == 2
 
 
-def test_the_students_own_losses_are_those_of_the_plain_student(cfg, tiny_config, teacher_file):
-    model = distilled(cfg, tiny_config, teacher_file)
+def test_the_students_own_losses_are_those_of_the_plain_student(narrow_model, save_teacher, family):
+    model = under(narrow_model(family), save_teacher(narrow_model(family, 50)))
     plain = copy.deepcopy(model.student)
-    arguments = {"img": IMAGES, "img_metas": METAS, "gt_bboxes": BOXES, "gt_labels": LABELS}
-    together = model.student._parse_losses(model(**arguments))[1]
-    alone = plain._parse_losses(plain(**arguments))[1]
-    assert {name: together[name] for name in ("loss_cls", "loss_bbox")} == {
-        name: alone[name] for name in ("loss_cls", "loss_bbox")
-    }
+    torch.manual_seed(0)
+    together = model.student._parse_losses(model(**BATCH))[1]
+    torch.manual_seed(0)
+    alone = plain._parse_losses(plain(**BATCH))[1]
+    own = set(alone) - {"loss"}
+    assert len(own) >= 2
+    assert {name: together[name] for name in own} == {name: alone[name] for name in own}
+    assert together["loss"] > alone["loss"]
 
 
-def test_the_teacher_is_in_no_parameter_and_no_state(cfg, tiny_config, teacher_file):
-    model = distilled(cfg, tiny_config, teacher_file)
+def test_the_teacher_is_in_no_parameter_and_no_state(narrow_model, save_teacher, family):
+    model = under(narrow_model(family), save_teacher(narrow_model(family, 50)))
     assert {name.split(".")[0] for name, _ in model.named_parameters()} == {"student", "distiller"}
-    kept = {
-        name.removeprefix("distiller.").split(".")[0] for name in model.state_dict() if name.startswith("distiller")
-    }
-    assert kept == {"pyramid", "assistant"}
-    assert set(model.student.state_dict()) == set(build_without_pretrained(cfg.model).state_dict())
+    kept = {name.split(".")[1] for name in model.state_dict() if name.startswith("distiller.")}
+    towers = {"tower"} if family in ("FCOS", "FasterRCNN") else set()
+    assert kept == {"pyramid", "assistant"} | towers | ({"roi"} if family == "FasterRCNN" else set())
+    assert set(model.student.state_dict()) == set(build_without_pretrained(narrow_model(family)).state_dict())
 
 
-def test_teacher_weights_are_those_of_the_file(cfg, tiny_config, teacher_file):
-    model = distilled(cfg, tiny_config, teacher_file)
-    expected = torch.load(teacher_file, weights_only=True)["state_dict"]
+def test_teacher_weights_are_those_of_the_file(narrow_model, save_teacher, family):
+    file = save_teacher(narrow_model(family, 50))
+    model = under(narrow_model(family), file)
+    model.train()
+    expected = torch.load(file, weights_only=True)["state_dict"]
     loaded = model.distiller.teacher.detector.state_dict()
+    assert set(loaded) == set(expected)
     assert all(torch.equal(loaded[name], value) for name, value in expected.items())
     assert not model.distiller.teacher.detector.training
 
 
-def test_a_batch_without_any_box_trains(cfg, tiny_config, teacher_file):
-    model = distilled(cfg, tiny_config, teacher_file)
-    none = {"gt_bboxes": [torch.zeros(0, 4)] * 2, "gt_labels": [torch.zeros(0, dtype=torch.long)] * 2}
-    losses = model(img=IMAGES, img_metas=METAS, **none)
-    loss, values = model.student._parse_losses(losses)
-    loss.backward()
-    assert all(math.isfinite(value) for value in values.values())
-    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
-    assert values["loss_pyramid_roi"] == values["loss_pyramid_fg"] == values["loss_assistant_reg"] == 0
+# What the teacher sees
+
+CAFFE = {"type": "Normalize", "mean": [103.53, 116.28, 123.675], "std": [1.0, 1.0, 1.0], "to_rgb": False}
+RGB = {"type": "Normalize", "mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375], "to_rgb": True}
+PAD = {"type": "Pad", "size": (64, 64)}
+
+
+def pictures_after(*steps):
+    """(2, 3, 64, 64) as an mmdet pipeline of these steps gives two pictures, of 64 x 60 and of 64 x 64 pixels."""
+    generator = np.random.default_rng(0)
+    pictures = [generator.integers(0, 256, (*meta["img_shape"][:2], 3), dtype=np.uint8) for meta in METAS]
+    loaded = [Compose(steps)({"img": picture, "img_fields": ["img"]})["img"] for picture in pictures]
+    return torch.stack([torch.from_numpy(picture.transpose(2, 0, 1).copy()) for picture in loaded])
+
+
+def seen_by_teacher(model, images):
+    """The tensor that the teacher's backbone gets in one step."""
+    seen = []
+    backbone = model.distiller.teacher.detector.backbone
+    backbone.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    model(**{**BATCH, "img": images})
+    (found,) = seen
+    return found
+
+
+def test_a_caffe_teacher_sees_what_its_own_pipeline_makes_of_the_students_images(narrow_model, save_teacher):
+    file = save_teacher(narrow_model("FCOS", 50), data={"train": {"pipeline": [CAFFE, PAD]}})
+    model = under(narrow_model("FCOS"), file, pipeline=[RGB, PAD])
+    images, expected = pictures_after(RGB, PAD), pictures_after(CAFFE, PAD)
+    found = seen_by_teacher(model, images)
+    assert (found - expected).abs().max() < 1e-4  # of pixel values 0..255
+    assert found[0, :, :, 60:].eq(0).all()
+    assert (found - images).abs().max() > 50
+    (remark,) = model.remarks
+    assert "the teacher sees its own normalisation" in remark
+    assert "103.53" in remark
+
+
+@pytest.mark.parametrize(
+    ("theirs", "normalization"),
+    [(CAFFE, "shared"), (RGB, "own"), (None, "own")],
+    ids=["shared as published", "equal", "a config without pipeline"],
+)
+def test_a_teacher_sees_the_students_very_tensor(narrow_model, save_teacher, theirs, normalization):
+    data = {"train": {"pipeline": [theirs, PAD] if theirs else [PAD]}}
+    file = save_teacher(narrow_model("FCOS", 50), data=data)
+    model = under(narrow_model("FCOS"), file, pipeline=[RGB, PAD], teacher={"normalization": normalization})
+    assert seen_by_teacher(model, IMAGES) is IMAGES
+    assert model.remarks == ()
+
+
+@pytest.mark.parametrize(("ours", "units"), [(True, "pixels are converted to the student's strides"),
+                                             (False, "strides are converted to the student's pixels")])  # fmt: skip
+def test_other_units_of_an_fcos_teacher_are_remarked(narrow_model, save_teacher, ours, units):
+    student, teacher = narrow_model("FCOS"), narrow_model("FCOS", 50)
+    student.bbox_head.norm_on_bbox, teacher.bbox_head.norm_on_bbox = ours, not ours
+    assert under(student, save_teacher(teacher)).remarks == (f"the teacher's box distances in {units}",)
+
+
+def test_centerness_from_another_tower_is_remarked_and_taught(narrow_model, save_teacher):
+    student, teacher = narrow_model("FCOS"), narrow_model("FCOS", 50)
+    teacher.bbox_head.centerness_on_reg = True
+    model = under(student, save_teacher(teacher))
+    (remark,) = model.remarks
+    assert "the student predicts centerness from its cls tower, the teacher from its reg tower" in remark
+    assert model(**BATCH)["loss_prediction_centerness"] > 0
+
+
+def test_detectors_that_agree_leave_nothing_to_remark(narrow_model, save_teacher, family):
+    assert under(narrow_model(family), save_teacher(narrow_model(family, 50))).remarks == ()
+
+
+# What the student starts from
+
+
+def test_a_student_starts_from_the_teachers_head_if_told_and_from_its_own_laterals(narrow_model, save_teacher, family):
+    file = save_teacher(narrow_model(family, 50))
+    expected = torch.load(file, weights_only=True)["state_dict"]
+    alone = under(narrow_model(family), file).student.state_dict()
+    model = under(narrow_model(family), file, init_student=True)
+    ours = model.student.state_dict()
+    heads = ("rpn_head.", "roi_head.") if family == "FasterRCNN" else ("bbox_head.",)
+    of_head = [key for key in ours if key.startswith(heads)]
+    assert all(torch.equal(ours[key], expected[key]) for key in of_head)
+    assert any(not torch.equal(alone[key], expected[key]) for key in of_head)
+    assert torch.equal(ours["neck.fpn_convs.0.conv.weight"], expected["neck.fpn_convs.0.conv.weight"])
+    kept = [key for key in ours if key.startswith("backbone.") or "lateral" in key]
+    assert all(torch.equal(ours[key], alone[key]) for key in kept)
+    (remark,) = model.remarks
+    skipped = 1 if family == "RetinaNet" else 0
+    assert remark.splitlines()[0].endswith(f" tensors copied, {skipped} not")
+    assert ("not copied: neck.fpn_convs.3.conv.weight: (32, 256, 3, 3) in the teacher" in remark) == bool(skipped)
+
+
+def test_two_beginnings_of_a_student_are_refused(cfg):
+    cfg.load_from = "first.pth"
+    cfg.distill = {"teacher": {"checkpoint": "teacher.pth"}, "init_student": True}
+    with pytest.raises(TrainError, match=r"load_from = 'first\.pth' and distill\.init_student=True"):
+        refuse_unsupported(cfg)
+
+
+# Classes
+
+OURS = ("circle", "ring", "square", "star")
+THEIRS = ("cross", "star", "triangle", "disc", "ring", "square")
+
+
+def test_other_classes_are_refused_with_both_lists(narrow_model, save_teacher, family):
+    file = save_teacher(narrow_model(family, 50, classes=6), THEIRS)
+    with pytest.raises(TrainError) as error:
+        under(narrow_model(family), file, classes=OURS)
+    assert "student's classes are (circle, ring, square, star), the teacher's (cross, star, triang" in str(error.value)
+    assert "distill.teacher.class_map=" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("classes", "class_map", "chosen"),
+    [(("ring", "star", "cross", "square"), {}, [4, 1, 0, 5]), (OURS, {"circle": "disc"}, [3, 4, 5, 1])],
+    ids=["by name", "by a map"],
+)
+def test_the_teacher_predicts_the_students_classes_in_the_students_order(
+    narrow_model, save_teacher, family, classes, class_map, chosen
+):
+    file = save_teacher(narrow_model(family, 50, classes=6), THEIRS)
+    model = under(narrow_model(family), file, classes=classes, teacher={"class_map": class_map})
+    whole = build_without_pretrained(narrow_model(family, 50, classes=6)).eval()
+    whole.load_state_dict(torch.load(file, weights_only=True)["state_dict"])
+    if family == "FasterRCNN":
+        seen = []
+        model.distiller.roi.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+        model(**BATCH)
+        logits, deltas = whole.roi_head.bbox_head(seen[0].at_teacher[1])
+        predictions = seen[0].predictions
+        torch.testing.assert_close(predictions["cls"][1], logits[:, [*chosen, 6]])
+        torch.testing.assert_close(predictions["reg"][1], deltas.unflatten(1, (6, 4))[:, chosen].flatten(1))
+    else:
+        with torch.no_grad():
+            expected = whole.bbox_head(whole.extract_feat(IMAGES))[0]
+        found = model.distiller.teacher.observe(IMAGES).predictions["cls"]
+        for level, logits in enumerate(expected):
+            by_anchor = logits.unflatten(1, (-1, 6))  # mmdet's channels: anchor by anchor
+            torch.testing.assert_close(found[level], by_anchor[:, :, chosen].flatten(1, 2))
+        assert torch.isfinite(model(**BATCH)["loss_assistant_cls"])
+
+
+def test_a_class_map_that_leaves_a_class_out_is_refused_by_name(narrow_model, save_teacher):
+    file = save_teacher(narrow_model("GFL", 50, classes=6), THEIRS)
+    with pytest.raises(TrainError, match="the teacher has no class 'circle'"):
+        under(narrow_model("GFL"), file, classes=OURS, teacher={"class_map": {"star": "cross"}})
 
 
 def test_a_teacher_with_other_classes_is_refused(cfg, tiny_config, tmp_path):
@@ -114,12 +291,21 @@ def test_a_teacher_with_other_classes_is_refused(cfg, tiny_config, tmp_path):
         distilled(cfg, tiny_config, tmp_path / "teacher.pth", config)
 
 
+# Teachers and students that are refused
+
+
 def test_a_checkpoint_of_another_architecture_is_refused(cfg, tiny_config, tmp_path):
     other = copy.deepcopy(cfg)
     other.model.neck.out_channels = other.model.bbox_head.in_channels = 16
     save(tmp_path / "teacher.pth", {"state_dict": build_without_pretrained(other.model).state_dict(), "meta": {}})
     with pytest.raises(TrainError, match=r"another architecture.*neck\.lateral_convs\.0\.conv\.weight has shape"):
         distilled(cfg, tiny_config, tmp_path / "teacher.pth")
+
+
+def test_a_teacher_of_another_family_is_refused_by_both_names(narrow_model, save_teacher, family):
+    theirs = "GFL" if family == "FCOS" else "FCOS"
+    with pytest.raises(TrainError, match=f"the teacher is a {theirs}, the student a {family}: .* Take a {family}"):
+        under(narrow_model(family), save_teacher(narrow_model(theirs, 50)))
 
 
 def test_a_detector_without_a_family_is_refused_by_name(cfg):
@@ -129,14 +315,76 @@ def test_a_detector_without_a_family_is_refused_by_name(cfg):
         family_of(torch.nn.Linear(1, 1))
 
 
+OTHER_HEADS = [
+    ("RetinaNet", "bbox_head", "FreeAnchorRetinaHead", "RetinaHead"),
+    ("RetinaNet", "bbox_head", "PISARetinaHead", "RetinaHead"),
+    ("FasterRCNN", "roi_head", "PISARoIHead", "StandardRoIHead"),
+    ("FasterRCNN", "roi_head.bbox_head", "ConvFCBBoxHead", "Shared2FCBBoxHead"),  # any number of layers, any branches
+]
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+@pytest.mark.parametrize(("detector", "path", "head", "known"), OTHER_HEADS)
+def test_a_head_that_the_family_does_not_read_is_refused_by_its_path(
+    narrow_model, save_teacher, role, detector, path, head, known
+):
+    models = {"student": narrow_model(detector), "teacher": narrow_model(detector, 50)}
+    changed = models[role]
+    for name in path.split("."):
+        changed = changed[name]
+    changed.type = head
+    if head == "ConvFCBBoxHead":
+        changed.num_shared_fcs = 2
+    with pytest.raises(TrainError) as error:
+        under(models["student"], save_teacher(models["teacher"]))
+    assert f"the {role} is a {detector} whose {path} is a {head}: it cannot be distilled" in str(error.value)
+    assert f"Supported there: {known}" in str(error.value)
+
+
+def test_a_neck_of_several_modules_is_refused(narrow_model, save_teacher):
+    model = narrow_model("RetinaNet")
+    model.neck = [model.neck, {"type": "BFP", "in_channels": 32, "num_levels": 5, "refine_type": "conv"}]
+    with pytest.raises(TrainError, match="the student's neck is a Sequential that does not say how many channels"):
+        under(model, save_teacher(narrow_model("RetinaNet", 50)))
+
+
+def test_a_detector_without_a_neck_is_refused_with_what_it_has(narrow_model, save_teacher, family):
+    cfg = Config({"model": narrow_model(family)})
+    cfg.distill = {"teacher": {"checkpoint": str(save_teacher(narrow_model(family, 50)))}}
+    student = build_student(cfg)
+    del student.neck
+    with pytest.raises(TapError, match=f"^{family} has no submodule 'neck'; the nearest are: .*backbone"):
+        build_distilled(student, cfg, "cpu")
+
+
+def test_a_two_stage_teacher_that_cannot_sample_is_refused(narrow_model, save_teacher):
+    teacher = narrow_model("FasterRCNN", 50)
+    del teacher["train_cfg"]
+    with pytest.raises(TrainError, match=r"the teacher's config has no model\.train_cfg\.rcnn: .* training config"):
+        under(narrow_model("FasterRCNN"), save_teacher(teacher))
+
+
+@pytest.mark.parametrize("one_stage", ["RetinaNet", "FCOS", "GFL"])
+def test_a_one_stage_teacher_needs_no_training_settings(narrow_model, save_teacher, one_stage):
+    teacher = narrow_model(one_stage, 50)
+    del teacher["train_cfg"]
+    assert under(narrow_model(one_stage), save_teacher(teacher))(**BATCH)["loss_assistant_cls"] > 0
+
+
+def test_a_student_without_proposal_settings_takes_those_of_the_test_as_mmdet_does(narrow_model, save_teacher):
+    student = narrow_model("FasterRCNN")
+    del student.train_cfg["rpn_proposal"]
+    student.test_cfg.rpn.max_per_img = 7
+    model, seen = under(student, save_teacher(narrow_model("FasterRCNN", 50))), []
+    model.distiller.roi.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    model(**BATCH)
+    assert len(seen[0].fc[0][0]) == 2 * 7 + 3  # proposals of two images, and their true boxes
+
+
 def test_a_teacher_without_config_takes_the_one_in_its_checkpoint(cfg, tiny_config, teacher_file):
+    cfg.distill = {"teacher": {"checkpoint": str(teacher_file)}}
     with pytest.raises(TrainError, match="holds no config"):
-        build_distilled(build_student(cfg), _with_distill(cfg, {"teacher": {"checkpoint": str(teacher_file)}}), "cpu")
-
-
-def _with_distill(cfg, distill):
-    cfg.distill = distill
-    return cfg
+        build_distilled(build_student(cfg), cfg, "cpu")
 
 
 def test_pretrained_weights_that_cannot_be_had_name_the_way_out(cfg, tmp_path):

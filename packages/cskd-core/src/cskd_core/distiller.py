@@ -44,7 +44,8 @@ class Distiller(nn.Module):
     def __init__(self, student: nn.Module, teacher: nn.Module, family: Family, plan: DistillPlan) -> None:
         super().__init__()
         plan.refuse_unused(type(student).__name__, family.options)
-        _check_predictions(family.prediction_channels(student), family.prediction_channels(teacher))
+        channels = family.prediction_channels(student), family.prediction_channels(teacher)
+        _check_predictions({name: (channels[0][name], channels[1][name]) for name in channels[0]})
         self.plan = plan
         self.teacher = FrozenTeacher(teacher, family)
         self._family = family
@@ -69,6 +70,7 @@ class Distiller(nn.Module):
         if plan.assistant:
             self.assistant = family.assistant(student)
         if plan.roi and (spec := family.rois(student, teacher)):
+            _check_predictions({f"roi_{name}": lengths for name, lengths in spec.predictions.items()})
             self.roi = RoiTerm(spec, plan.roi, plan.loss, assisted=plan.assistant is not None)
 
     def watch(self) -> AbstractContextManager[Recording]:
@@ -119,10 +121,11 @@ class Distiller(nn.Module):
         return self
 
 
-def _check_predictions(student: Mapping[str, int], teacher: Mapping[str, int]) -> None:
-    for name, channels in student.items():
-        if channels != teacher[name]:
+def _check_predictions(channels: Mapping[str, tuple[int, int]]) -> None:
+    """Compare the channels (student's, teacher's) of each prediction."""
+    for name, (ours, theirs) in channels.items():
+        if ours != theirs:
             raise ShapeError(
-                f"the prediction '{name}' has {channels} channels in the student and {teacher[name]} in the teacher: "
+                f"the prediction '{name}' has {ours} channels in the student and {theirs} in the teacher: "
                 "classes, anchors a position and box encoding must agree"
             )

@@ -23,12 +23,12 @@ class RoiSpec:
     Attributes:
         channels: of the RoI features.
         fc: length of each fully connected layer's output, in order.
-        predictions: length of each prediction of the student, by name.
+        predictions: length of each prediction, by name; both must agree.
     """
 
     channels: tuple[int, int]
     fc: Sequence[tuple[int, int]]
-    predictions: Mapping[str, int]
+    predictions: Mapping[str, tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class RoiTerm(nn.Module):
         self.features_student = CosineGuidedLoss(plan.features_student, options)
         self.features_teacher = CosineGuidedLoss(plan.features_teacher, options)
         self.assistant = nn.ModuleDict()
-        for name, length in spec.predictions.items() if assisted else ():
+        for name, (length, _) in spec.predictions.items() if assisted else ():
             predictor = nn.Linear(spec.fc[-1][0], length)
             nn.init.normal_(predictor.weight, std=0.01 if name == "cls" else 0.001)
             nn.init.zeros_(predictor.bias)

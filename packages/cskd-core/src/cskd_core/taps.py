@@ -77,14 +77,14 @@ class Taps:
         for name, path in self._taps.items():
             if path.endswith("()"):
                 owner_path, _, method = path[:-2].rpartition(".")
-                owner = _submodule(detector, owner_path)
+                owner = submodule(detector, owner_path)
                 if not callable(getattr(owner, method, None)):
                     raise TapError(f"tap '{name}': {type(owner).__name__} at '{owner_path}' has no method '{method}'")
                 self._methods[name] = (owner, method)
             elif path.endswith(INPUTS):
-                self._inputs[name] = _submodule(detector, path.removesuffix(INPUTS))
+                self._inputs[name] = submodule(detector, path.removesuffix(INPUTS))
             else:
-                self._modules[name] = _submodule(detector, path)
+                self._modules[name] = submodule(detector, path)
 
     @contextmanager
     def recording(self) -> Iterator[Recording]:
@@ -131,7 +131,12 @@ def _method_recorder(record: Recording, name: str, method: Callable[..., Any]) -
     return recorded
 
 
-def _submodule(detector: nn.Module, path: str) -> nn.Module:
+def submodule(detector: nn.Module, path: str) -> nn.Module:
+    """The submodule at a dotted path.
+
+    Raises:
+        TapError: the detector has none there; the message names the nearest paths.
+    """
     modules = dict(detector.named_modules())
     if path in modules:
         return modules[path]

@@ -11,6 +11,7 @@ from cskd_core.plan import TeacherPlan
 from cskd_train.engine.checkpoints import load_checkpoint, load_weights
 from cskd_train.engine.config import config_from_data, load_config
 from cskd_train.engine.teacher_file import fetch
+from cskd_train.errors import TrainError
 from cskd_train.mm.datasets import COCO_CLASSES
 from cskd_train.mm.normalization import Normalization
 from cskd_train.mm.plain import build_without_pretrained
@@ -32,7 +33,12 @@ def build_teacher(plan: TeacherPlan) -> Teacher:
         TrainError: config or checkpoint are missing, broken, or do not belong together.
     """
     file = fetch(plan.checkpoint, plan.config)
-    checkpoint = load_checkpoint(file, require_config=plan.config is None)
+    checkpoint = load_checkpoint(file, require_config=False)
+    if plan.config is None and not checkpoint.config:
+        raise TrainError(
+            f"the teacher's checkpoint {file} holds no config (a plain mmdet checkpoint, perhaps): name the one that "
+            "it was trained with, by --teacher CONFIG or in the recipe's distill.teacher.config"
+        )
     cfg = load_config(plan.config) if plan.config else config_from_data(checkpoint.config)
     teacher = build_without_pretrained(cfg.model)
     load_weights(teacher, checkpoint)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cskd_core.assistant import Assistant, PredictorSpec
 from cskd_core.family import Family, Observation, PyramidSpec, TowerSpec
-from cskd_core.taps import Recording
+from cskd_core.taps import Recording, submodule
 
 TOWERS = ("cls", "reg")
 
@@ -34,7 +34,10 @@ class DenseFamily(Family):
         return {tower: TowerSpec(head.feat_channels, head.stacked_convs) for tower in TOWERS}
 
     def prediction_channels(self, detector: Any) -> dict[str, int]:
-        return {name: getattr(detector.bbox_head, path).out_channels for name, path in self.predictors.items()}
+        layers: dict[str, Any] = {
+            name: submodule(detector, f"bbox_head.{path}") for name, path in self.predictors.items()
+        }
+        return {name: layer.out_channels for name, layer in layers.items()}
 
     def taps(self, detector: Any) -> dict[str, str]:
         stages = range(detector.bbox_head.stacked_convs)

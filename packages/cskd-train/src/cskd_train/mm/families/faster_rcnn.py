@@ -12,13 +12,15 @@ from mmdet.core import bbox2roi
 from torch import Tensor
 
 from cskd_core.assistant import Assistant, PredictorSpec
+from cskd_core.errors import ShapeError
 from cskd_core.family import Batch, Family, Observation, PredictionRule, PyramidSpec, TowerSpec
 from cskd_core.plan import AssistantPlan
 from cskd_core.regions import Regions
 from cskd_core.roi_terms import RoiObservation, RoiSpec
 from cskd_core.similarity import at_least_float32
-from cskd_core.taps import Recording, Taps
+from cskd_core.taps import Recording, submodule
 from cskd_train.mm.families.dense import by_prior, strides_of
+from cskd_train.mm.families.second_stage import box_head, roi_features, sample
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ class FasterRCNNFamily(Family):
         return {"rpn": TowerSpec(detector.rpn_head.feat_channels, stages=1)}
 
     def prediction_channels(self, detector: Any) -> dict[str, int]:
-        return {"cls": detector.rpn_head.rpn_cls.out_channels, "reg": detector.rpn_head.rpn_reg.out_channels}
+        layers: dict[str, Any] = {name: submodule(detector, f"rpn_head.rpn_{name}") for name in ("cls", "reg")}
+        return {name: layer.out_channels for name, layer in layers.items()}
 
     def taps(self, detector: Any) -> dict[str, str]:
         return {
@@ -108,11 +111,20 @@ class FasterRCNNFamily(Family):
 
     def rois(self, student: Any, teacher: Any) -> RoiSpec:
         ours, theirs = student.roi_head.bbox_head, teacher.roi_head.bbox_head
+        depths = len(ours.shared_fcs), len(theirs.shared_fcs)
+        if depths[0] != depths[1]:
+            raise ShapeError(
+                f"the box head has {depths[0]} fully connected layers in the student and {depths[1]} in the teacher: "
+                "they are compared one by one. Leave the second stage out with roi=None"
+            )
         layers = zip(ours.shared_fcs, theirs.shared_fcs, strict=True)
         return RoiSpec(
             channels=(ours.in_channels, theirs.in_channels),
             fc=[(one.out_features, other.out_features) for one, other in layers],
-            predictions={"cls": ours.fc_cls.out_features, "reg": ours.fc_reg.out_features},
+            predictions={
+                "cls": (ours.fc_cls.out_features, theirs.fc_cls.out_features),
+                "reg": (ours.fc_reg.out_features, theirs.fc_reg.out_features),
+            },
         )
 
     def observe_rois(
@@ -130,14 +142,15 @@ class FasterRCNNFamily(Family):
         ours, theirs = observations
         _, student_rois = recording.last("rois")
         with torch.no_grad():
-            samples = _sample(teacher, student.train_cfg.rpn_proposal, theirs, batch)
-            rois = bbox2roi([sample.bboxes for sample in samples])
+            proposal_cfg = student.train_cfg.get("rpn_proposal", student.test_cfg.rpn)  # as in mmdet's own training
+            samples = sample(teacher, proposal_cfg, theirs, batch)
+            rois = bbox2roi([sampled.bboxes for sampled in samples])
             labels, _, _, weights = student.roi_head.bbox_head.get_targets(
                 samples, batch.boxes, batch.labels, student.roi_head.train_cfg
             )
-            target_features, target_layers, target_predictions = _box_head(teacher, theirs.pyramid, rois)
-            teacher_at_student = _roi_features(teacher, theirs.pyramid, student_rois)
-        features, layers, predictions = _box_head(student, ours.pyramid, rois)
+            target_features, target_layers, target_predictions = box_head(teacher, theirs.pyramid, rois)
+            teacher_at_student = roi_features(teacher, theirs.pyramid, student_rois)
+        features, layers, predictions = box_head(student, ours.pyramid, rois)
         return RoiObservation(
             at_student=(at_least_float32(recording.last("roi_features")), teacher_at_student),
             at_teacher=(features, target_features),
@@ -166,39 +179,3 @@ class FasterRCNNFamily(Family):
             "roi_assistant_cls": F.binary_cross_entropy_with_logits(assisted["cls"], scores),
             "roi_assistant_reg": (chosen * targets.box_weights[positive]).sum() / max(count, 1),
         }
-
-
-def _sample(teacher: Any, proposal_cfg: Any, observation: Observation, batch: Batch) -> list[Any]:
-    """The teacher's proposals, assigned and sampled by its own rules: one mmdet sampling result an image.
-
-    How many proposals there are is the student's setting, as published.
-    """
-    proposals = teacher.rpn_head.get_bboxes(
-        observation.predictions["cls"], observation.predictions["reg"], img_metas=batch.details, cfg=proposal_cfg
-    )
-    assert batch.labels is not None
-    head = teacher.roi_head
-    samples = []
-    for image, (found, boxes, labels) in enumerate(zip(proposals, batch.boxes, batch.labels, strict=True)):
-        assigned = head.bbox_assigner.assign(found, boxes, None, labels)
-        features = [level[image][None] for level in observation.pyramid]
-        samples.append(head.bbox_sampler.sample(assigned, found, boxes, labels, feats=features))
-    return samples
-
-
-def _roi_features(detector: Any, pyramid: Sequence[Tensor], rois: Tensor) -> Tensor:
-    extractor = detector.roi_head.bbox_roi_extractor
-    features: Tensor = extractor(pyramid[: extractor.num_inputs], rois)
-    return features
-
-
-def _box_head(detector: Any, pyramid: Sequence[Tensor], rois: Tensor) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
-    """RoI features (n, C, h, w), outputs (n, d) of the fully connected layers after their activation, predictions."""
-    head = detector.roi_head.bbox_head
-    features = _roi_features(detector, pyramid, rois)
-    count = len(head.shared_fcs)
-    followers = [f"shared_fcs.{layer}@inputs" for layer in range(1, count)] + ["fc_cls@inputs"]
-    with Taps(head, {str(layer): path for layer, path in enumerate(followers)}).recording() as recording:
-        logits, deltas = head(features)
-    layers = [recording.last(str(layer))[0] for layer in range(count)]
-    return features, layers, {"cls": logits, "reg": deltas}

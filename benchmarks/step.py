@@ -1,0 +1,308 @@
+"""What a distilled training step costs, against what it must cost.
+
+    python benchmarks/step.py [--json FILE] [--families RetinaNet FCOS ...] [--rounds 7] [--device cuda --amp]
+
+For each family, on the recipe's own student and teacher (R50 -> R18, random weights) and one batch of random images,
+all in one process and interleaved:
+
+    plain      the student's training step: forward, losses, backward
+    teacher    the teacher's forward, as the distiller runs it
+    added      the layers that distillation adds, alone: adapters and assistant predictors, forward and backward; for a
+               two-stage detector also what the equations force on top (docs/algorithm.md 6.1), `forced`: both networks'
+               RoI features and box heads at the RoIs of the other
+    distilled  the whole distilled step
+
+    ratio = distilled / plain      bound = (plain + teacher + added) / plain      over_bound = ratio / bound
+
+Times are medians over the rounds, in seconds. peak_mb: what the distilled step needs at its peak beyond the plain step
+and the teacher's forward; tapped_mb, for comparison: all features that are compared, of student and teacher.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cskd_core.distiller import Distiller
+from cskd_core.family import Batch
+from cskd_core.plan import DistillPlan
+from cskd_train import mm  # noqa: F401  (before any mmcv import)
+from cskd_train.engine.config import load_config
+from cskd_train.mm.detector import DistilledDetector
+from cskd_train.mm.families import family_of
+from cskd_train.mm.plain import build_without_pretrained
+
+sys.path.insert(0, str(Path(__file__).parent))
+import memory
+
+ROOT = Path(__file__).parents[1]
+RECIPES = {
+    "RetinaNet": "cskd_retina_r50_distill_r18_fpn_coco_1x",
+    "FCOS": "cskd_fcos_r50_distill_r18_fpn_coco_1x",
+    "GFL": "cskd_gfl_r50_distill_r18_fpn_coco_1x",
+    "FasterRCNN": "cskd_faster_rcnn_r50_distill_r18_fpn_coco_1x",
+}
+Step = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one family costs; times in seconds, memory in MB (10^6 bytes)."""
+
+    family: str
+    plain_s: float
+    teacher_s: float
+    added_s: float
+    forced_s: float  # part of added_s
+    distilled_s: float
+    ratio: float
+    bound: float
+    over_bound: float
+    peak_mb: float
+    tapped_mb: float
+    images: int
+    height: int
+    width: int
+    boxes: int
+    device: str
+    amp: bool
+
+
+class Bench:
+    """One family's student, teacher and batch, and the four steps that are timed."""
+
+    def __init__(
+        self, family: str, images: int, size: tuple[int, int], boxes: int, device: torch.device, amp: bool
+    ) -> None:
+        torch.manual_seed(0)
+        cfg = load_config(ROOT / "configs" / "cskd" / f"{RECIPES[family]}.py")
+        plan = DistillPlan.parse(cfg.distill)
+        teacher_config = plan.teacher.config or ""
+        if not teacher_config.startswith("mmdet::"):
+            teacher_config = str(ROOT / teacher_config)
+        student = build_without_pretrained(cfg.model)
+        student.init_weights()  # type: ignore[operator]
+        teacher = build_without_pretrained(load_config(teacher_config).model)
+        teacher.init_weights()  # type: ignore[operator]
+        self.family = family_of(student)
+        self.model = DistilledDetector(student, Distiller(student, teacher, self.family, plan)).to(device).train()
+        self.device, self.amp = device, amp
+        height, width = size
+        self.images = torch.randn(images, 3, height, width, device=device)
+        corners = torch.rand(images, boxes, 2) * torch.tensor([width * 0.7, height * 0.7])
+        sides = 16 + torch.rand(images, boxes, 2) * torch.tensor([width * 0.3 - 16, height * 0.3 - 16])
+        self.boxes = list(torch.cat([corners, corners + sides], 2).to(device))
+        self.labels = list(torch.randint(0, 80, (images, boxes), device=device))
+        shape = (height, width, 3)
+        self.metas = [
+            {"img_shape": shape, "pad_shape": shape, "ori_shape": shape, "scale_factor": 1.0, "flip": False}
+        ] * images
+        self._probe()
+
+    def plain(self) -> None:
+        with self._autocast():
+            losses = self.model.student(
+                img=self.images, img_metas=self.metas, return_loss=True, gt_bboxes=self.boxes, gt_labels=self.labels
+            )
+        self._backward(losses)
+
+    def teacher(self) -> Any:
+        with self._autocast():
+            return self.model.distiller.teacher.observe(self.images)
+
+    def distilled(self) -> None:
+        with self._autocast():
+            losses = self.model(self.images, self.metas, gt_bboxes=self.boxes, gt_labels=self.labels)
+        self._backward(losses)
+
+    def added(self) -> None:
+        """Adapters and assistants on tensors of the right shapes, forward and backward, inputs included."""
+        for layer, feature in self._layers:
+            leaf = feature.requires_grad_()
+            leaf.grad = None
+            output = layer(leaf)
+            output.backward(torch.ones_like(output))
+
+    def forced(self) -> None:
+        """The second stages at the other's RoIs; nothing for a one-stage detector."""
+        if self.model.distiller.roi is None:
+            return
+        distiller = self.model.distiller
+        leaves = [level.detach().requires_grad_() for level in self._observations[0].pyramid]
+        ours = type(self._observations[0])(leaves, self._observations[0].towers, self._observations[0].predictions)
+        rois = self.family.observe_rois(
+            self.model.student, distiller.teacher.detector, self._recording, (ours, self._observations[1]), self._batch
+        )
+        student_outputs = [rois.predictions["cls"][0], rois.predictions["reg"][0], rois.at_teacher[0]]
+        torch.autograd.backward(student_outputs, [torch.ones_like(output) for output in student_outputs])
+
+    def tapped_bytes(self) -> int:
+        """Of the features that the terms compare, student's and teacher's."""
+        tensors = [
+            tensor
+            for observation in self._observations
+            for tensor in (
+                *observation.pyramid,
+                *(level for tower in observation.towers.values() for stage in tower for level in stage),
+                *(level for levels in observation.predictions.values() for level in levels),
+            )
+        ]
+        if self._rois is not None:
+            for pair in (
+                self._rois.at_student,
+                self._rois.at_teacher,
+                *self._rois.fc,
+                *self._rois.predictions.values(),
+            ):
+                tensors += pair
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def _probe(self) -> None:
+        """One watched forward: what the added layers see."""
+        distiller = self.model.distiller
+        with torch.no_grad(), distiller.watch() as recording:
+            self.model.student(
+                img=self.images, img_metas=self.metas, return_loss=True, gt_bboxes=self.boxes, gt_labels=self.labels
+            )
+        self._recording = recording
+        student = self.family.read(self.model.student, recording).in_one_precision()
+        self._observations = (student, distiller.teacher.observe(self.images).in_one_precision())
+        shapes = [meta["img_shape"][:2] for meta in self.metas]
+        self._batch = Batch(self.images, self.boxes, shapes, self.labels, self.metas)
+        layers: list[tuple[torch.nn.Module, Tensor]] = []
+        if distiller.pyramid is not None:
+            layers += zip(distiller.pyramid.adapters, student.pyramid, strict=True)
+        if distiller.tower is not None:
+            for name, levels in distiller.tower.adapters.items():
+                for level, stages in enumerate(levels):  # type: ignore[arg-type]
+                    layers += [(adapter, student.towers[name][stage][level]) for stage, adapter in enumerate(stages)]
+        if distiller.assistant is not None:
+            towers = distiller.assistant._towers
+            for name, predictor in distiller.assistant.predictors.items():
+                layers += [(predictor, feature) for feature in student.towers[towers[name]][-1]]
+        self._rois = None
+        if distiller.roi is not None:
+            with torch.no_grad():
+                rois = self._rois = self.family.observe_rois(
+                    self.model.student, distiller.teacher.detector, recording, self._observations, self._batch
+                )
+            layers += [
+                (distiller.roi.adapters["student"], rois.at_student[0]),
+                (distiller.roi.adapters["teacher"], rois.at_teacher[0]),
+                *((adapter, pair[0]) for adapter, pair in zip(distiller.roi.fc_adapters, rois.fc, strict=True)),
+                *((predictor, rois.fc[-1][0]) for predictor in distiller.roi.assistant.values()),
+            ]
+        self._layers = [(layer, feature.detach().clone()) for layer, feature in layers]
+
+    def _autocast(self) -> Any:
+        dtype = torch.float16 if self.device.type == "cuda" else torch.bfloat16
+        return torch.autocast(self.device.type, dtype=dtype, enabled=self.amp)
+
+    def _backward(self, losses: dict[str, Any]) -> None:
+        total, _ = self.model.student._parse_losses(losses)  # type: ignore[operator]
+        total.backward()
+        self.model.zero_grad(set_to_none=True)
+
+
+def measure(bench: Bench, family: str, rounds: int) -> Cost:
+    """Medians over interleaved rounds, after one round that does not count."""
+    steps: dict[str, Step] = {
+        "plain": bench.plain,
+        "teacher": bench.teacher,
+        "added": bench.added,
+        "forced": bench.forced,
+        "distilled": bench.distilled,
+    }
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for counted in range(rounds + 1):
+        for name, step in steps.items():
+            seconds = timed(step, bench.device)
+            if counted:
+                times[name].append(seconds)
+    median = {name: statistics.median(values) for name, values in times.items()}
+    added = median["added"] + median["forced"]
+    ratio = median["distilled"] / median["plain"]
+    bound = (median["plain"] + median["teacher"] + added) / median["plain"]
+    peaks = {name: memory.peak(steps[name], bench.device) for name in ("plain", "teacher", "distilled")}
+    return Cost(
+        family=family,
+        plain_s=median["plain"],
+        teacher_s=median["teacher"],
+        added_s=added,
+        forced_s=median["forced"],
+        distilled_s=median["distilled"],
+        ratio=ratio,
+        bound=bound,
+        over_bound=ratio / bound,
+        peak_mb=(peaks["distilled"] - peaks["plain"] - peaks["teacher"]) / 1e6,
+        tapped_mb=bench.tapped_bytes() / 1e6,
+        images=len(bench.images),
+        height=bench.images.shape[2],
+        width=bench.images.shape[3],
+        boxes=len(bench.boxes[0]),
+        device=torch.cuda.get_device_name()
+        if bench.device.type == "cuda"
+        else f"CPU, {torch.get_num_threads()} threads",
+        amp=bench.amp,
+    )
+
+
+def timed(step: Step, device: torch.device) -> float:
+    """Seconds of one call; on a GPU, between two events."""
+    if device.type != "cuda":
+        start = time.perf_counter()
+        step()
+        return time.perf_counter() - start
+    start_event, end_event = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start_event.record()
+    step()
+    end_event.record()
+    torch.cuda.synchronize()
+    return start_event.elapsed_time(end_event) / 1000
+
+
+def table(costs: list[Cost]) -> str:
+    header = "family       plain  teacher    added  (forced)  distilled   ratio   bound  over_bound  peak MB  tapped MB"
+    rows = [
+        f"{c.family:<11}{c.plain_s:7.3f}{c.teacher_s:9.3f}{c.added_s:9.3f}{c.forced_s:10.3f}{c.distilled_s:11.3f}"
+        f"{c.ratio:8.2f}{c.bound:8.2f}{c.over_bound:12.3f}{c.peak_mb:9.0f}{c.tapped_mb:11.0f}"
+        for c in costs
+    ]
+    return "\n".join([header, *rows])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--families", nargs="+", choices=RECIPES, default=list(RECIPES))
+    parser.add_argument("--images", type=int, default=2, help="images a batch [2]")
+    parser.add_argument("--size", type=int, nargs=2, default=(320, 416), metavar=("H", "W"), help="[320 416]")
+    parser.add_argument("--boxes", type=int, default=8, help="ground-truth boxes an image [8]")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2, help="of the CPU [2]")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--amp", action="store_true", help="autocast: float16 on CUDA, bfloat16 on the CPU")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="one JSON line a family")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    device, costs = torch.device(options.device), []
+    for family in options.families:
+        bench = Bench(family, options.images, tuple(options.size), options.boxes, device, options.amp)
+        costs.append(measure(bench, family, options.rounds))
+        print(table(costs[-1:]) if len(costs) == 1 else table(costs[-1:]).splitlines()[1], flush=True)
+    if options.json:
+        options.json.write_text("".join(json.dumps(asdict(cost)) + "\n" for cost in costs))
+
+
+if __name__ == "__main__":
+    main()

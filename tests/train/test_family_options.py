@@ -1,0 +1,176 @@
+"""What the options of single families compute, against slow formulas: assistants, RoI logits, units of FCOS heads."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import pytest
+import torch
+
+from cskd_core.similarity import cosine_guided_vector_loss
+
+from . import pairs
+from .pairs import BOXES, IMAGES, METAS, moved, step
+
+
+@pytest.fixture
+def pair(narrow_model):
+    """`pair("GFL", preset="cskd-fixed")`, see `pairs.pair`."""
+    return partial(pairs.pair, narrow_model)
+
+
+def assistants_arguments(model):
+    """The losses of one step, and what the family was given to compute the assistant's from."""
+    family, seen = model.distiller._family, []
+    compute = family.assistant_losses
+    family.assistant_losses = lambda *arguments: seen.append(arguments) or compute(*arguments)
+    terms, _ = step(model)
+    (arguments,) = seen
+    return terms, arguments
+
+
+def foreground(levels):
+    """(B, H, W) a level: 1 where a box touches a cell, cells being stretched over the unpadded image as published."""
+    masks = []
+    for _, _, height, width in (level.shape for level in levels):
+        mask = torch.zeros(len(BOXES), height, width)
+        for image, (boxes, meta) in enumerate(zip(BOXES, METAS, strict=True)):
+            rows, columns = meta["img_shape"][:2]
+            for x1, y1, x2, y2 in boxes.tolist():
+                left, right = int(x1 / columns * width), int(x2 / columns * width)
+                top, bottom = int(y1 / rows * height), int(y2 / rows * height)
+                mask[image, top : bottom + 1, left : right + 1] = 1
+        masks.append(mask)
+    return masks
+
+
+def cross_entropy(logit, target):
+    return max(logit, 0) - logit * target + math.log1p(math.exp(-abs(logit)))
+
+
+def sigmoid(logit):
+    return 1 / (1 + math.exp(-logit))
+
+
+def elements(levels):
+    """(level, image, class, row, column) of every element of one (B, C, H, W) map a level."""
+    for level, tensor in enumerate(levels):
+        yield from ((level, *place) for place in torch.cartesian_prod(*map(torch.arange, tensor.shape)).tolist())
+
+
+@pytest.mark.parametrize("multiplied", [False, True])
+def test_fcos_learns_the_teachers_scores_times_its_centerness_if_told(pair, multiplied):
+    published, _ = step(pair("FCOS"))
+    model = pair("FCOS", assistant={"scores_times_centerness": multiplied})
+    terms, (assisted, student, teacher, _, _) = assistants_arguments(model)
+    assert moved("FCOS", published, terms) == ({"assistant_cls"} if multiplied else set())
+    masks, expected = foreground(assisted["cls"]), 0.0
+    for level, image, channel, row, column in elements(assisted["cls"]):
+        target = sigmoid(teacher.predictions["cls"][level][image, channel, row, column].item())
+        if multiplied:
+            target *= sigmoid(teacher.predictions["centerness"][level][image, 0, row, column].item())
+        target *= masks[level][image, row, column].item()
+        logit = assisted["cls"][level][image, channel, row, column].item()
+        score = sigmoid(logit)
+        distance = (1 - score) * target + score * (1 - target)
+        balance = 0.25 * target + 0.75 * (1 - target)
+        expected += balance * distance**2 * cross_entropy(logit, target)
+    positive = sum((level < 4).sum().item() for level in student.targets[0])  # 4 is the background
+    assert positive > 1
+    assert terms["assistant_cls"].item() == pytest.approx(expected / positive, rel=1e-5)
+
+
+def test_gfl_learns_the_teachers_scores_in_place_of_the_hard_labels_if_told(pair):
+    published, _ = step(pair("GFL"))
+    model = pair("GFL", assistant={"soft_labels": True})
+    terms, (assisted, student, teacher, _, _) = assistants_arguments(model)
+    assert moved("GFL", published, terms) == {"assistant_cls"}
+    _, _, label_weights, _, _, sampled, _ = student.targets
+    assert {weight.item() for level in label_weights for weight in level.unique()} == {0.0, 1.0}
+    masks, expected = foreground(assisted["cls"]), 0.0
+    for level, image, channel, row, column in elements(assisted["cls"]):
+        target = sigmoid(teacher.predictions["cls"][level][image, channel, row, column].item())
+        target *= masks[level][image, row, column].item()
+        logit = assisted["cls"][level][image, channel, row, column].item()
+        weight = label_weights[level].reshape(masks[level].shape)[image, row, column].item()
+        expected += weight * (target - sigmoid(logit)) ** 2 * cross_entropy(logit, target)
+    assert sampled > 1
+    assert terms["assistant_cls"].item() == pytest.approx(expected / sampled, rel=1e-5)
+
+
+def test_gfls_soft_labels_are_learnt_where_the_assistant_says_what_the_teacher_says(pair):
+    model = pair("GFL", assistant={"soft_labels": True})
+    _, (assisted, student, teacher, regions, plan) = assistants_arguments(model)
+    scores = [level.sigmoid() * mask.unsqueeze(1) for level, mask in zip(
+        teacher.predictions["cls"], foreground(assisted["cls"]), strict=True
+    )]  # fmt: skip
+    logits = [(score.clamp(1e-7, 1 - 1e-7)).logit().requires_grad_() for score in scores]
+    loss = model.distiller._family.assistant_losses({**assisted, "cls": logits}, student, teacher, regions, plan)
+    assert loss["assistant_cls"].item() == pytest.approx(0, abs=1e-9)
+    gradients = torch.autograd.grad(loss["assistant_cls"], logits)
+    assert all(gradient.abs().max() < 1e-6 for gradient in gradients)
+
+
+@pytest.mark.parametrize(("activation", "activate"), [("sigmoid", torch.sigmoid), ("softmax", lambda x: x.softmax(1))])
+def test_class_logits_of_rois_are_compared_after_the_activation_that_the_plan_names(pair, activation, activate):
+    published, _ = step(pair("FasterRCNN"))
+    model, seen = pair("FasterRCNN", roi={"activation": activation}), []
+    model.distiller.roi.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    terms, _ = step(model)
+    assert moved("FasterRCNN", published, terms) == ({"roi_prediction_cls"} if activation == "softmax" else set())
+    student, teacher = seen[0].predictions["cls"]
+    assert student.shape == teacher.shape == (len(student), 5)  # four classes and the background
+    expected = cosine_guided_vector_loss(activate(student), activate(teacher))
+    assert terms["roi_prediction_cls"].item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+# FCOS heads of two kinds
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["frozen", "in training mode"])
+@pytest.mark.parametrize(("ours", "theirs"), [(True, False), (False, True), (True, True), (False, False)])
+def test_an_fcos_teachers_distances_come_in_the_students_units(pair, ours, theirs, training):
+    model = pair("FCOS", {"bbox_head": {"norm_on_bbox": ours}}, {"bbox_head": {"norm_on_bbox": theirs}})
+    teacher = model.distiller.teacher.detector
+    with torch.no_grad():
+        _, pixels, _ = teacher.bbox_head(teacher.extract_feat(IMAGES))  # in eval mode every FCOS head gives pixels
+    teacher.train(training)
+    found = model.distiller.teacher.observe(IMAGES).predictions["reg"]
+    for level, stride in enumerate((8, 16, 32, 64, 128)):
+        torch.testing.assert_close(found[level], pixels[level] / stride if ours else pixels[level])
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_boxes_of_an_fcos_teacher_of_other_units_are_learnt_in_the_students(pair, ours):
+    giou = {"type": "GIoULoss"}
+    heads = {"norm_on_bbox": ours, "loss_bbox": giou}, {"norm_on_bbox": not ours}
+    model = pair("FCOS", *({"bbox_head": head} for head in heads))
+    teacher = model.distiller.teacher.detector
+    with torch.no_grad():
+        _, pixels, _ = teacher.bbox_head(teacher.extract_feat(IMAGES))
+    terms, (assisted, student, _, _, _) = assistants_arguments(model)
+    lost = weights = 0.0
+    for level, stride in enumerate((8, 16, 32, 64, 128)):
+        labels, box_targets = (targets[level] for targets in student.targets)
+        distances = [x[level].permute(0, 2, 3, 1).reshape(-1, 4) for x in (assisted["reg"], pixels)]
+        for point in (labels < 4).nonzero()[:, 0].tolist():
+            found, expected = distances[0][point].tolist(), (distances[1][point] / (stride if ours else 1)).tolist()
+            left, top, right, bottom = box_targets[point].tolist()
+            weight = math.sqrt(min(left, right) / max(left, right) * min(top, bottom) / max(top, bottom))
+            lost += weight * (1 - generalised_iou(found, expected))
+            weights += weight
+    assert weights > 0.1
+    assert terms["assistant_reg"].item() == pytest.approx(lost / weights, rel=1e-4)
+
+
+def generalised_iou(one, other):
+    """Of two boxes given by their distances (left, top, right, bottom) from one point inside of both."""
+
+    def area(left, top, right, bottom):
+        return (left + right) * (top + bottom)
+
+    overlap = area(*map(min, one, other))
+    union = area(*one) + area(*other) - overlap
+    enclosing = area(*map(max, one, other))
+    return overlap / union - (enclosing - union) / enclosing
