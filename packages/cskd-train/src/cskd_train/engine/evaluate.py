@@ -141,7 +141,7 @@ def score(dataset: Any, detections: Detections, split: str, seconds: float) -> C
     begin = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its steps
         found = dataset.coco.loadRes(detections) if detections else _no_detections(dataset.coco)
-        protocol = COCOeval(dataset.coco, found, "bbox")
+        protocol = coco_protocol()(dataset.coco, found, "bbox")
         protocol.params.catIds = dataset.cat_ids
         protocol.params.imgIds = dataset.img_ids
         protocol.evaluate()
@@ -163,6 +163,15 @@ def score(dataset: Any, detections: Detections, split: str, seconds: float) -> C
         detections=len(detections),
         seconds=seconds + time.perf_counter() - begin,
     )
+
+
+def coco_protocol() -> Any:
+    """pycocotools' `COCOeval`, or faster-coco-eval's where that is installed: the same numbers, several times faster."""
+    try:
+        from faster_coco_eval import COCOeval_faster
+    except ImportError:
+        return COCOeval
+    return COCOeval_faster
 
 
 def _no_detections(truth: COCO) -> COCO:
