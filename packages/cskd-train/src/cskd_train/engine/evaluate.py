@@ -166,7 +166,7 @@ def score(dataset: Any, detections: Detections, split: str, seconds: float) -> C
 
 
 def coco_protocol() -> Any:
-    """pycocotools' `COCOeval`, or faster-coco-eval's where that is installed: the same numbers, several times faster."""
+    """pycocotools' `COCOeval`, or where it is installed faster-coco-eval's: the same numbers, several times faster."""
     try:
         from faster_coco_eval import COCOeval_faster
     except ImportError:
