@@ -37,6 +37,7 @@ COMMANDS = {
     "bench": [],
     "inspect": [],
     "eval": ["--ann", "nowhere.json", "--images", "nowhere"],
+    "infer": [__file__],
 }
 
 
@@ -77,8 +78,11 @@ def test_an_onnx_file_of_another_kind_is_refused(deploy, classifier):
     assert "not one of `cskd-deploy export`" in done.err
 
 
-def test_a_checkpoint_in_place_of_a_model_is_told_to_be_exported(deploy, checkpoint):
-    done = deploy("bench", checkpoint)
+def test_a_checkpoint_in_place_of_a_model_is_told_to_be_exported(deploy, checkpoint, tmp_path):
+    renamed = tmp_path / "student.onnx"
+    shutil.copy(checkpoint, renamed)
+    assert "cskd-deploy export --checkpoint" in deploy("bench", renamed).err
+    done = deploy("inspect", checkpoint)
     assert done.code == 2
     assert "cskd-deploy export --checkpoint" in done.err
 

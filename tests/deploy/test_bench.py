@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import runpy
+import sys
+from pathlib import Path
+from typing import ClassVar
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -12,9 +17,11 @@ import torch
 from cskd_deploy.backends.base import Backend
 from cskd_deploy.backends.torch import TorchBackend
 from cskd_deploy.bench import Latencies, check_comparable, measure, random_images
+from cskd_deploy.cold_start import measure_cold
 from cskd_deploy.detector import Detector
 from cskd_deploy.errors import DeployError
-from cskd_deploy.manifest import Manifest, Postprocessing, Preprocessing
+from cskd_deploy.manifest import GraphForm, Manifest, Postprocessing, Preprocessing
+from cskd_deploy.plot import read_evaluations
 
 from .students import FAMILIES
 
@@ -30,12 +37,16 @@ MANIFEST = Manifest(
     versions={},
 )
 
+BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "deploy.py"
+QUICK = ("--duration", 0, "--iterations", 3, "--no-cold")
+
 
 class Counting(Backend):
     """One box at a fixed place; writes down its turns."""
 
     name = "counting"
     size_bytes = 1
+    device_milliseconds: ClassVar = {}
 
     def __init__(self, path, calls):
         super().__init__(path)
@@ -50,8 +61,11 @@ class Counting(Backend):
 
     def infer(self, feed):
         self.calls.append(self.path)
-        box = np.array([[[1, 1, 9, 9]]], dtype=np.float32)
-        return {"boxes": box, "scores": np.array([[0.9]], dtype=np.float32), "labels": np.array([[0]])}
+        batch = len(feed["image"])
+        assert feed["image_shape"].shape == (batch, 2)
+        boxes = np.tile(np.array([1, 1, 9, 9], dtype=np.float32), (batch, 1, 1))
+        scores = np.full((batch, 1), 0.9, dtype=np.float32)
+        return {"boxes": boxes, "scores": scores, "labels": np.zeros((batch, 1), dtype=np.int64)}
 
 
 def test_detectors_take_turns_until_time_and_count_are_reached(monkeypatch):
@@ -70,7 +84,8 @@ def test_detectors_take_turns_until_time_and_count_are_reached(monkeypatch):
 
 def test_summaries_are_percentiles_of_the_samples():
     found = Latencies("x", "x", 1, {stage: [float(n) for n in range(1, 101)] for stage in ("inference", "total")})
-    assert found.summary("inference") == pytest.approx({"mean": 50.5, "p50": 50.5, "p90": 90.1, "p99": 99.01})
+    expected = {"mean": 50.5, "p50": 50.5, "p90": 90.1, "p95": 95.05, "p99": 99.01}
+    assert found.summary("inference") == pytest.approx(expected)
     assert found.images_per_second == pytest.approx(1000 / 50.5)
 
 
@@ -79,6 +94,44 @@ def test_detectors_that_do_different_work_are_not_compared():
     two.manifest = dataclasses.replace(MANIFEST, postprocessing=Postprocessing(0.05, 0.6, False, 100, True))
     with pytest.raises(DeployError, match=r"postprocessing.nms_iou_threshold: 0.5 and 0.6"):
         check_comparable([Detector(one), Detector(two)])
+
+
+def test_graphs_that_normalise_and_graphs_that_do_not_are_compared_but_not_those_with_nms_inside():
+    one, two, three = (Counting(name, []) for name in ("one.onnx", "two.onnx", "three.onnx"))
+    two.manifest = dataclasses.replace(MANIFEST, graph=GraphForm(input="uint8"))
+    three.manifest = dataclasses.replace(MANIFEST, graph=GraphForm(nms="graph"))
+    check_comparable([Detector(one), Detector(two)])
+    with pytest.raises(DeployError, match=r"one.onnx and three.onnx: graph.nms: outside and graph"):
+        check_comparable([Detector(one), Detector(three)])
+
+
+def test_each_batch_size_is_timed_in_turns_and_counts_its_images(monkeypatch):
+    monkeypatch.setattr("cskd_deploy.bench.TURN_SECONDS", 0.005)
+    calls: list[str] = []
+    detectors = [Detector(Counting(name, calls)) for name in ("one", "two")]
+    found = measure(detectors, random_images((32, 32)), batches=(1, 4), duration=0.02, iterations=5, warmup=0.0)
+    assert [(one.path, one.batch) for one in found] == [("one", 1), ("two", 1), ("one", 4), ("two", 4)]
+    for one in found:
+        assert one.detections == one.count * one.batch
+        assert one.to_dict()["images"] == one.detections
+        assert one.images_per_second == pytest.approx(1e3 * one.batch / one.summary("total")["mean"])
+
+
+def test_what_a_device_tells_of_its_copies_is_summed_up_beside_the_stages(monkeypatch):
+    monkeypatch.setattr("cskd_deploy.bench.TURN_SECONDS", 0.005)
+    backend = Counting("one", [])
+    backend.device_milliseconds = {"h2d": 0.5, "compute": 2.0, "d2h": 0.25}
+    (found,) = measure([Detector(backend)], random_images((32, 32)), duration=0.0, iterations=2, warmup=0.0)
+    times = found.to_dict()["milliseconds"]
+    assert [times[stage]["p95"] for stage in ("h2d", "compute", "d2h")] == [0.5, 2.0, 0.25]
+
+
+def test_a_graph_of_one_batch_size_refuses_others():
+    backend = Counting("one.onnx", [])
+    backend.batch_size = 1
+    with pytest.raises(DeployError, match=r"one.onnx takes batches of 1 only, asked for 4: export it with --dynamic"):
+        measure([Detector(backend)], random_images((32, 32)), batches=(1, 4))
+    assert backend.calls == []
 
 
 def test_random_images_are_the_same_for_the_same_seed():
@@ -94,7 +147,7 @@ def test_bench_prints_percentiles_throughput_size_and_the_ratio_to_pytorch(deplo
         "bench",
         model_file,
         *("--reference", checkpoint, "--images", shapes_root / "images"),
-        *("--duration", 0.1, "--iterations", 3, "--json"),
+        *("--duration", 0.1, "--iterations", 3, "--no-cold", "--json"),
     )
     assert done.code == 0, done.err
     facts = json.loads(done.out)
@@ -104,11 +157,12 @@ def test_bench_prints_percentiles_throughput_size_and_the_ratio_to_pytorch(deplo
         assert result["images"] >= 3
         for stage in ("preprocess", "inference", "postprocess", "total"):
             times = result["milliseconds"][stage]
-            assert 0 < times["p50"] <= times["p90"] <= times["p99"]
+            assert 0 < times["p50"] <= times["p90"] <= times["p95"] <= times["p99"]
         parts = sum(result["milliseconds"][stage]["mean"] for stage in ("preprocess", "inference", "postprocess"))
         assert result["milliseconds"]["total"]["mean"] == pytest.approx(parts, rel=1e-6)
     assert exported["size_bytes"] == model_file.stat().st_size
     assert exported["detections_per_image"] > 1
+    assert 0 < exported["overhead"] < 1
     expected = reference["milliseconds"]["inference"]["p50"] / exported["milliseconds"]["inference"]["p50"]
     assert facts["speedup"]["inference"] == pytest.approx(expected)
     assert facts["environment"]["threads"] >= 1
@@ -116,9 +170,11 @@ def test_bench_prints_percentiles_throughput_size_and_the_ratio_to_pytorch(deplo
 
 
 def test_the_table_says_what_was_timed_and_how_to_add_pytorch(deploy, model_file):
-    done = deploy("bench", model_file, "--duration", 0, "--iterations", 3, "--warmup", 0, "--threads", 1)
+    done = deploy("bench", model_file, *QUICK[:-1], "--warmup", 0, "--threads", 1)
     assert done.code == 0
     for text in ("preprocess", "inference", "postprocess", "p99", "1 threads", "random images", "add --reference"):
+        assert text in done.out
+    for text in (model_file.name, "45.9 MB", "of the whole", "first detections after", "process at most"):
         assert text in done.out
     assert "p99 rests on" in done.out
 
@@ -128,3 +184,126 @@ def test_the_reference_gives_the_threads_back_that_it_took(checkpoint):
     with TorchBackend(checkpoint, threads=before + 1):
         assert torch.get_num_threads() == before + 1
     assert torch.get_num_threads() == before
+
+
+def test_a_batch_of_the_reference_gives_each_image_its_own_detections(exported):
+    for family in ("FCOS", "FasterRCNN"):
+        with TorchBackend(exported(family).checkpoint) as backend:
+            detector = Detector(backend)
+            prepared = [detector.prepare(image) for image in random_images((128, 128), count=2)]
+            outputs = detector.infer(*prepared)
+            together = [detector.select(outputs, one, place) for place, one in enumerate(prepared)]
+            for one, found in zip(prepared, together, strict=True):
+                alone = detector.select(detector.infer(one), one)
+                assert len(found) == len(alone) > 5
+                np.testing.assert_allclose(found.scores, alone.scores, atol=1e-4)
+
+
+def test_any_number_of_files_is_timed_and_held_against_the_last(deploy, exported):
+    files = [exported(family).model for family in ("RetinaNet", "FCOS")]
+    refused = deploy("bench", *files, *QUICK)
+    assert refused.code == 2
+    assert "postprocessing.threshold_on: scores and class_scores" in refused.err
+    assert "--force" in refused.err
+    facts = json.loads(deploy("bench", *files, *QUICK, "--force", "--json").out)
+    assert [result["path"] for result in facts["results"]] == [str(file) for file in files]
+    assert facts["baseline"].startswith(files[1].name)
+    first, last = facts["results"]
+    expected = last["milliseconds"]["total"]["p50"] / first["milliseconds"]["total"]["p50"]
+    assert facts["speedup"]["total"] == first["speedup"]["total"] == pytest.approx(expected)
+    assert last["speedup"] is None
+    assert any(note.startswith("not the same work: ") for note in facts["notes"])
+
+
+def test_a_batch_that_the_file_cannot_take_is_refused_by_name(deploy, model_file):
+    done = deploy("bench", model_file, *QUICK, "--batch", "1,2")
+    assert done.code == 2
+    assert "takes batches of 1 only, asked for 2" in done.err
+    assert deploy("bench", model_file, *QUICK, "--batch", "1,x").code == 2
+
+
+def test_a_backend_that_runs_none_of_the_files_is_refused(deploy, model_file):
+    done = deploy("bench", model_file, *QUICK, "--backend", "onnxruntime", "--backend", "tensorrt")
+    assert done.code == 2
+    assert "--backend tensorrt runs none of the files given" in done.err
+    assert "runs in onnxruntime, not in tensorrt" in deploy("bench", model_file, "--backend", "tensorrt").err
+
+
+def test_a_gpu_provider_that_is_not_there_is_exit_code_3(deploy, model_file):
+    done = deploy("bench", model_file, *QUICK, "--backend", "onnxruntime-cuda")
+    assert done.code == 3
+    assert "CUDAExecutionProvider" in done.err
+    assert "onnxruntime-gpu" in done.err
+
+
+def test_settings_of_the_runtime_are_applied_and_noted_and_unknown_ones_refused(deploy, model_file):
+    settings = ("--ort", "graph=none", "--ort", "spinning=off")
+    facts = json.loads(deploy("bench", model_file, *QUICK, *settings, "--json").out)
+    assert facts["environment"]["onnxruntime_settings"] == "graph=none arena=on spinning=off"
+    for wrong in ("graph=most", "arena=1", "speed=on"):
+        done = deploy("bench", model_file, *QUICK, "--ort", wrong)
+        assert done.code == 2
+        assert "graph=none|basic|extended|all" in done.err
+
+
+def test_a_cold_start_is_timed_in_a_process_of_its_own(model_file):
+    start = measure_cold(model_file, "onnxruntime", {"threads": 1})
+    assert 1 < start.first_ms < 60_000
+    assert start.load_ms > 1
+    assert 60e6 < start.peak_bytes < 2e9  # not the memory of this process, which holds PyTorch
+    empty = model_file.with_name("empty.onnx")
+    empty.touch()
+    with pytest.raises(DeployError, match="is empty"):
+        measure_cold(empty, "onnxruntime", {})
+
+
+def test_latency_is_drawn_against_the_map_of_the_same_file(
+    deploy, model_file, found_annotations, shapes_root, tmp_path
+):
+    data = ("--ann", found_annotations, "--images", shapes_root / "images", "--limit", 2)
+    evaluation = tmp_path / "eval.json"
+    evaluation.write_text(deploy("eval", model_file, *data, "--json").out)
+    picture = tmp_path / "latency.png"
+    done = deploy("bench", model_file, *QUICK, "--plot", picture, "--eval", evaluation)
+    assert done.code == 0, done.err
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "has no evaluation" not in done.out
+    facts = json.loads(evaluation.read_text())
+    assert read_evaluations([evaluation])[0].mean_average_precision == facts["metrics"]["bbox_mAP"]
+    # Of another file of the same name: its content decides.
+    evaluation.write_text(json.dumps({**facts, "file_sha256": "0" * 64}))
+    other = deploy("bench", model_file, *QUICK, "--plot", picture, "--eval", evaluation)
+    assert other.code == 2
+    assert "no evaluation given by --eval is of a file that was timed" in other.err
+    evaluation.write_text("{}")
+    assert (
+        "is not the output of `cskd-deploy eval"
+        in deploy("bench", model_file, "--plot", picture, "--eval", evaluation).err
+    )
+
+
+def test_stages_are_drawn_without_evaluations_and_a_missing_matplotlib_is_exit_code_3(
+    deploy, model_file, tmp_path, monkeypatch
+):
+    picture = tmp_path / "stages.svg"
+    assert deploy("bench", model_file, *QUICK, "--plot", picture).code == 0
+    assert "preprocess" in picture.read_text()
+    assert deploy("bench", model_file, *QUICK, "--eval", "x.json").code == 2
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    done = deploy("bench", model_file, *QUICK, "--plot", picture)
+    assert done.code == 3
+    assert "pip install matplotlib" in done.err
+
+
+def test_the_benchmark_of_exports_prints_a_row_a_file_with_its_ratios(checkpoint, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "deploy.jsonl"
+    arguments = (checkpoint, "--duration", 0, "--iterations", 2, "--threads", 1, "--json", out)
+    monkeypatch.setattr(sys, "argv", ["deploy.py", *map(str, arguments)])
+    before = cv2.getNumThreads()
+    runpy.run_path(str(BENCHMARK), run_name="__main__")
+    cv2.setNumThreads(before)
+    (row,) = [json.loads(line) for line in out.read_text().splitlines()]
+    assert (row["family"], row["precision"]) == ("retinanet", "fp32")
+    assert row["total"] == pytest.approx(row["pytorch_p50_ms"] / row["p50_ms"])
+    assert 0 < row["overhead"] < 1
+    assert f"| {row['total']:.2f} |" in capsys.readouterr().out

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 import cskd_deploy
-from cskd_deploy import environment
+from cskd_deploy import cli, environment
 from cskd_deploy.commands import doctor
 
 from .conftest import ABSENT
 
 REPOSITORY = Path(__file__).parents[2]
-COMMANDS = ("export", "bench", "eval", "inspect", "doctor")
+COMMANDS = tuple(cli.COMMANDS)
 
 
 def test_every_module_but_the_graphs_imports_without_torch():
@@ -74,13 +74,18 @@ def test_without_onnxruntime_a_model_is_exit_code_3_with_the_fix(deploy, model_f
     assert "pip install onnxruntime" in done.err
 
 
-def test_inspect_without_onnx_leaves_only_the_operators_out(edge_deploy, deploy, model_file, classes):
+def test_inspect_without_onnx_leaves_only_the_multiplications_out(edge_deploy, deploy, model_file, classes):
     there = json.loads(edge_deploy("inspect", model_file, "--json").out)
     here = json.loads(deploy("inspect", model_file, "--json").out)
-    assert there["operators"] is None
+    assert there["layers"] is None
+    assert here["layers"][0]["macs"] > 0
+    assert there["operators"] == here["operators"]
     assert here["operators"]["TopK"] == 5
     assert there["metadata"] == here["metadata"]
-    assert there["inputs"] == {"image": "tensor(float) [1, 3, 128, 128]"}
+    assert there["inputs"] == {
+        "image": "tensor(uint8) [1, 128, 128, 3]",
+        "image_shape": "tensor(float) [1, 2]",
+    }
     text = deploy("inspect", model_file).out
     assert "45.9 MB" in text
     assert ", ".join(classes) in text
@@ -143,8 +148,25 @@ def test_a_fresh_environment_with_ort_alone_runs_every_command_but_export(
         assert run(command, "--help").returncode == 0
     assert run("doctor").returncode == 0
     assert json.loads(run("inspect", model_file, "--json").stdout)["metadata"]["family"] == "retinanet"
+    slowest = json.loads(run("inspect", model_file, "--profile", "--json").stdout)["layers"]
+    assert len(slowest) == 10
     bench = run("bench", model_file, "--duration", 0.2, "--json")
-    assert json.loads(bench.stdout)["results"][0]["images"] >= 10, bench.stderr
+    (result,) = json.loads(bench.stdout)["results"]
+    assert result["images"] >= 10, bench.stderr
+    assert result["cold_start"]["peak_memory_bytes"] > 50e6
+    drawn = run("infer", model_file, shapes_root / "images", "--output", "drawn", "--json", "found.json")
+    assert drawn.returncode == 0, drawn.stderr
+    found = json.loads((tmp_path / "found.json").read_text())["images"]
+    assert len(found) == len(list((tmp_path / "drawn").iterdir())) > 0
+    example = [binaries / "python", package / "examples" / "detect.py", model_file, found[0]["image"]]
+    lines = subprocess.run(example, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
+    best = found[0]["detections"][0]
+    assert json.loads(lines[0]) == [
+        best["class"],
+        pytest.approx(best["score"], abs=1e-4),
+        pytest.approx(best["box"], abs=0.02),
+    ]
+    assert run("bench", model_file, "--plot", "latency.png").returncode == 3
     data = ("--ann", found_annotations, "--images", shapes_root / "images")
     evaluation = run("eval", model_file, *data, "--json")
     assert json.loads(evaluation.stdout)["metrics"]["bbox_mAP"] > 0.2, evaluation.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -67,13 +68,40 @@ def test_detections_are_written_in_cocos_format_with_the_files_category_ids(
 ):
     out = tmp_path / "folder" / "results.json"
     images = shapes_root / "images"
-    done = deploy("eval", model_file, "--ann", found_annotations, "--images", images, "--out", out, "--limit", 2)
+    done = deploy("eval", model_file, "--ann", found_annotations, "--images", images, "--detections", out, "--limit", 2)
     assert done.code == 0
     found = json.loads(out.read_text())
     known = json.loads(found_annotations.read_text())
     assert {one["image_id"] for one in found} == {image["id"] for image in known["images"][:2]}
     assert {one["category_id"] for one in found} <= {category["id"] for category in known["categories"]}
     assert set(found[0]) == {"image_id", "category_id", "bbox", "score"}
+
+
+def test_another_file_is_a_reference_too(deploy, exported, found_annotations, shapes_root, model_file, tmp_path):
+    data = ("--ann", found_annotations, "--images", shapes_root / "images")
+    copy = tmp_path / "copy.onnx"
+    shutil.copy(model_file, copy)
+    done = deploy("eval", copy, *data, "--reference", model_file, "--max-drop", 0, "--json")
+    assert done.code == 0, done.err
+    result = json.loads(done.out)
+    assert result["drop_points"] == 0
+    assert result["notes"] == []
+    assert result["metrics"]["bbox_mAP"] == result["reference_metrics"]["metrics"]["bbox_mAP"] > 0.2
+    assert result["file_sha256"] == result["reference_sha256"]
+    assert result["reference"] == str(model_file)
+    other = exported("FCOS").model
+    done = deploy("eval", model_file, *data, "--limit", 2, "--reference", other, "--max-drop", 100)
+    assert done.code == 0
+    assert "note: not the same work: " in done.out
+    assert "was exported from another checkpoint than the model" in done.out
+    assert "reference 2/2 images" in done.err
+
+
+def test_a_checkpoint_is_evaluated_like_a_file(deploy, checkpoint, model_file, found_annotations, shapes_root):
+    data = ("--ann", found_annotations, "--images", shapes_root / "images", "--reference", model_file, "--json")
+    result = json.loads(deploy("eval", checkpoint, *data).out)
+    assert result["metrics"]["bbox_mAP"] > 0.2
+    assert abs(result["drop_points"]) < 0.05
 
 
 def test_a_limit_cuts_the_reference_to_the_same_images(deploy, model_file, checkpoint, found_annotations, shapes_root):

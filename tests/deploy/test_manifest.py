@@ -8,7 +8,7 @@ import json
 import pytest
 
 from cskd_deploy.errors import DeployError
-from cskd_deploy.manifest import MANIFEST_KEY, manifest_from_metadata
+from cskd_deploy.manifest import MANIFEST_KEY, GraphForm, manifest_from_metadata
 
 from .test_bench import MANIFEST
 
@@ -30,6 +30,10 @@ def test_a_manifest_comes_back_as_it_went():
         (lambda data: data.update(classes="abc"), "'classes' is 'abc', expected list"),
         (lambda data: data["postprocessing"].pop("threshold_on"), "'threshold_on' is missing"),
         (lambda data: data["postprocessing"].update(threshold_on="labels"), "threshold_on is 'labels'"),
+        (lambda data: data.pop("graph"), "'graph' is missing"),
+        (lambda data: data["graph"].update(input="int8"), "input is 'int8'"),
+        (lambda data: data["graph"].update(dynamic=1), "'dynamic' is 1, expected bool"),
+        (lambda data: data["graph"].update(nms="engine"), "nms is 'engine'"),
     ],
 )
 def test_a_spoilt_entry_is_named(change, message):
@@ -48,6 +52,14 @@ def test_a_file_of_the_first_schema_has_its_threshold_on_the_scores():
     found = manifest_from_metadata({MANIFEST_KEY: json.dumps(data)}, "x.onnx")
     assert found == dataclasses.replace(MANIFEST, schema=1)
     assert found.postprocessing.threshold_on == "scores"
+
+
+def test_a_file_of_the_second_schema_takes_a_normalised_image_of_one_size():
+    data = json.loads(MANIFEST.to_metadata()[MANIFEST_KEY])
+    data["schema"] = 2
+    del data["graph"]
+    found = manifest_from_metadata({MANIFEST_KEY: json.dumps(data)}, "x.onnx")
+    assert found.graph == GraphForm("float", dynamic=False, nms="outside")
 
 
 def test_metadata_that_is_not_json_is_refused():

@@ -12,8 +12,10 @@ from cskd_deploy.errors import DeployError
 
 COMMANDS = {
     "export": "Turn a student's checkpoint into one verified file.",
-    "bench": "Latency of an exported model, beside PyTorch.",
+    "bench": "Latency of exported models, beside PyTorch.",
     "eval": "COCO mAP of an exported model, beside its checkpoint.",
+    "compare": "Where two models, or a model and its checkpoint, differ: by image and by layer.",
+    "infer": "Detections of an exported model on images: drawn, or as JSON.",
     "inspect": "What an exported model is and expects.",
     "doctor": "Say what is installed, what is missing, and the fix.",
 }

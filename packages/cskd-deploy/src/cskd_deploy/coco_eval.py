@@ -18,7 +18,7 @@ from cskd_deploy.detector import Detector
 from cskd_deploy.errors import DeployError
 from cskd_deploy.images import read_image
 from cskd_deploy.postprocess import Detections
-from cskd_deploy.preprocess import padded_size, resized_size
+from cskd_deploy.preprocess import padded_size, resized_size, unbounded
 from cskd_deploy.results import CocoMetrics
 
 CocoDetections = list[dict[str, Any]]  # COCO's results format: image_id, category_id, bbox (x, y, w, h), score
@@ -43,7 +43,7 @@ def detect(
                 f"image {path} is {image.shape[1]} x {image.shape[0]} pixels, but the annotations say "
                 f"{entry['width']} x {entry['height']}: its boxes would not fit"
             )
-        found.extend(_in_coco_form(detector.detect(image), entry["id"], annotations.category_ids))
+        found.extend(in_coco_form(detector.detect(image), entry["id"], annotations.category_ids))
         progress(done, len(images))
     return found
 
@@ -101,24 +101,20 @@ def measure(annotations: Annotations, found: CocoDetections, classes: tuple[str,
 
 
 def differently_padded(annotations: Annotations, detector: Detector) -> int:
-    """How many images the graph's fixed input pads, or scales, otherwise than mmdet's test pipeline does.
+    """How many images a fixed input pads, or scales, otherwise than mmdet's test pipeline does.
 
-    Their detections differ a little from mmdet's for that reason alone.
+    Their detections differ a little from mmdet's for that reason alone. A dynamic input pads none otherwise.
     """
+    if detector.manifest.graph.dynamic:
+        return 0
     rule = detector.manifest.preprocessing
-    boundless = type(rule)(**{**vars(rule), "input_size": (1 << 20, 1 << 20)})
+    own = unbounded(rule)
     sizes = [(entry["height"], entry["width"]) for entry in annotations.images]
-    return sum(padded_size(resized_size(size, boundless), rule.pad_divisor) != rule.input_size for size in sizes)
+    return sum(padded_size(resized_size(size, own), rule.pad_divisor) != rule.input_size for size in sizes)
 
 
-def _coco(data: dict[str, Any]) -> COCO:
-    coco = COCO()
-    coco.dataset = data
-    coco.createIndex()
-    return coco
-
-
-def _in_coco_form(detections: Detections, image_id: Any, category_ids: tuple[int, ...]) -> CocoDetections:
+def in_coco_form(detections: Detections, image_id: Any, category_ids: tuple[int, ...]) -> CocoDetections:
+    """Detections of one image as rows of COCO's results format."""
     corners = detections.boxes.astype(np.float64)
     sizes = corners[:, 2:] - corners[:, :2]
     return [
@@ -127,3 +123,10 @@ def _in_coco_form(detections: Detections, image_id: Any, category_ids: tuple[int
             corners[:, :2].tolist(), sizes.tolist(), detections.scores.tolist(), detections.labels.tolist(), strict=True
         )
     ]
+
+
+def _coco(data: dict[str, Any]) -> COCO:
+    coco = COCO()
+    coco.dataset = data
+    coco.createIndex()
+    return coco

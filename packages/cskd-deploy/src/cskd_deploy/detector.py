@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from cskd_deploy.backends.base import IMAGE_SHAPE, INPUT, Backend
-from cskd_deploy.postprocess import Detections, select_detections
-from cskd_deploy.preprocess import PreparedImage, prepare
+from cskd_deploy.backends.base import IMAGE_SHAPE, INPUT, OUTPUTS, Backend
+from cskd_deploy.errors import DeployError
+from cskd_deploy.postprocess import Detections, placed_detections, select_detections
+from cskd_deploy.preprocess import PreparedImage, padded_size, prepare
 
 
 class Detector:
@@ -27,15 +28,30 @@ class Detector:
 
     def prepare(self, image: np.ndarray) -> PreparedImage:
         """Preprocessing."""
-        return prepare(image, self.manifest.preprocessing)
+        return prepare(image, self.manifest.preprocessing, self.manifest.graph)
 
-    def infer(self, prepared: PreparedImage) -> dict[str, np.ndarray]:
+    def feed(self, *prepared: PreparedImage) -> dict[str, np.ndarray]:
+        """What the backend infers from: one image, or a batch of images on canvases of one size.
+
+        Raises:
+            DeployError: the canvases differ, as those of a dynamic graph may.
+        """
+        shapes = np.array([one.resized_size for one in prepared], dtype=np.float32)
+        tensors = [one.tensor for one in prepared]
+        if len({tensor.shape for tensor in tensors}) > 1:
+            divisor = self.manifest.preprocessing.pad_divisor
+            sizes = [" x ".join(map(str, padded_size(one.resized_size, divisor))) for one in prepared]
+            raise DeployError(f"images of one batch must be padded to one size, these are {', '.join(sizes)}")
+        return {INPUT: tensors[0] if len(tensors) == 1 else np.concatenate(tensors), IMAGE_SHAPE: shapes}
+
+    def infer(self, *prepared: PreparedImage) -> dict[str, np.ndarray]:
         """Inference."""
-        shape = np.array([prepared.resized_size], dtype=np.float32)
-        return self.backend.infer({INPUT: prepared.tensor, IMAGE_SHAPE: shape})
+        return self.backend.infer(self.feed(*prepared))
 
-    def select(self, outputs: dict[str, np.ndarray], prepared: PreparedImage) -> Detections:
-        """Postprocessing."""
+    def select(self, outputs: dict[str, np.ndarray], prepared: PreparedImage, place: int = 0) -> Detections:
+        """Postprocessing of the image at a place in the batch."""
         rule = self.manifest.postprocessing
-        boxes, scores, labels = outputs["boxes"][0], outputs["scores"][0], outputs["labels"][0]
-        return select_detections(boxes, scores, labels, prepared, rule, outputs[rule.threshold_on][0])
+        boxes, scores, labels = (outputs[name][place] for name in OUTPUTS)
+        if self.manifest.graph.nms == "graph":
+            return placed_detections(boxes, scores, labels, prepared)
+        return select_detections(boxes, scores, labels, prepared, rule, outputs[rule.threshold_on][place])

@@ -1,13 +1,18 @@
-"""What a measurement was taken on: processor, threads, versions."""
+"""What a measurement was taken on: processor, GPUs, clocks, memory, threads, versions."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import platform
+import subprocess
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
+
+from cskd_deploy.errors import BackendMissing
+from cskd_deploy.gpu_driver import find_driver
 
 _MEASURED = (
     "cskd-deploy",
@@ -17,7 +22,9 @@ _MEASURED = (
     "onnxruntime",
     "onnxruntime-gpu",
     "torch",
+    "tensorrt",
 )
+_CLOCKS = Path("/sys/devices/system/cpu/cpu0/cpufreq")
 
 
 def processor_name() -> str:
@@ -51,12 +58,57 @@ def versions(distributions: Sequence[str] = _MEASURED) -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version for name, version in found.items() if version}}
 
 
-def describe(threads: int) -> dict[str, str | int | dict[str, str]]:
+def gpu_names() -> list[str]:
+    """The GPUs that the NVIDIA driver lists; none without a driver."""
+    try:
+        return [gpu.name for gpu in find_driver().gpus]
+    except BackendMissing:
+        return []
+
+
+def clocks() -> dict[str, float | str]:
+    """The processor's clock in MHz now and at most, and its governor, as far as the system tells."""
+    found: dict[str, float | str] = {}
+    for name, file in (("mhz", "scaling_cur_freq"), ("max_mhz", "cpuinfo_max_freq")):
+        with contextlib.suppress(OSError, ValueError):
+            found[name] = int((_CLOCKS / file).read_text()) / 1e3
+    with contextlib.suppress(OSError):
+        found["governor"] = (_CLOCKS / "scaling_governor").read_text().strip()
+    if "mhz" not in found:
+        with contextlib.suppress(OSError, ValueError):
+            lines = Path("/proc/cpuinfo").read_text().splitlines()
+            found["mhz"] = max(float(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz"))
+    return found
+
+
+def gpu_clocks() -> list[str]:
+    """The clocks of the GPUs now and at most, as `nvidia-smi` writes them; none where it does not answer."""
+    command = ["nvidia-smi", "--query-gpu=clocks.sm,clocks.max.sm", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return done.stdout.strip().splitlines() if done.returncode == 0 else []
+
+
+def memory_bytes() -> int | None:
+    """The machine's memory; None where the system does not tell."""
+    with contextlib.suppress(ValueError, OSError, AttributeError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def describe(threads: int) -> dict[str, Any]:
     """The environment of a measurement with so many threads, as plain data."""
+    gpus = gpu_names()
     return {
         "processor": processor_name(),
         "cores": usable_cores(),
         "threads": threads,
+        "clocks": clocks(),
+        "gpus": gpus,
+        "gpu_clocks": gpu_clocks() if gpus else [],
+        "memory_bytes": memory_bytes(),
         "system": platform.platform(),
         "versions": versions(),
     }

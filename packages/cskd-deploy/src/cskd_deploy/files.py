@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -47,6 +48,15 @@ def check_writable(path: Path) -> None:
         raise _not_writable(path, error) from error
     finally:
         _remove(temporary)
+
+
+def sha256_of_file(path: Path) -> str:
+    """As 64 hexadecimal digits; the file is read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def _temporary(path: Path) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -9,6 +11,7 @@ import numpy as np
 
 from cskd_deploy.errors import DeployError
 
+MOST_BYTES = 1 << 29  # of an image file
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
@@ -19,6 +22,8 @@ def read_image(path: Path) -> np.ndarray:
         DeployError: the file is missing, empty, truncated or not an image.
     """
     try:
+        if path.stat().st_size > MOST_BYTES:
+            raise DeployError(f"image {path} is larger than {MOST_BYTES >> 20} MiB, and is not read")
         content = path.read_bytes()
     except OSError as error:
         raise DeployError(f"image {path} cannot be read: {error.strerror}") from error
@@ -26,7 +31,10 @@ def read_image(path: Path) -> np.ndarray:
         raise DeployError(f"image {path} is empty (0 bytes)")
     if _is_truncated(content):
         raise DeployError(f"image {path} is truncated: its end marker is missing ({len(content)} bytes). Copy it again")
-    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    try:
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error as error:  # more pixels than OpenCV opens
+        raise DeployError(f"image {path} cannot be decoded: {error.err}") from error
     if image is None:
         raise DeployError(f"image {path} cannot be decoded: not an image, damaged, or of an unsupported kind")
     return image
@@ -44,6 +52,32 @@ def list_images(folder: Path) -> list[Path]:
     if not paths:
         raise DeployError(f"folder {folder} holds no image ({', '.join(SUFFIXES)})")
     return paths
+
+
+def find_images(sources: Sequence[str]) -> list[Path]:
+    """The image files that are meant by names of files, folders, and patterns like `frames/*.jpg` or `video/**/*.png`.
+
+    Each file once, in the order of the sources; those of a folder or a pattern by name.
+
+    Raises:
+        DeployError: a source is nothing of these, or holds no image.
+    """
+    found: dict[Path, None] = {}
+    for source in sources:
+        path = Path(source)
+        if path.is_dir():
+            found.update(dict.fromkeys(list_images(path)))
+        elif path.exists():
+            found[path] = None
+        elif glob.has_magic(source):
+            paths = sorted(Path(name) for name in glob.glob(source, recursive=True))
+            files = [one for one in paths if one.suffix.lower() in SUFFIXES and one.is_file()]
+            if not files:
+                raise DeployError(f"no image matches {source!r} ({', '.join(SUFFIXES)})")
+            found.update(dict.fromkeys(files))
+        else:
+            raise DeployError(f"image {source} does not exist: expected an image, a folder of images, or a pattern")
+    return list(found)
 
 
 def _is_truncated(content: bytes) -> bool:

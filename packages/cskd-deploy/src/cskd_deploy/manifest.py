@@ -16,20 +16,23 @@ from typing import Any
 from cskd_deploy.errors import DeployError
 
 MANIFEST_KEY = "cskd_manifest"
-SCHEMA = 2  # 2 added `postprocessing.threshold_on`
-SCHEMAS = (1, 2)  # that are read
+SCHEMA = 3  # 2 added `postprocessing.threshold_on`, 3 `graph`
+SCHEMAS = (1, 2, 3)  # that are read
+INPUTS = ("float", "uint8")
+NMS_PLACES = ("outside", "graph")
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """From a BGR image to the graph's input, as mmdet's test pipeline does it.
+    """From a BGR image to the network's input, as mmdet's test pipeline does it.
 
     The image is resized (bilinear), its channels are put in `channel_order`, it is normalised as `(x - mean) / std` and
     padded right and bottom with `pad_value` to `input_size`. With `keep_ratio` it is made as large as `scale` allows,
-    whichever way round the image is; without, it is stretched to `scale`. It is never larger than `input_size`.
+    whichever way round the image is; without, it is stretched to `scale`. It is never larger than `input_size`, unless
+    the graph's size is dynamic: then it is padded to the next multiples of `pad_divisor`, as mmdet does it.
     """
 
-    input_size: tuple[int, int]  # (height, width) of the graph's input
+    input_size: tuple[int, int]  # (height, width) of the graph's input, of a dynamic one the usual
     scale: tuple[int, int]  # (width, height), the `img_scale` of the test pipeline
     keep_ratio: bool
     mean: tuple[float, float, float]
@@ -66,6 +69,26 @@ class Postprocessing:
 
 
 @dataclass(frozen=True)
+class GraphForm:
+    """What of the pre- and post-processing the graph does itself, and which sizes it takes.
+
+    A "float" graph takes `(N, 3, H, W)` float32 that is reordered, normalised and padded. A "uint8" graph takes the
+    resized pixels as OpenCV has them, `(N, H, W, 3)` BGR, padded with anything; it does the rest itself, and
+    `image_shape` tells it where the padding begins.
+    """
+
+    input: str = "float"
+    dynamic: bool = False  # height and width are any multiples of `pad_divisor`; the batch any where `batched`
+    nms: str = "outside"  # "graph": it gives the detections of one image, boxes of score 0 fill up their number
+
+    def __post_init__(self) -> None:
+        if self.input not in INPUTS:
+            raise ValueError(f"input is {self.input!r}, expected 'float' or 'uint8'")
+        if self.nms not in NMS_PLACES:
+            raise ValueError(f"nms is {self.nms!r}, expected 'outside' or 'graph'")
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The whole of it. `checkpoint` and `sha256` name the file that was exported."""
 
@@ -78,7 +101,13 @@ class Manifest:
     opset: int  # of the graph; 0 for a student that is not exported
     precision: str
     versions: dict[str, str]
+    graph: GraphForm = GraphForm()
     schema: int = SCHEMA
+
+    @property
+    def batched(self) -> bool:
+        """Whether the graph takes any number of images: NMS works on one image, and Faster R-CNN has one inside."""
+        return self.graph.dynamic and self.graph.nms == "outside" and self.family != "faster_rcnn"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as it stands in the file."""
@@ -119,6 +148,7 @@ def manifest_from_metadata(metadata: Mapping[str, str], path: object) -> Manifes
             opset=_typed(data, "opset", int),
             precision=_typed(data, "precision", str),
             versions={str(name): str(version) for name, version in _typed(data, "versions", dict).items()},
+            graph=GraphForm() if schema < 3 else _graph(_typed(data, "graph", dict)),
             schema=schema,
         )
     except (ValueError, TypeError) as error:
@@ -150,6 +180,12 @@ def _postprocessing(data: Mapping[str, Any], schema: int) -> Postprocessing:
         max_per_image=_typed(data, "max_per_image", int),
         clip_boxes=_typed(data, "clip_boxes", bool),
         threshold_on="scores" if schema == 1 else _typed(data, "threshold_on", str),
+    )
+
+
+def _graph(data: Mapping[str, Any]) -> GraphForm:
+    return GraphForm(
+        input=_typed(data, "input", str), dynamic=_typed(data, "dynamic", bool), nms=_typed(data, "nms", str)
     )
 
 

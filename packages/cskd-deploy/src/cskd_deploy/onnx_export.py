@@ -19,22 +19,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from cskd_deploy.agreement import Agreement, match
-from cskd_deploy.backends.base import IMAGE_SHAPE, INPUT
+from cskd_deploy.agreement import Agreement
+from cskd_deploy.backends.interface import CANDIDATE
 from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend, import_onnxruntime
-from cskd_deploy.errors import BackendMissing, CheckFailed
+from cskd_deploy.errors import BackendMissing
 from cskd_deploy.files import check_writable, write_atomically
-from cskd_deploy.manifest import Manifest
+from cskd_deploy.manifest import GraphForm, Manifest
 from cskd_deploy.student import INSTALL, Student, load_student
+from cskd_deploy.verification import verify
 
 OPSET = 17
 IR_VERSION = 8
-# Candidates that are equal to mmdet's; below 1 because float rounding may swap two at the last rank of a level.
-LEAST_SHARE = 0.999
-LEAST_SHARE_TWO_STAGE = 0.99  # nor may it swap an overlap at the threshold of the proposals' NMS
-MOST_SCORE_DIFFERENCE = 1e-4
+EDGE = GraphForm(input="uint8")
 
 
 @dataclass(frozen=True)
@@ -46,7 +42,7 @@ class ExportResult:
     manifest: Manifest
     nodes: int
     nodes_before: int  # as torch exported it, before onnxslim
-    agreement: Agreement  # with mmdet's candidates on a random input
+    agreement: Agreement  # with mmdet's candidates on a random image
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
@@ -63,13 +59,12 @@ class ExportResult:
         }
 
     def __str__(self) -> str:
-        height, width = self.manifest.preprocessing.input_size
         found = self.agreement
         return (
             f"{self.path}\n"
-            f"  {self.manifest.family}, {len(self.manifest.classes)} classes, input 1 x 3 x {height} x {width} "
-            f"float32, opset {self.manifest.opset}, {self.size_bytes / 1e6:.1f} MB, {self.nodes} nodes\n"
-            f"  verified against mmdet in PyTorch on a random input: {found.matched} of {found.reference} candidates "
+            f"  {self.manifest.family}, {len(self.manifest.classes)} classes, {_described(self.manifest)}, "
+            f"opset {self.manifest.opset}, {self.size_bytes / 1e6:.1f} MB, {self.nodes} nodes\n"
+            f"  verified against mmdet in PyTorch on a random image: {found.matched} of {found.reference} candidates "
             f"equal (IoU >= 0.99), scores within {found.largest_score_difference:.1e}, "
             f"corners within {found.largest_corner_difference:.1e} pixels"
         )
@@ -81,6 +76,7 @@ def export(
     config: Path | None = None,
     input_size: tuple[int, int] | None = None,
     progress: Callable[[str], None] = lambda line: None,
+    form: GraphForm = EDGE,
 ) -> ExportResult:
     """Export the student of `checkpoint` to `output`.
 
@@ -88,6 +84,7 @@ def export(
         config: replaces the config stored in the checkpoint.
         input_size: (height, width); by default that of the config's test pipeline.
         progress: called with a line for each step.
+        form: what the graph does of the pre- and post-processing, and whether its size is dynamic.
 
     Raises:
         BackendMissing: torch, cskd-train, onnx, onnxslim or onnxruntime is not installed.
@@ -98,21 +95,25 @@ def export(
     check_writable(output)
     progress(f"reading {checkpoint}")
     student = load_student(checkpoint, config)
-    manifest = student.manifest(input_size, OPSET)
-    height, width = manifest.preprocessing.input_size
-    progress(f"exporting {manifest.family} at {height} x {width}, opset {OPSET}")
-    traced = _trace(student, manifest.preprocessing.input_size)
+    manifest = student.manifest(input_size, OPSET, form)
+    progress(f"exporting {manifest.family}, {_described(manifest)}, opset {OPSET}")
+    traced = _trace(student, manifest)
     progress(f"simplifying {len(traced.graph.node)} nodes")
     model = _simplified(traced)
     _attach(model, manifest)
     progress("verifying against mmdet in PyTorch")
+    with tempfile.TemporaryDirectory() as folder:
+        tried = Path(folder) / "tried.onnx"
+        tried.write_bytes(model.SerializeToString())
+        agreement = verify(student.model, manifest, tried)
+    _drop_candidates(model)
     content: bytes = model.SerializeToString()
-    results: list[Agreement] = []
 
     def write(file: Any) -> None:
         file.write(content)
         file.flush()
-        results.append(_verify(student, Path(file.name)))
+        with OnnxRuntimeBackend(Path(file.name)):
+            pass  # it loads, and its inputs and outputs are those of its metadata
 
     write_atomically(output, write)
     return ExportResult(
@@ -121,7 +122,7 @@ def export(
         manifest=manifest,
         nodes=len(model.graph.node),
         nodes_before=len(traced.graph.node),
-        agreement=results[0],
+        agreement=agreement,
     )
 
 
@@ -136,13 +137,22 @@ def _require_exporters() -> None:
     import_onnxruntime()
 
 
-def _trace(student: Student, input_size: tuple[int, int]) -> Any:
+def _described(manifest: Manifest) -> str:
+    """The graph's input in words."""
+    height, width = manifest.preprocessing.input_size
+    batch = "N" if manifest.batched else "1"
+    size = "H x W" if manifest.graph.dynamic else f"{height} x {width}"
+    shape = f"{batch} x {size} x 3 uint8" if manifest.graph.input == "uint8" else f"{batch} x 3 x {size} float32"
+    return f"input {shape}" + (", NMS in the graph" if manifest.graph.nms == "graph" else "")
+
+
+def _trace(student: Student, manifest: Manifest) -> Any:
     import onnx
     import torch
 
-    from cskd_deploy.graph.families import build_graph
+    from cskd_deploy.graph.families import build_whole
 
-    graph = build_graph(student.model, student.config, input_size)
+    graph = build_whole(student.model, student.config, manifest)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad(), warnings.catch_warnings():
         # The exporter's deprecation, and the tracer's remarks on shapes that are constant here.
         warnings.simplefilter("ignore")
@@ -154,6 +164,7 @@ def _trace(student: Student, input_size: tuple[int, int]) -> Any:
             input_names=list(graph.inputs),
             output_names=list(graph.outputs),
             opset_version=OPSET,
+            dynamic_axes=graph.dynamic_axes(),
             dynamo=False,
         )
         return onnx.load(str(traced))
@@ -175,40 +186,8 @@ def _attach(model: Any, manifest: Manifest) -> None:
         entry.key, entry.value = key, value
 
 
-def _verify(student: Student, path: Path) -> Agreement:
-    """Compare all candidates of the written file with those of mmdet's own code on a random input.
-
-    The score threshold is left out on both sides: a random input seldom has anything above it. The image is said to
-    end before the input does, as a padded one.
-    """
-    from cskd_deploy.backends.torch import mmdet_candidates
-
-    with OnnxRuntimeBackend(path) as backend:
-        rule = backend.manifest.postprocessing
-        height, width = backend.manifest.preprocessing.input_size
-        image = np.random.default_rng(0).standard_normal((1, 3, height, width), dtype=np.float32)
-        shape = np.array([[height - height // 8, width - width // 8]], dtype=np.float32)
-        found = backend.infer({INPUT: image, IMAGE_SHAPE: shape})
-    if rule.clip_boxes:  # mmdet has clipped its boxes to the image
-        found["boxes"] = found["boxes"].clip(0, np.tile(shape[:, ::-1], 2))
-    expected = mmdet_candidates(student.model, image, shape, score_threshold=0.0)
-    agreement = match(_likely(expected), _likely(found), score=MOST_SCORE_DIFFERENCE)
-    if rule.threshold_on != "scores":
-        expected = mmdet_candidates(student.model, image, shape, score_threshold=0.0, with_factors=False)
-        found["scores"] = found[rule.threshold_on]
-        judged = match(_likely(expected), _likely(found), score=MOST_SCORE_DIFFERENCE)
-        agreement = min(agreement, judged, key=lambda one: one.share)
-    least = LEAST_SHARE_TWO_STAGE if backend.manifest.family == "faster_rcnn" else LEAST_SHARE
-    if not np.isfinite(found["boxes"]).all() or agreement.share < least:
-        raise CheckFailed(
-            f"the exported graph does not compute what mmdet does: {agreement.matched} of {agreement.reference} "
-            "candidates agree on a random input. No file was written. Are the weights finite and trained? "
-            "If so, please report this with the checkpoint's config"
-        )
-    return agreement
-
-
-def _likely(outputs: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Boxes, scores and labels without those that fill up a fixed number."""
-    real = outputs["scores"][0] > 0
-    return outputs["boxes"][0][real], outputs["scores"][0][real], outputs["labels"][0][real]
+def _drop_candidates(model: Any) -> None:
+    """Take away the outputs that only served to verify a graph with NMS."""
+    kept = [value for value in model.graph.output if not value.name.startswith(CANDIDATE)]
+    del model.graph.output[:]
+    model.graph.output.extend(kept)

@@ -9,6 +9,8 @@ import numpy as np
 from cskd_deploy.manifest import Postprocessing
 from cskd_deploy.preprocess import PreparedImage
 
+_CHUNK = 128  # boxes whose overlaps are computed at once
+
 
 @dataclass(frozen=True)
 class Detections:
@@ -55,31 +57,64 @@ def select_detections(
     return Detections(boxes[keep], scores[keep], labels[keep])
 
 
+def placed_detections(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, prepared: PreparedImage) -> Detections:
+    """Detections of one image from a graph that has removed overlaps itself.
+
+    Args:
+        boxes: (k, 4) in pixels of the graph's input, clipped, best first.
+        scores: (k,); those that fill up their number have 0.
+        labels: (k,) class index.
+        prepared: What preprocessing did to the image.
+    """
+    real = scores > 0
+    boxes = boxes[real].astype(np.float32) / prepared.scale_factor
+    return Detections(boxes, scores[real], labels[real].astype(np.int64))
+
+
 def suppress_overlaps(
     boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray | None, rule: Postprocessing
 ) -> np.ndarray:
     """Greedy NMS: indices of the kept boxes, best first, at most `rule.max_per_image`.
 
     Boxes of different `labels` do not suppress each other: as in mmcv's `batched_nms`, each class is moved to its own
-    place in the plane, in float32, so that overlaps near the threshold fall as they do there. It stops at the last box
-    that can be kept, so the cost is that of `max_per_image` rows, not of all pairs.
+    place in the plane, in float32, so that overlaps near the threshold fall as they do there. Boxes are taken a chunk
+    at a time, best first: what the kept ones leave of it, then greedily among themselves, until the last box is found
+    that can be kept.
     """
     if len(boxes) == 0:
         return np.zeros(0, dtype=np.int64)
     if labels is not None:
         boxes = boxes + (labels.astype(np.float32) * (boxes.max() + np.float32(1)))[:, None]
-    remaining = np.argsort(-scores, kind="stable")
-    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    order = np.argsort(-scores, kind="stable")
+    threshold = np.float32(rule.nms_iou_threshold)
     keep: list[int] = []
-    while len(remaining) and len(keep) < rule.max_per_image:
-        best, remaining = remaining[0], remaining[1:]
-        keep.append(int(best))
-        corners = boxes[remaining]
-        width = np.minimum(boxes[best, 2], corners[:, 2]) - np.maximum(boxes[best, 0], corners[:, 0])
-        height = np.minimum(boxes[best, 3], corners[:, 3]) - np.maximum(boxes[best, 1], corners[:, 1])
-        overlap = width.clip(0) * height.clip(0)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            iou = overlap / (areas[best] + areas[remaining] - overlap)
-        # Two empty boxes give 0 / 0, which is not above any threshold.
-        remaining = remaining[~(iou > np.float32(rule.nms_iou_threshold))]
+    for begin in range(0, len(order), _CHUNK):
+        chunk = order[begin : begin + _CHUNK]
+        if keep:
+            chunk = chunk[~(_overlaps(boxes[keep], boxes[chunk]) > threshold).any(axis=0)]
+        if not len(chunk):
+            continue
+        suppressed = _overlaps(boxes[chunk], boxes[chunk]) > threshold
+        left = np.ones(len(chunk), dtype=bool)
+        best = 0
+        while left[best]:
+            keep.append(int(chunk[best]))
+            if len(keep) == rule.max_per_image:
+                return np.array(keep, dtype=np.int64)
+            left &= ~suppressed[best]
+            left[best] = False
+            best = int(left.argmax())
     return np.array(keep, dtype=np.int64)
+
+
+def _overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """IoU of boxes `(n, 4)` with others `(m, 4)`: `(n, m)`; NaN, which is above no threshold, of two empty boxes."""
+    x1, y1, x2, y2 = boxes.T[:, :, None]
+    other_x1, other_y1, other_x2, other_y2 = others.T[:, None, :]
+    width = np.minimum(x2, other_x2) - np.maximum(x1, other_x1)
+    height = np.minimum(y2, other_y2) - np.maximum(y1, other_y1)
+    overlap = width.clip(0) * height.clip(0)
+    areas = (x2 - x1) * (y2 - y1) + (other_x2 - other_x1) * (other_y2 - other_y1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        iou: np.ndarray = overlap / (areas - overlap)
+    return iou

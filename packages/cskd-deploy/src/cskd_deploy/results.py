@@ -68,6 +68,8 @@ class EvaluationResult:
     metrics: CocoMetrics
     reference: str | None = None
     reference_metrics: CocoMetrics | None = None
+    file_sha256: str | None = None  # of the model
+    reference_sha256: str | None = None
 
     @property
     def drop(self) -> float | None:
@@ -81,8 +83,10 @@ class EvaluationResult:
         reference = None if self.reference_metrics is None else self.reference_metrics.to_dict()
         return {
             "model": self.model,
+            "file_sha256": self.file_sha256,
             **self.metrics.to_dict(),
             "reference": self.reference,
+            "reference_sha256": self.reference_sha256,
             "reference_metrics": reference,
             "drop_points": self.drop,
         }

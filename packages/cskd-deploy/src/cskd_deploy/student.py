@@ -14,7 +14,7 @@ from typing import Any
 from cskd_deploy.annotations import Annotations
 from cskd_deploy.environment import versions
 from cskd_deploy.errors import BackendMissing, DeployError
-from cskd_deploy.manifest import Manifest
+from cskd_deploy.manifest import GraphForm, Manifest
 from cskd_deploy.mmdet_model import family_of, postprocessing_of
 from cskd_deploy.mmdet_pipeline import preprocessing_of
 
@@ -31,7 +31,9 @@ class Student:
     sha256: str  # of the checkpoint file
     path: Path
 
-    def manifest(self, input_size: tuple[int, int] | None = None, opset: int = 0) -> Manifest:
+    def manifest(
+        self, input_size: tuple[int, int] | None = None, opset: int = 0, graph: GraphForm | None = None
+    ) -> Manifest:
         """What inference with this student needs; `input_size` (height, width) defaults to the test pipeline's.
 
         Raises:
@@ -47,6 +49,7 @@ class Student:
             opset=opset,
             precision="fp32",
             versions=versions(("cskd-deploy", "cskd-train", "torch", "mmdet", "mmcv-full", "mmcv", "onnx", "onnxslim")),
+            graph=graph or GraphForm(),
         )
 
 

@@ -24,20 +24,27 @@ AnyBackend = TypeVar("AnyBackend", bound="Backend")
 class Backend(ABC):
     """A detector in a runtime, loaded on entering the `with` block.
 
-    Its inputs are `image`, `(1, 3, height, width)` float32, normalised and padded, and `image_shape`, `(1, 2)` float32,
-    the (height, width) of the image before padding, which only two-stage detectors use. Its outputs are candidates
-    before NMS: `boxes` `(1, k, 4)` as x1, y1, x2, y2 in pixels of the input, `scores` `(1, k)`, `labels` `(1, k)`, and
-    `class_scores` `(1, k)` where the manifest has the score threshold apply to them. An exported graph always gives the
-    same `k`; candidates below the score threshold may be among them.
+    Its inputs are `image`, as the manifest's `GraphForm` says, and `image_shape`, `(N, 2)` float32, the (height, width)
+    of each image before padding, which one-stage detectors with a float input do not use. Its outputs are candidates
+    before NMS: `boxes` `(N, k, 4)` as x1, y1, x2, y2 in pixels of the input, `scores` `(N, k)`, `labels` `(N, k)`, and
+    `class_scores` `(N, k)` where the manifest has the score threshold apply to them. An exported graph gives the same
+    `k` for every input of one size; candidates below the score threshold may be among them. With NMS in the graph the
+    three are detections.
     """
 
     name: ClassVar[str]
     device: str = "cpu"
+    batch_size: int | None = None  # the one that the graph is fixed to; None takes any, or the runtime says which
     manifest: Manifest
     size_bytes: int  # of what is loaded: the model file, or the weights
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    @property
+    def device_milliseconds(self) -> Mapping[str, float]:
+        """Of the last inference: `h2d`, `compute` and `d2h`, where the runtime can tell them apart."""
+        return {}
 
     @abstractmethod
     def load(self) -> None:

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU."""
+"""ONNX Runtime, on the CPU or an NVIDIA GPU."""
 
 from __future__ import annotations
 
@@ -8,13 +8,21 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from cskd_deploy.backends.base import IMAGE_SHAPE, INPUT, OUTPUTS, Arrays, Backend
+from cskd_deploy.backends.base import INPUT, Arrays, Backend
+from cskd_deploy.backends.interface import input_shapes, is_input_of, needed_outputs
 from cskd_deploy.environment import usable_cores
 from cskd_deploy.errors import BackendMissing, DeployError
-from cskd_deploy.manifest import manifest_from_metadata
+from cskd_deploy.manifest import Manifest, manifest_from_metadata
+from cskd_deploy.model_file import check_manifest, check_metadata, check_model_file
+from cskd_deploy.ort_settings import OrtSettings
 
-PROVIDER = "CPUExecutionProvider"
+CPU_PROVIDER = "CPUExecutionProvider"
+CUDA_PROVIDER = "CUDAExecutionProvider"
 INSTALL = "`pip install onnxruntime` (or `pip install onnxruntime-gpu` for an NVIDIA GPU; never both)"
+INSTALL_CUDA = (
+    "It needs an NVIDIA GPU with its driver, and `pip uninstall -y onnxruntime onnxruntime-gpu`, then "
+    "`pip install 'onnxruntime-gpu[cuda,cudnn]'`"
+)
 
 
 class OnnxRuntimeBackend(Backend):
@@ -23,13 +31,28 @@ class OnnxRuntimeBackend(Backend):
     Args:
         path: The ONNX file.
         threads: Threads within an operator; None takes every core this process may use.
+        settings: of the session.
+        allow_external_data: weights may lie in other files below the folder of the model.
+        profile: where ONNX Runtime writes what each node took, on `close`; the file's name begins so.
     """
 
     name: ClassVar[str] = "onnxruntime"
+    provider: ClassVar[str] = CPU_PROVIDER
 
-    def __init__(self, path: Path, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        threads: int | None = None,
+        *,
+        settings: OrtSettings | None = None,
+        allow_external_data: bool = False,
+        profile: Path | None = None,
+    ) -> None:
         super().__init__(path)
         self._threads = threads or usable_cores()
+        self._settings = settings or OrtSettings()
+        self._allow_external_data = allow_external_data
+        self._profile = profile
         self._session: Any = None
         self._inputs: list[str] = []
         self._outputs: list[str] = []
@@ -41,34 +64,69 @@ class OnnxRuntimeBackend(Backend):
 
     def load(self) -> None:
         runtime = import_onnxruntime()
-        _check_file(self.path)
+        if self.provider not in runtime.get_available_providers():
+            raise BackendMissing(
+                f"the installed ONNX Runtime has no {self.provider}, only "
+                f"{', '.join(runtime.get_available_providers())}. {INSTALL_CUDA}"
+            )
+        self.size_bytes = check_model_file(self.path, self._allow_external_data)
+        session = self._open(runtime)
+        metadata = session.get_modelmeta().custom_metadata_map
+        check_metadata(metadata, self.path)
+        self.manifest = manifest_from_metadata(metadata, self.path)
+        check_manifest(self.manifest, self.path)
+        self._inputs = [value.name for value in session.get_inputs()]
+        self._outputs = needed_outputs(self.manifest)
+        _check_interface(session, self.manifest, self._outputs, self.path)
+        batch = next(value.shape[0] for value in session.get_inputs() if value.name == INPUT)
+        self.batch_size = batch if isinstance(batch, int) else None
+        self._session = session
+
+    def _open(self, runtime: Any) -> Any:
         options = runtime.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 4  # errors come as exceptions, which are reported once
+        self._settings.apply(runtime, options)
+        if self._profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(self._profile)
         try:
-            session = runtime.InferenceSession(str(self.path), sess_options=options, providers=[PROVIDER])
+            session = runtime.InferenceSession(str(self.path), sess_options=options, providers=[self.provider])
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
-            reason = str(error).strip().splitlines()[0]
+            reason = _first_line(error)
             raise DeployError(
                 f"{self.path} cannot be loaded as an ONNX model ({reason}). Expected a file of `cskd-deploy export`"
             ) from error
         # ONNX Runtime falls back to another provider without a word.
-        if session.get_providers()[0] != PROVIDER:
-            raise DeployError(f"onnxruntime runs {self.path} on {session.get_providers()[0]}, asked for {PROVIDER}")
-        self.manifest = manifest_from_metadata(session.get_modelmeta().custom_metadata_map, self.path)
-        self._inputs = [value.name for value in session.get_inputs()]
-        self._outputs = list(dict.fromkeys([*OUTPUTS, self.manifest.postprocessing.threshold_on]))
-        _check_interface(session, self.manifest.preprocessing.input_size, self._outputs, self.path)
-        self._session = session
-        self.size_bytes = self.path.stat().st_size
+        if session.get_providers()[0] != self.provider:
+            raise BackendMissing(
+                f"onnxruntime runs {self.path} on {session.get_providers()[0]}, asked for {self.provider}. "
+                f"{INSTALL_CUDA}"
+            )
+        return session
+
+    def end_profile(self) -> Path:
+        """The file that `profile` asked for, written now."""
+        return Path(self._session.end_profiling())
 
     def infer(self, feed: Arrays) -> dict[str, np.ndarray]:
-        values = self._session.run(self._outputs, {name: feed[name] for name in self._inputs})
+        try:
+            values = self._session.run(self._outputs, {name: feed[name] for name in self._inputs})
+        except Exception as error:
+            raise DeployError(f"{self.path} failed in ONNX Runtime: {_first_line(error)}") from error
         return dict(zip(self._outputs, values, strict=True))
 
     def close(self) -> None:
         self._session = None
+
+
+class OnnxRuntimeCudaBackend(OnnxRuntimeBackend):
+    """The same on an NVIDIA GPU; inputs and outputs are copied to it and back in each run."""
+
+    name: ClassVar[str] = "onnxruntime-cuda"
+    provider: ClassVar[str] = CUDA_PROVIDER
+    device = "cuda"
 
 
 def import_onnxruntime() -> Any:
@@ -83,26 +141,16 @@ def import_onnxruntime() -> Any:
         raise BackendMissing(f"ONNX Runtime cannot be imported ({error}). Install it: {INSTALL}") from error
 
 
-def _check_file(path: Path) -> None:
-    if not path.is_file():
-        raise DeployError(f"model {path} does not exist" if not path.exists() else f"model {path} is not a file")
-    with path.open("rb") as file:
-        head = file.read(4)
-    if not head:
-        raise DeployError(f"model {path} is empty (0 bytes): export it again")
-    if head == b"PK\x03\x04":
-        raise DeployError(
-            f"model {path} is a PyTorch checkpoint, expected an ONNX file: "
-            f"run `cskd-deploy export --checkpoint {path}` first (or give it as --reference)"
-        )
+def _first_line(error: Exception) -> str:
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return "".join(one if one.isprintable() else "?" for one in line)  # it may quote names of the file
 
 
-def _check_interface(session: Any, input_size: tuple[int, int], needed: list[str], path: Path) -> None:
+def _check_interface(session: Any, manifest: Manifest, needed: list[str], path: Path) -> None:
     inputs = {value.name: value.shape for value in session.get_inputs()}
     outputs = {value.name for value in session.get_outputs()}
-    expected = {INPUT: [1, 3, *input_size]}
-    if inputs not in (expected, {**expected, IMAGE_SHAPE: [1, 2]}) or not outputs.issuperset(needed):
+    if not is_input_of(manifest, inputs) or not outputs.issuperset(needed):
         raise DeployError(
             f"{path} has inputs {inputs} and outputs {sorted(outputs)}; its metadata says "
-            f"{INPUT} (1, 3, {input_size[0]}, {input_size[1]}) and {', '.join(needed)}. Export it again"
+            f"{INPUT} {input_shapes(manifest)[INPUT]} and {', '.join(needed)}. Export it again"
         )

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import platform
 from dataclasses import asdict, dataclass
 
 import click
 
+from cskd_deploy import tensorrt_api
+from cskd_deploy.backends import BUFFERS
+from cskd_deploy.backends.buffers import INSTALL as INSTALL_BUFFERS
 from cskd_deploy.backends.onnxruntime import INSTALL as INSTALL_RUNTIME
 from cskd_deploy.environment import processor_name, usable_cores, version_of
+from cskd_deploy.errors import BackendMissing, DeployError
+from cskd_deploy.gpu_driver import FIX, find_driver
 from cskd_deploy.student import INSTALL
+from cskd_deploy.tensorrt_process import run_apart
 
 
 @dataclass(frozen=True)
@@ -35,15 +42,19 @@ def command(as_json: bool) -> None:
     Example:
       cskd-deploy doctor
     """
+    driver = _driver()
     findings = [
         Finding("python", "ok", platform.python_version()),
         Finding("processor", "ok", f"{processor_name()}, {usable_cores()} cores usable"),
         _onnxruntime(),
         _package("torch", "export, --reference", INSTALL),
         _package("cskd_train", "export, --reference", INSTALL, "cskd-train"),
-        _package("onnx", "export; operators in inspect", "pip install 'onnx>=1.16'"),
+        _package("onnx", "export; multiplications in inspect", "pip install 'onnx>=1.16'"),
         _package("onnxslim", "export", "pip install 'onnxslim>=0.1.50'"),
-        _tensorrt(),
+        _package("matplotlib", "bench --plot", "pip install matplotlib"),
+        driver,
+        _tensorrt(driver),
+        _buffers(),
     ]
     if as_json:
         click.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
@@ -86,12 +97,33 @@ def _package(module: str, purpose: str, fix: str, distribution: str | None = Non
     return Finding(name, "ok", version)
 
 
-def _tensorrt() -> Finding:
-    # Looked for by name only: without a driver its import may end the process.
-    for name in ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"):
-        version = version_of(name)
-        if version:
-            return Finding(
-                "tensorrt", "ok", f"{name} {version} is installed; this version of cskd-deploy has no TensorRT yet"
-            )
-    return Finding("tensorrt", "absent", "not needed: this version of cskd-deploy has no TensorRT yet")
+def _driver() -> Finding:
+    try:
+        driver = find_driver()
+    except BackendMissing as error:
+        return Finding("nvidia", "absent", f"needed for: TensorRT engines: {str(error).removesuffix(f'. {FIX}')}", FIX)
+    return Finding("nvidia", "ok", f"driver of CUDA {driver.cuda_version}; {', '.join(map(str, driver.gpus))}")
+
+
+def _tensorrt(driver: Finding) -> Finding:
+    # Not imported here, and without a driver not at all: that may end the process.
+    if importlib.util.find_spec(tensorrt_api.MODULE) is None:
+        return Finding("tensorrt", "absent", "needed for: TensorRT engines", tensorrt_api.INSTALL)
+    if driver.state != "ok":
+        return Finding("tensorrt", "fault", "installed, but there is no GPU that it could run on", FIX)
+    try:
+        version = run_apart("version", {"module": tensorrt_api.MODULE})["tensorrt"]
+    except DeployError as error:
+        return Finding("tensorrt", "fault", str(error), tensorrt_api.INSTALL)
+    return Finding("tensorrt", "ok", version)
+
+
+def _buffers() -> Finding:
+    """The packages that hold GPU memory for TensorRT; by name only, as importing PyTorch takes seconds."""
+    found = {name: version_of("cuda-bindings" if name == "cuda-python" else name) or "+cpu" for name in BUFFERS}
+    there = ", ".join(f"{name} {version}" for name, version in found.items() if not version.endswith("+cpu"))
+    if there:
+        return Finding("gpu memory", "ok", f"TensorRT engines: {there}")
+    return Finding(
+        "gpu memory", "absent", "needed for: TensorRT engines", f"one of {'; '.join(INSTALL_BUFFERS.values())}"
+    )

@@ -3,24 +3,42 @@
 from __future__ import annotations
 
 import json
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
+from click.core import ParameterSource
+
+from cskd_deploy.commands.precision_options import PrecisionPlan, precision_options, precision_plan
+from cskd_deploy.commands.tensorrt_options import build, build_options, engine_path, refuse_build_options
+from cskd_deploy.errors import DeployError
+from cskd_deploy.files import check_writable
+from cskd_deploy.manifest import GraphForm
+from cskd_deploy.tensorrt_export import require_tensorrt
 
 
 @click.command()
-@click.option("--checkpoint", required=True, type=click.Path(path_type=Path), help="Checkpoint of cskd-train.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Checkpoint of cskd-train.")
+@click.option(
+    "--onnx",
+    "onnx_file",
+    type=click.Path(path_type=Path),
+    help="An exported FP32 file in place of a checkpoint, for --format trt or a lower --precision. Needs no PyTorch.",
+)
 @click.option(
     "--config",
     type=click.Path(path_type=Path),
     help="Config file to use in place of the one stored in the checkpoint (a plain mmdet checkpoint has none).",
 )
-@click.option("--format", "file_format", type=click.Choice(["onnx"]), default="onnx", show_default=True)
+@click.option("--format", "file_format", type=click.Choice(["onnx", "trt"]), default="onnx", show_default=True)
 @click.option(
     "--output",
     "-o",
     type=click.Path(path_type=Path),
-    help="File to write. [default: the checkpoint's name with .onnx, beside it]",
+    help="File to write. [default: the checkpoint's name with .onnx (trt: .engine; fp16, int8: .fp16.onnx, "
+    ".int8-cpu.onnx, .int8-tensorrt.onnx), beside it]",
 )
 @click.option(
     "--input-size",
@@ -30,31 +48,136 @@ import click
     help="Height and width of the graph's input. [default: the test pipeline's scale, rounded up to its padding: "
     "(1333, 800) gives 800 1344]",
 )
+@click.option(
+    "--input",
+    "graph_input",
+    type=click.Choice(["uint8", "float"]),
+    default="uint8",
+    show_default=True,
+    help="uint8: the graph takes raw pixels (height x width x BGR) and normalises them itself. float: it takes "
+    "normalised images (channels x height x width).",
+)
+@click.option(
+    "--dynamic",
+    is_flag=True,
+    help="Take every height and width that is a multiple of the padding's divisor, and any batch; with Faster R-CNN "
+    "or --nms graph one image at a time. Images are then padded as mmdet pads them.",
+)
+@click.option(
+    "--nms",
+    type=click.Choice(["outside", "graph"]),
+    default="outside",
+    show_default=True,
+    help="Where overlapping detections are removed. graph: by ONNX's NonMaxSuppression; it gives a fixed number of "
+    "detections, those of score 0 are none.",
+)
+@precision_options
+@build_options
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
-    checkpoint: Path,
+    checkpoint: Path | None,
+    onnx_file: Path | None,
     config: Path | None,
     file_format: str,
     output: Path | None,
     input_size: tuple[int, int] | None,
+    graph_input: str,
+    dynamic: bool,
+    nms: str,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Export a student to one file that carries all that inference needs.
 
-    The graph takes one normalised image and gives decoded boxes, scores and labels before NMS. Class names,
-    preprocessing, thresholds and the checkpoint's sha256 are in the file's metadata. The file is compared with mmdet in
-    PyTorch before it gets its name; a wrong one is never left behind.
+    The graph (ONNX opset 17, IR version 8) takes the resized image and gives decoded boxes, scores and labels before
+    NMS. Class names, preprocessing, thresholds and the checkpoint's sha256 are in the file's metadata. The file is
+    compared with mmdet in PyTorch before it gets its name; a wrong one is never left behind.
 
     Images keep the scale of the checkpoint's test pipeline and are padded to the input's size. An image that would not
     fit (an upright one in a lying input) is made smaller until it does: give a square --input-size to
-    keep the scale of both. A larger --input-size adds padding, it does not enlarge images.
+    keep the scale of both, or use --dynamic. A larger --input-size adds padding, it does not enlarge images.
+
+    With --precision fp16 or int8 the file is then converted. INT8 is calibrated on a folder of images and made for a
+    --target. Decoding stays in float32; layers that suffer can too (--keep-float, --search).
+
+    With --format trt the ONNX file is built into a TensorRT engine for the GPU at hand, with a manifest beside it
+    (`student.engine.json`) that is checked before the engine is loaded. The ONNX file is kept.
 
     \b
-    Example:
+    Examples:
       cskd-deploy export --checkpoint work_dirs/student/best.pth --output student.onnx
+      cskd-deploy export --checkpoint work_dirs/student/best.pth --dynamic --nms graph --output dynamic.onnx
+      cskd-deploy export --onnx student.onnx --precision int8 --calibration-images data/shapes/images \\
+          --calibration-ann data/shapes/annotations/train.json --output student.int8.onnx
+      cskd-deploy export --onnx student.onnx --format trt --output student.engine
     """
-    from cskd_deploy.onnx_export import export
+    plan = precision_plan("tensorrt" if file_format == "trt" else "cpu", options)
+    source = _source(checkpoint, onnx_file, file_format, plan)
+    if onnx_file is not None:
+        _refuse_checkpoint_options()
+    engine = None
+    if file_format == "trt":
+        engine = engine_path(output, source)
+        require_tensorrt()  # before the work of an ONNX file
+    else:
+        refuse_build_options(options)
+    target = engine.with_suffix(plan.suffix) if engine else output or source.with_suffix(plan.suffix)
 
-    target = output or checkpoint.with_suffix(".onnx")
-    result = export(checkpoint, target, config, input_size, lambda line: click.echo(f"export: {line}", err=True))
-    click.echo(json.dumps(result.to_dict(), indent=2) if as_json else str(result))
+    def progress(line: str) -> None:
+        click.echo(f"export: {line}", err=True)
+
+    def plain(path: Path) -> Any:
+        """Export the checkpoint to an FP32 file."""
+        from cskd_deploy.onnx_export import export
+
+        return export(source, path, config, input_size, progress, GraphForm(graph_input, dynamic, nms))
+
+    if onnx_file is None or not plan.is_plain:
+        result = plain(target) if plan.is_plain else _lowered(plan, onnx_file, plain, target, progress)
+        onnx_file = target
+        if engine is None:
+            click.echo(json.dumps(result.to_dict(), indent=2) if as_json else str(result))
+            return
+        click.echo(str(result), err=True)
+    assert engine is not None
+    build(onnx_file, engine, as_json, **options)
+
+
+def _lowered(
+    plan: PrecisionPlan,
+    onnx_file: Path | None,
+    plain: Callable[[Path], Any],
+    target: Path,
+    progress: Callable[[str], None],
+) -> Any:
+    """Write `target` in the plan's precision, from the FP32 file, or where there is none from what `plain` writes."""
+    if onnx_file is not None:
+        return plan.convert(onnx_file, target, progress)
+    check_writable(target)
+    with tempfile.TemporaryDirectory() as folder:
+        exported = Path(folder) / "student.onnx"
+        click.echo(str(plain(exported)), err=True)
+        return plan.convert(exported, target, progress)
+
+
+def _refuse_checkpoint_options() -> None:
+    """An exported file has its form already.
+
+    Raises:
+        DeployError: options that shape the export of a checkpoint were given.
+    """
+    context = click.get_current_context()
+    options = {parameter.name: parameter.opts[0] for parameter in context.command.params}
+    shaping = ("config", "input_size", "graph_input", "dynamic", "nms")
+    given = [options[name] for name in shaping if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    if given:
+        raise DeployError(f"{', '.join(given)}: only with --checkpoint; the file of --onnx is exported already")
+
+
+def _source(checkpoint: Path | None, onnx_file: Path | None, file_format: str, plan: PrecisionPlan) -> Path:
+    if onnx_file is not None and file_format != "trt" and plan.is_plain:
+        raise DeployError("--onnx is an FP32 file to make something else of: give --format trt or --precision with it")
+    source = checkpoint or onnx_file
+    if source is None or (checkpoint and onnx_file):
+        raise DeployError("give what to export: --checkpoint FILE, or for --format trt in its place --onnx FILE")
+    return source

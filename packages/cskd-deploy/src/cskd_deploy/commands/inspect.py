@@ -4,62 +4,138 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
+from cskd_deploy.backends import backend_name
 from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend
+from cskd_deploy.engine_manifest import read_engine_manifest
+from cskd_deploy.errors import DeployError
+from cskd_deploy.files import sha256_of_file
+from cskd_deploy.layer_cost import CountedLayer, TimedLayer, count_layers, time_layers
+from cskd_deploy.onnx_metadata import operators_of
 
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
+@click.option("--profile", is_flag=True, help="Run the model and list its layers by time. Timings of this machine.")
+@click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, help="Layers to list.")
+@click.option("--threads", type=click.IntRange(min=1), help="With --profile. [default: every core]")
+@click.option("--allow-external-data", is_flag=True, help="Read weights from other files below the model's folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
-def command(model: Path, as_json: bool) -> None:
-    """Show what an exported model is and expects: metadata, inputs, outputs, size, operators.
+def command(
+    model: Path, profile: bool, top: int, threads: int | None, allow_external_data: bool, as_json: bool
+) -> None:
+    """Show what an exported model is and expects: metadata, inputs, outputs, size, operators, costly layers.
+
+    Layers are listed by multiplications, counted from the graph's shapes (needs the onnx package), or with --profile by
+    the time that ONNX Runtime's profiler gives them. Of a TensorRT engine, its manifest is shown.
 
     \b
-    Example:
+    Examples:
       cskd-deploy inspect student.onnx
+      cskd-deploy inspect student.onnx --profile --top 20
     """
-    with OnnxRuntimeBackend(model, threads=1) as backend:
-        session = backend.session
-        facts: dict[str, Any] = {
-            "path": str(model),
-            "size_bytes": backend.size_bytes,
-            "inputs": {value.name: f"{value.type} {value.shape}" for value in session.get_inputs()},
-            "outputs": {value.name: f"{value.type} {value.shape}" for value in session.get_outputs()},
-            "operators": _operators(model),
-            "metadata": backend.manifest.to_dict(),
-        }
+    if backend_name(model) == "tensorrt":
+        facts = _engine(model)
+    else:
+        facts = _onnx(model, profile, top, threads, allow_external_data)
     if as_json:
         click.echo(json.dumps(facts, indent=2))
-        return
-    click.echo(f"{model}: {facts['size_bytes'] / 1e6:.1f} MB")
-    for title in ("inputs", "outputs"):
-        click.echo(title)
-        for name, kind in facts[title].items():
-            click.echo(f"  {name:<20} {kind}")
-    operators = facts["operators"]
-    if operators is None:
-        click.echo("operators\n  not counted: `pip install onnx` to see them")
     else:
-        counts = ", ".join(f"{count} {name}" for name, count in operators.items())
-        click.echo(f"operators ({sum(operators.values())})\n  {counts}")
-    click.echo("metadata")
-    for name, value in _flat(facts["metadata"]):
-        click.echo(f"  {name:<34} {value}")
+        for line in _lines(facts):
+            # Data from a file, on a terminal: no control characters.
+            click.echo("".join(one if one.isprintable() else "?" for one in line))
 
 
-def _operators(model: Path) -> dict[str, int] | None:
-    """How often each operator stands in the graph; None without the onnx package."""
+def _onnx(path: Path, profile: bool, top: int, threads: int | None, allow_external_data: bool) -> dict[str, Any]:
+    with OnnxRuntimeBackend(path, threads=1, allow_external_data=allow_external_data) as backend:
+        session, manifest = backend.session, backend.manifest
+        facts: dict[str, Any] = {
+            "path": str(path),
+            "size_bytes": backend.size_bytes,
+            "file_sha256": sha256_of_file(path),
+            "inputs": {value.name: f"{value.type} {value.shape}" for value in session.get_inputs()},
+            "outputs": {value.name: f"{value.type} {value.shape}" for value in session.get_outputs()},
+            "operators": operators_of(path.read_bytes()),
+        }
+    layers: list[CountedLayer] | list[TimedLayer] | None
+    if profile:
+        layers = time_layers(path, threads, allow_external_data)
+    else:
+        layers = _counted(path, manifest.preprocessing.input_size)
+        macs = None if layers is None else [layer.macs for layer in layers]
+        facts["macs"] = None if macs is None or None in macs else sum(count or 0 for count in macs)
+    facts["layers"] = None if layers is None else [layer.to_dict() for layer in layers[:top]]
+    facts["metadata"] = manifest.to_dict()
+    return facts
+
+
+def _counted(path: Path, input_size: tuple[int, int]) -> list[CountedLayer] | None:
+    """None without the onnx package."""
     try:
         onnx = importlib.import_module("onnx")
     except ImportError:
         return None
-    graph = onnx.load(str(model), load_external_data=False).graph
-    return dict(Counter(node.op_type for node in graph.node).most_common())
+    return count_layers(onnx.load(str(path), load_external_data=False), input_size)
+
+
+def _engine(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise DeployError(f"engine {path} does not exist")
+    manifest = read_engine_manifest(path)
+    if manifest is None:
+        raise DeployError(f"engine {path} has no manifest beside it, and an engine itself says nothing: build it again")
+    data = manifest.to_dict()
+    metadata = data.pop("model")
+    own = sha256_of_file(path)
+    return {
+        "path": str(path),
+        "size_bytes": path.stat().st_size,
+        "file_sha256": own,
+        "manifest_matches": own == manifest.sha256,
+        "engine": data,
+        "metadata": metadata,
+    }
+
+
+def _lines(facts: dict[str, Any]) -> Iterator[str]:
+    yield f"{facts['path']}: {facts['size_bytes'] / 1e6:.1f} MB, sha256 {facts['file_sha256'][:12]}"
+    for title in ("inputs", "outputs", "engine", "metadata"):
+        if title not in facts:
+            continue
+        yield title
+        for name, value in _flat(facts[title]):
+            yield f"  {name:<34} {value}"
+        if title == "outputs":
+            yield from _lines_of_graph(facts)
+    if facts.get("manifest_matches") is False:
+        yield "note: the engine is not the one that its manifest describes (sha256 differs)"
+
+
+def _lines_of_graph(facts: dict[str, Any]) -> Iterator[str]:
+    operators = facts["operators"]
+    yield f"operators ({sum(operators.values())})"
+    yield "  " + ", ".join(f"{count} {name}" for name, count in operators.items())
+    layers = facts["layers"]
+    if layers is None:
+        yield "layers"
+        yield "  not counted: `pip install onnx` to see them by multiplications, or give --profile"
+    elif "macs" in facts:
+        total = "" if facts["macs"] is None else f" of {facts['macs'] / 1e9:.2f} GMAC"
+        yield f"layers with most multiplications{total}"
+        for layer in layers:
+            macs = "?" if layer["macs"] is None else f"{layer['macs'] / 1e6:.1f}"
+            size = f"{layer['parameters'] / 1e3:.1f} k"
+            yield f"  {macs:>9} MMAC {size:>10} {layer['operator']:<10} {layer['output']:<18} {layer['name']}"
+    else:
+        yield "slowest layers, after ONNX Runtime's optimisations"
+        for layer in layers:
+            time = f"{layer['milliseconds']:>9.3f} ms {100 * layer['share']:>5.1f} %"
+            yield f"  {time} {layer['operator']:<18} {layer['name']}"
 
 
 def _flat(data: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -68,5 +144,6 @@ def _flat(data: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         if isinstance(value, dict):
             rows += _flat(value, f"{prefix}{name}.")
         else:
-            rows.append((prefix + name, ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)))
+            text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+            rows.append((prefix + name, text))
     return rows

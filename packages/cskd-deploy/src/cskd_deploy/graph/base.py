@@ -8,39 +8,44 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from cskd_deploy.backends.base import IMAGE_SHAPE, INPUT, OUTPUTS
+from cskd_deploy.backends.base import INPUT, OUTPUTS
 
 
 class CandidateGraph(nn.Module):
     """A stock mmdet student from a normalised image to decoded candidates, ready for export.
 
-    The student's own modules run; nothing of them is copied. NMS among the candidates is not in the graph. `forward`
+    The student's own modules run; nothing of them is copied. NMS among the candidates is not part of it. `forward`
     takes `inputs` and gives `outputs`, as `backends.base.Backend` describes them.
 
     Args:
         student: the detector, in eval mode.
         input_size: (height, width) of the images, multiples of the padding's divisor.
+        dynamic: the graph takes other sizes too, and computes the priors of each.
     """
 
     inputs: ClassVar[tuple[str, ...]] = (INPUT,)
     outputs: ClassVar[tuple[str, ...]] = OUTPUTS
 
-    def __init__(self, student: nn.Module, input_size: tuple[int, int]) -> None:
+    def __init__(self, student: nn.Module, input_size: tuple[int, int], dynamic: bool = False) -> None:
         super().__init__()
         self.student: Any = student
         self.input_size = input_size
+        self.dynamic = dynamic
 
-    def example(self) -> tuple[Tensor, ...]:
-        """An empty image and its size, to trace with, in the order of `inputs`."""
-        feed = {INPUT: torch.zeros(1, 3, *self.input_size), IMAGE_SHAPE: torch.tensor([self.input_size]).float()}
-        return tuple(feed[name] for name in self.inputs)
+    def priors(self, level: int, values: Tensor) -> Tensor:
+        """The priors of a level `(n, 2)` or `(n, 4)`; `values` is a map of it, `(N, channels, H, W)`."""
+        if not self.dynamic:
+            return self.get_buffer(f"priors_{level}")
+        priors: Tensor = self._generator.single_level_grid_priors(values.shape[-2:], level, device="cpu")
+        return priors
 
-    def priors(self, level: int) -> Tensor:
-        """The priors of a level `(n, 2)` or `(n, 4)`, constants of a fixed input size."""
-        return self.get_buffer(f"priors_{level}")
-
-    def _keep_priors(self, generator: Any, maps: Sequence[Tensor]) -> None:
-        """Compute the priors of all levels; `maps` are outputs of the head, `(N, channels, H, W)`, one a level."""
+    def _keep_priors(self, generator: Any, head: Any) -> None:
+        """Set where priors come from: constants of the input size, or mmdet's `generator` in the graph."""
+        self._generator = generator
+        if self.dynamic:
+            return
+        with torch.no_grad():
+            maps = head(self.student.extract_feat(torch.zeros(1, 3, *self.input_size)))[0]
         sizes = [values.shape[-2:] for values in maps]
         for level, priors in enumerate(generator.grid_priors(sizes, device="cpu")):
             self.register_buffer(f"priors_{level}", priors, persistent=False)
@@ -55,15 +60,16 @@ class DenseGraph(CandidateGraph):
         student: mmdet's detector, in eval mode.
         input_size: (height, width).
         candidates_per_level: `test_cfg.nms_pre`.
+        dynamic: as `CandidateGraph`.
     """
 
-    def __init__(self, student: nn.Module, input_size: tuple[int, int], candidates_per_level: int) -> None:
-        super().__init__(student, input_size)
+    def __init__(
+        self, student: nn.Module, input_size: tuple[int, int], candidates_per_level: int, dynamic: bool = False
+    ) -> None:
+        super().__init__(student, input_size, dynamic)
         self.head: Any = self.student.bbox_head
         self._count = candidates_per_level
-        with torch.no_grad():
-            class_maps = self._heads(*self.example())[0]
-        self._keep_priors(self.head.prior_generator, class_maps)
+        self._keep_priors(self.head.prior_generator, self.head)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         levels = [self._choose(level, *maps) for level, maps in enumerate(zip(*self._heads(image), strict=True))]
@@ -77,8 +83,8 @@ class DenseGraph(CandidateGraph):
     def _choose(self, level: int, class_logits: Tensor, *maps: Tensor) -> tuple[Tensor, ...]:
         """Of the best pairs of a level: logits, labels, priors, then the values of each further map."""
         logits, places, labels = best_pairs(class_logits, self.head.cls_out_channels, self._count)
-        priors = self.priors(level)
-        rows = (take(prior_rows(values, len(priors)), places) for values in maps)
+        priors = self.priors(level, class_logits)
+        rows = (take(prior_rows(values, priors.shape[0]), places) for values in maps)
         return logits, labels, priors[places], *rows
 
     def _finish(self, logits: Tensor, labels: Tensor, priors: Tensor, predictions: Tensor) -> tuple[Tensor, ...]:
@@ -103,9 +109,16 @@ def best_pairs(class_scores: Tensor, num_classes: int, count: int) -> tuple[Tens
         logits or scores, prior indices (in the order of mmdet's `grid_priors`) and labels, each `(N, k)`, best first.
     """
     pairs = class_scores.permute(0, 2, 3, 1).flatten(1)
-    best, places = torch.topk(pairs, min(count, pairs.shape[1]), dim=1)
+    best, places = torch.topk(pairs, _at_most(count, pairs), dim=1)
     priors = torch.div(places, num_classes, rounding_mode="trunc")
     return best, priors, places - priors * num_classes
+
+
+def _at_most(count: int, pairs: Tensor) -> Any:
+    if torch.jit.is_tracing():
+        # `min` of Python would choose for the traced size once and for all.
+        return torch.minimum(torch.tensor(count), torch._shape_as_tensor(pairs)[1])
+    return min(count, pairs.shape[1])
 
 
 def prior_rows(values: Tensor, priors: int) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cskd_deploy.backends.base import IMAGE_SHAPE, INPUT
 from cskd_deploy.graph.base import CandidateGraph, best_pairs, decode, prior_rows, take
-from cskd_deploy.graph.operators import non_max_suppression, roi_align
+from cskd_deploy.graph.operators import fill_up, non_max_suppression, roi_align
 from cskd_deploy.mmdet_model import ProposalRule
 
 
@@ -25,16 +25,17 @@ class FasterRCNNGraph(CandidateGraph):
         student: mmdet's `FasterRCNN`, in eval mode.
         input_size: (height, width).
         rule: how proposals are chosen.
+        dynamic: as `CandidateGraph`.
     """
 
     inputs: ClassVar[tuple[str, ...]] = (INPUT, IMAGE_SHAPE)
 
-    def __init__(self, student: nn.Module, input_size: tuple[int, int], rule: ProposalRule) -> None:
-        super().__init__(student, input_size)
+    def __init__(
+        self, student: nn.Module, input_size: tuple[int, int], rule: ProposalRule, dynamic: bool = False
+    ) -> None:
+        super().__init__(student, input_size, dynamic)
         self._rule = rule
-        with torch.no_grad():
-            objectness = self.student.rpn_head(self.student.extract_feat(self.example()[0]))[0]
-        self._keep_priors(self.student.rpn_head.prior_generator, objectness)
+        self._keep_priors(self.student.rpn_head.prior_generator, self.student.rpn_head)
 
     def forward(self, image: Tensor, image_shape: Tensor) -> tuple[Tensor, ...]:
         head: Any = self.student.roi_head.bbox_head
@@ -53,8 +54,8 @@ class FasterRCNNGraph(CandidateGraph):
         for level, (logits, deltas) in enumerate(zip(*head(features), strict=True)):
             # Scores, not logits: where the sigmoid makes two logits equal, mmdet takes the first.
             scores, places, _ = best_pairs(logits.sigmoid(), 1, self._rule.candidates_per_level)
-            anchors = self.priors(level)
-            deltas = take(prior_rows(deltas, len(anchors)), places)
+            anchors = self.priors(level, logits)
+            deltas = take(prior_rows(deltas, anchors.shape[0]), places)
             levels.append((scores, anchors[places], deltas, torch.full_like(scores, level)))
         scores, anchors, deltas, numbers = (torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))
         boxes = decode(head.bbox_coder, anchors, deltas)[0]
@@ -72,11 +73,12 @@ class FasterRCNNGraph(CandidateGraph):
         # threshold fall as they do there.
         farthest = torch.where((scores > 0).unsqueeze(-1), boxes, torch.zeros_like(boxes)).max()
         apart = boxes + (levels * (farthest + 1)).unsqueeze(-1)
-        count = min(self._rule.max_per_image, boxes.shape[0])
+        count = self._rule.max_per_image
+        if not self.dynamic:
+            count = min(count, boxes.shape[0])
         kept = non_max_suppression(apart, scores, self._rule.nms_iou_threshold, count)
-        filled = torch.cat([kept, kept.new_zeros(count)])[:count].reshape(count)
-        real = torch.cat([torch.ones_like(kept), kept.new_zeros(count)])[:count].reshape(count).to(boxes)
-        return boxes[filled] * real.unsqueeze(-1), real
+        places, real = fill_up(kept, count)
+        return boxes[places] * real.unsqueeze(-1), real
 
     def _pooled(self, features: Sequence[Tensor], proposals: Tensor) -> Tensor:
         """RoI features `(P, C, rows, columns)`, each proposal's from the level that the extractor maps it to.

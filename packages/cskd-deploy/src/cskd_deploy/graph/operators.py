@@ -28,6 +28,13 @@ def non_max_suppression(boxes: Tensor, scores: Tensor, iou_threshold: float, mos
     return selected[:, 2]
 
 
+def fill_up(kept: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Indices `(kept,)`, at most `count`, as a fixed number: `(count,)`, and which are real, 1.0 or 0.0, `(count,)`."""
+    places = torch.cat([kept, kept.new_zeros(count)])[:count].reshape(count)
+    real = torch.cat([torch.ones_like(kept), kept.new_zeros(count)])[:count].reshape(count)
+    return places, real.float()
+
+
 def roi_align(features: Tensor, boxes: Tensor, layer: Any) -> Tensor:
     """What mmcv's layer `mmcv.ops.RoIAlign` with average pooling does on one image.
 

@@ -1,0 +1,95 @@
+"""What exporting gains on a processor: PyTorch eager of a student against its ONNX files, in turns.
+
+    python benchmarks/deploy.py CHECKPOINT... [--calibration-images DIR] [--images DIR] [--threads 2] [--json FILE]
+
+Each checkpoint is exported to an FP32 file, and with --calibration-images to an INT8 file (`cpu` preset). All are timed
+in one run on the same images at the same input size, pre- and post-processing included. Ratios are of medians:
+
+    inference = PyTorch's network, top-k and decoding / the graph's      total = the same of the whole
+    overhead  = pre- and post-processing / the whole, of the file
+
+The goals on two cores: total at least 1.4 for FP32 and 3.5 for INT8, overhead at most 0.10.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import cv2
+
+from cskd_deploy import environment
+from cskd_deploy.backends import backend_for
+from cskd_deploy.bench import measure, random_images
+from cskd_deploy.bench_report import BenchReport
+from cskd_deploy.detector import Detector
+from cskd_deploy.images import list_images, read_image
+from cskd_deploy.onnx_export import export
+from cskd_deploy.precision import CalibrationSettings, convert_to_int8
+
+MOST_IMAGES = 32
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoints", nargs="+", type=Path)
+    parser.add_argument("--calibration-images", type=Path, metavar="DIR", help="time an INT8 file too")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="images to time with [seeded random images]")
+    parser.add_argument("--input-size", type=int, nargs=2, metavar=("H", "W"), help="[the test pipeline's]")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--duration", type=float, default=15.0, help="seconds a file [15]")
+    parser.add_argument("--iterations", type=int, default=30, help="images a file, at least [30]")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="one JSON line a file")
+    options = parser.parse_args()
+    cv2.setNumThreads(options.threads)
+    print("| family | student | file | p50, ms | PyTorch p50, ms | inference | total | overhead |")
+    print("|---|---|---|---|---|---|---|---|")
+    lines = []
+    for checkpoint in options.checkpoints:
+        with tempfile.TemporaryDirectory() as folder:
+            for row in compare(checkpoint, Path(folder), options):
+                print(
+                    f"| {row['family']} | {row['student']} | {row['precision']} | {row['p50_ms']:.1f} "
+                    f"| {row['pytorch_p50_ms']:.1f} | {row['inference']:.2f} | {row['total']:.2f} "
+                    f"| {row['overhead']:.3f} |",
+                    flush=True,
+                )
+                lines.append(json.dumps(row) + "\n")
+    if options.json:
+        options.json.write_text("".join(lines))
+
+
+def compare(checkpoint: Path, folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row for each file of a checkpoint."""
+    size = None if options.input_size is None else tuple(options.input_size)
+    files = [export(checkpoint, folder / "fp32.onnx", input_size=size).path]
+    if options.calibration_images is not None:
+        calibration = CalibrationSettings(options.calibration_images)
+        files.append(folder / "int8.onnx")
+        convert_to_int8(files[0], files[1], "cpu", calibration, (), None, lambda line: None)
+    with ExitStack() as stack:
+        detectors = [Detector(stack.enter_context(backend_for(file, threads=options.threads))) for file in files]
+        manifest = detectors[0].manifest
+        size = manifest.preprocessing.input_size
+        reference = backend_for(checkpoint, threads=options.threads, input_size=size)
+        detectors.append(Detector(stack.enter_context(reference)))
+        images = random_images(size)
+        if options.images is not None:
+            images = [read_image(path) for path in list_images(options.images)[:MOST_IMAGES]]
+        found = measure(detectors, images, duration=options.duration, iterations=options.iterations)
+    report = BenchReport(found, environment.describe(options.threads), "", size, ())
+    rows = []
+    for one in found[:-1]:
+        row = {"family": manifest.family, "student": str(checkpoint), "input_size": list(size)}
+        row |= {"precision": one.precision, "p50_ms": one.summary("total")["p50"]}
+        row |= {"pytorch_p50_ms": found[-1].summary("total")["p50"], **(report.speedup(one) or {})}
+        rows.append({**row, "overhead": one.overhead, "images": one.count, "environment": dict(report.environment)})
+    return rows
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Exported files against mmdet's `simple_test`: mAP, and detections as sets.
+
+    python benchmarks/parity.py CHECKPOINT... --ann FILE --images FOLDER [--limit N] [--json FILE]
+
+Each checkpoint is exported in every form. A detection is matched when mmdet has one of the same class with boxes that
+overlap by 99 % and scores within 0.001, one to one. Only detections above the config's score threshold exist on either
+side. `padded` is the file with an input 64 pixels higher and wider than it need be: what padding costs by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cskd_deploy.agreement import Boxes, match
+from cskd_deploy.annotations import Annotations, load_annotations
+from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend
+from cskd_deploy.coco_eval import in_coco_form, measure
+from cskd_deploy.detector import Detector
+from cskd_deploy.environment import versions
+from cskd_deploy.images import read_image
+from cskd_deploy.manifest import GraphForm
+from cskd_deploy.onnx_export import export
+from cskd_deploy.postprocess import Detections
+from cskd_deploy.student import Student, load_student
+
+PADDING = 64
+FORMS = {
+    "float": GraphForm("float"),
+    "uint8": GraphForm("uint8"),
+    "dynamic": GraphForm("uint8", dynamic=True),
+    "nms graph": GraphForm("uint8", nms="graph"),
+    "padded": GraphForm("uint8"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoints", nargs="+", type=Path)
+    parser.add_argument("--ann", required=True, type=Path)
+    parser.add_argument("--images", required=True, type=Path)
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--json", type=Path, help="results are added to those in the file")
+    options = parser.parse_args()
+    rows = []
+    for checkpoint in options.checkpoints:
+        student = load_student(checkpoint)
+        annotations = load_annotations(options.ann, student.classes, options.limit)
+        rows += compare(student, annotations, options.images)
+    print("| student | file | mAP | drop, points | detections | matched | scores within | pixels within |")
+    print("|---|---|---|---|---|---|---|---|")
+    for row in rows:
+        print(
+            f"| {row['student']} | {row['form']} | {row['mAP']:.4f} | {row['drop_points']:+.4f} "
+            f"| {row['detections']} | {100 * row['share_matched']:.3f} % | {row['largest_score_difference']:.1e} | "
+            f"{row['largest_corner_difference']:.1e} |"
+        )
+    if options.json:
+        known = json.loads(options.json.read_text())["rows"] if options.json.exists() else []
+        packages = versions(("torch", "mmdet", "onnxruntime", "onnx", "onnxslim"))
+        options.json.write_text(json.dumps({"versions": packages, "rows": known + rows}, indent=2) + "\n")
+
+
+def compare(student: Student, annotations: Annotations, folder: Path) -> list[dict[str, Any]]:
+    """One row for each form of a student."""
+    expected = {entry["id"]: simple_test(student, folder / entry["file_name"]) for entry in annotations.images}
+    reference = mean_average_precision(expected, annotations, student.classes)
+    height, width = student.manifest().preprocessing.input_size
+    rows = []
+    with tempfile.TemporaryDirectory() as temporary:
+        for name, form in FORMS.items():
+            size = (height + PADDING, width + PADDING) if name == "padded" else None
+            path = export(student.path, Path(temporary) / "student.onnx", input_size=size, form=form).path
+            with OnnxRuntimeBackend(path) as backend:
+                detector = Detector(backend)
+                found = {
+                    entry["id"]: detector.detect(read_image(folder / entry["file_name"]))
+                    for entry in annotations.images
+                }
+            agreements = [match(triple(expected[image]), triple(found[image])) for image in expected]
+            detections = sum(max(one.reference, one.other) for one in agreements)
+            value = mean_average_precision(found, annotations, student.classes)
+            rows.append(
+                {
+                    "student": student.path.parent.name,
+                    "form": name,
+                    "images": len(annotations.images),
+                    "mAP": value,
+                    "reference_mAP": reference,
+                    "drop_points": 100 * (reference - value),
+                    "detections": detections,
+                    "share_matched": sum(one.matched for one in agreements) / max(detections, 1),
+                    "largest_score_difference": max(one.largest_score_difference for one in agreements),
+                    "largest_corner_difference": max(one.largest_corner_difference for one in agreements),
+                }
+            )
+            print(rows[-1], flush=True)
+    return rows
+
+
+def simple_test(student: Student, path: Path) -> Detections:
+    """mmdet's own test pipeline and `simple_test` on an image file."""
+    import torch
+    from mmdet.datasets.pipelines import Compose
+
+    pipeline = Compose(student.config["data"]["test"]["pipeline"])
+    batch = pipeline({"img_prefix": None, "img_info": {"filename": str(path)}})
+    with torch.no_grad():
+        per_class = student.model.simple_test(batch["img"][0][None], [batch["img_metas"][0].data], rescale=True)[0]
+    rows = np.concatenate(per_class)
+    labels = np.concatenate([np.full(len(found), label) for label, found in enumerate(per_class)])
+    return Detections(rows[:, :4], rows[:, 4], labels)
+
+
+def mean_average_precision(found: dict[Any, Detections], annotations: Annotations, classes: tuple[str, ...]) -> float:
+    rows = [row for image, one in found.items() for row in in_coco_form(one, image, annotations.category_ids)]
+    return measure(annotations, rows, classes, 0.0).mean_average_precision
+
+
+def triple(found: Detections) -> Boxes:
+    return found.boxes, found.scores, found.labels
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""`cskd-deploy compare`."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+
+import click
+
+from cskd_deploy.backends import backend_for, backend_name
+from cskd_deploy.backends.base import Backend
+from cskd_deploy.compare import Comparison, compare_images
+from cskd_deploy.detector import Detector
+from cskd_deploy.errors import CheckFailed, DeployError
+from cskd_deploy.images import list_images
+from cskd_deploy.layer_outputs import compare_layers
+from cskd_deploy.manifest import Manifest
+from cskd_deploy.progress import Progress
+
+SHOWN = 10
+
+
+@click.command()
+@click.argument("first", type=click.Path(path_type=Path))
+@click.argument("second", type=click.Path(path_type=Path))
+@click.option("--images", required=True, type=click.Path(path_type=Path), help="Folder of images.")
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first N images, by name.")
+@click.option("--layers", is_flag=True, help="Two ONNX files: the outputs of their layers too. Needs the onnx package.")
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0),
+    metavar="SCORE",
+    help="Exit code 1 when a detection has no partner, or their scores lie further apart.",
+)
+@click.option("--threads", type=click.IntRange(min=1), help="[default: every core this process may use]")
+@click.option("--json", "as_json", is_flag=True, help="Print all images and layers as JSON.")
+def command(
+    first: Path,
+    second: Path,
+    images: Path,
+    limit: int | None,
+    layers: bool,
+    tolerance: float | None,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Show where two models find other things: exported files of any precision and form, or checkpoints.
+
+    Detections are paired when they have the same class and boxes that overlap by 99 %. A checkpoint runs in PyTorch,
+    with its images on the same canvas as the other model's. --layers compares what the layers up to the choice of
+    candidates give, by cosine and absolute difference; in Faster R-CNN these are the backbone, the neck and the RPN.
+
+    \b
+    Examples:
+      cskd-deploy compare work_dirs/student/best.pth student.onnx --images data/shapes/images --limit 20
+      cskd-deploy compare student.onnx student_int8.onnx --images data/shapes/images --limit 8 --layers
+    """
+    if layers and any(backend_name(path) != "onnxruntime" for path in (first, second)):
+        raise DeployError("--layers compares two ONNX files: export the checkpoint, then compare the files")
+    paths = list_images(images)[:limit]
+    with ExitStack() as stack:
+        detectors = [Detector(backend) for backend in _open(first, second, threads, stack)]
+        manifests = [detector.manifest for detector in detectors]
+        if manifests[0].classes != manifests[1].classes:
+            raise DeployError(
+                f"{first} has the classes {', '.join(manifests[0].classes)}, {second} has "
+                f"{', '.join(manifests[1].classes)}: they cannot be compared"
+            )
+        found = compare_images(detectors[0], detectors[1], paths, Progress("compare", "images"))
+    differing = None
+    if layers:
+        differing = compare_layers(first, second, paths, threads, Progress("layers", "images"))
+    result = Comparison(str(first), str(second), found, differing)
+    notes = _notes(*manifests)
+    if as_json:
+        click.echo(json.dumps({**result.to_dict(), "tolerance": tolerance, "notes": notes}, indent=2))
+    else:
+        _print(result, notes)
+    if tolerance is not None:
+        _check(result, tolerance)
+
+
+def _open(first: Path, second: Path, threads: int | None, stack: ExitStack) -> list[Backend]:
+    """Both models, loaded; the exported one first, since it says which canvas a checkpoint's images get."""
+    opened: dict[int, Backend] = {}
+    canvas: Manifest | None = None
+    paths = (first, second)
+    for place in sorted((0, 1), key=lambda one: backend_name(paths[one]) == "pytorch"):
+        size = None if canvas is None else canvas.preprocessing.input_size
+        dynamic = canvas is not None and canvas.graph.dynamic
+        backend = backend_for(paths[place], threads=threads, input_size=size, dynamic=dynamic)
+        opened[place] = stack.enter_context(backend)
+        canvas = canvas or backend.manifest
+    return [opened[0], opened[1]]
+
+
+def _notes(first: Manifest, second: Manifest) -> list[str]:
+    """What differs between the models beside the models themselves."""
+    notes = []
+    if first.sha256 != second.sha256:
+        notes.append("the models come from different checkpoints (sha256 differs)")
+    if first.preprocessing != second.preprocessing or first.graph.dynamic != second.graph.dynamic:
+        notes.append("the models resize, normalise or pad images differently")
+    if first.postprocessing != second.postprocessing:
+        notes.append("the models have different thresholds")
+    return notes
+
+
+def _print(result: Comparison, notes: list[str]) -> None:
+    click.echo(f"first  {result.first}\nsecond {result.second}")
+    click.echo(
+        f"{len(result.images)} images, {result.detections} detections, {100 * result.share:.2f} % matched, "
+        f"scores within {result.largest_score_difference:.1e}"
+    )
+    click.echo("largest differences by image\n   first second unmatched  score diff  pixels  image")
+    for one in result.worst(SHOWN):
+        found = one.agreement
+        click.echo(
+            f"{found.reference:8} {found.other:6} {one.unmatched:9}  {found.largest_score_difference:10.1e} "
+            f"{found.largest_corner_difference:7.3f}  {one.image}"
+        )
+    if result.layers is not None:
+        click.echo(f"largest differences by layer, {len(result.layers)} compared")
+        click.echo("   cosine     largest        mean  output")
+        for layer in sorted(result.layers, key=lambda layer: layer.cosine)[:SHOWN]:
+            click.echo(str(layer))
+    for note in notes:
+        click.echo(f"note: {note}")
+
+
+def _check(result: Comparison, tolerance: float) -> None:
+    unmatched = sum(one.unmatched for one in result.images)
+    if unmatched or result.largest_score_difference > tolerance:
+        raise CheckFailed(
+            f"{unmatched} detections have no partner, scores lie up to {result.largest_score_difference:.1e} apart "
+            f"({tolerance:g} allowed, --tolerance)"
+        )

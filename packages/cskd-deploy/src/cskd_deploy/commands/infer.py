@@ -1,0 +1,167 @@
+"""`cskd-deploy infer`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import cv2
+import numpy as np
+
+from cskd_deploy.backends import NAMES, backend_for
+from cskd_deploy.commands.runtime_options import runtime_options
+from cskd_deploy.detector import Detector
+from cskd_deploy.drawing import draw
+from cskd_deploy.errors import CheckFailed, DeployError
+from cskd_deploy.files import check_writable, write_atomically
+from cskd_deploy.images import find_images, read_image
+from cskd_deploy.manifest import Manifest
+from cskd_deploy.postprocess import Detections
+from cskd_deploy.progress import Progress
+
+SHOWN = 5
+USUAL_THRESHOLD = 0.3
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
+@click.option(
+    "--output", "-o", type=click.Path(path_type=Path), help="Folder for copies of the images with the boxes drawn."
+)
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path, allow_dash=True),
+    help="Write the detections to this file; - is the standard output.",
+)
+@click.option(
+    "--score-thr",
+    type=click.FloatRange(0, 1),
+    help="Leave out detections with a lower score. [default: 0.3, or the file's own threshold where that is higher]",
+)
+@click.option("--backend", type=click.Choice(NAMES), help="[default: the one for the file's name]")
+@runtime_options
+def command(
+    model: Path,
+    images: tuple[str, ...],
+    output: Path | None,
+    json_file: Path | None,
+    score_thr: float | None,
+    backend: str | None,
+    **options: Any,
+) -> None:
+    """Detect on images: files, folders, or patterns in quotes ('frames/*.jpg', the frames of a video).
+
+    Prints what it finds in each image. An image that cannot be read is named and left out; the exit code is then 1.
+
+    \b
+    Examples:
+      cskd-deploy infer student.onnx data/shapes/images --output detections --score-thr 0.5
+      cskd-deploy infer student.onnx 'data/shapes/images/*.jpg' --json detections.json
+    """
+    paths = find_images(images)
+    drawings = {} if output is None else _drawings(paths, output)
+    quiet = json_file is not None and str(json_file) == "-"
+    if json_file is not None and not quiet:
+        check_writable(json_file)
+    entries: list[dict[str, Any]] = []
+    skipped: list[dict[str, str]] = []
+    progress = Progress("infer", "images")
+    with backend_for(model, backend, **options) as loaded:
+        detector = Detector(loaded)
+        manifest = detector.manifest
+        threshold = _threshold(score_thr, manifest, model)
+        for done, path in enumerate(paths, start=1):
+            try:
+                image = read_image(path)
+            except DeployError as error:
+                click.echo(f"skipped: {error}", err=True)
+                skipped.append({"image": str(path), "reason": str(error)})
+            else:
+                found = _at_least(threshold, detector.detect(image))
+                entries.append(_entry(path, image, found, manifest))
+                if not quiet:
+                    click.echo(_line(path, found, manifest.classes))
+                if path in drawings:
+                    _write_image(drawings[path], draw(image, found, manifest.classes))
+            progress(done, len(paths))
+    if json_file is not None:
+        result = {"model": str(model), "score_threshold": threshold, "images": entries, "skipped": skipped}
+        text = json.dumps(result)
+        if quiet:
+            click.echo(text)
+        else:
+            write_atomically(json_file, lambda file: file.write(text.encode()))
+    if skipped:
+        raise CheckFailed(f"{len(skipped)} of {len(paths)} images could not be read, see above")
+
+
+def _threshold(asked: float | None, manifest: Manifest, model: Path) -> float:
+    own = manifest.postprocessing.score_threshold
+    if asked is None:
+        return max(USUAL_THRESHOLD, own)
+    if asked < own:
+        raise DeployError(
+            f"--score-thr {asked:g} is below {own:g}, the score from which {model} keeps detections (its metadata): "
+            f"give {own:g} or more"
+        )
+    return asked
+
+
+def _at_least(threshold: float, found: Detections) -> Detections:
+    kept = found.scores >= np.float32(threshold)
+    return Detections(found.boxes[kept], found.scores[kept], found.labels[kept])
+
+
+def _entry(path: Path, image: np.ndarray, found: Detections, manifest: Manifest) -> dict[str, Any]:
+    return {
+        "image": str(path),
+        "height": image.shape[0],
+        "width": image.shape[1],
+        "detections": [
+            {"class": manifest.classes[label], "label": label, "score": score, "box": box}
+            for box, score, label in zip(
+                found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
+            )
+        ],
+    }
+
+
+def _line(path: Path, found: Detections, classes: Sequence[str]) -> str:
+    best = [
+        f"{classes[label]} {score:.2f} ({', '.join(f'{value:.0f}' for value in box)})"
+        for box, score, label in list(zip(found.boxes, found.scores, found.labels, strict=True))[:SHOWN]
+    ]
+    more = [f"{len(found) - SHOWN} more"] if len(found) > SHOWN else []
+    count = f"{len(found)} detection{'' if len(found) == 1 else 's'}"
+    return f"{path}: {count}" + (f": {', '.join(best + more)}" if best else "")
+
+
+def _drawings(paths: list[Path], folder: Path) -> dict[Path, Path]:
+    """Where each image's drawing goes: by its name, or by its place below the folder that all images share.
+
+    Raises:
+        DeployError: a drawing would replace an image, or the folder cannot be written.
+    """
+    resolved = {path: path.resolve() for path in paths}
+    shared = Path(os.path.commonpath([path.parent for path in resolved.values()]))
+    drawings = {path: folder / place.relative_to(shared) for path, place in resolved.items()}
+    originals = set(resolved.values())
+    for path, drawing in drawings.items():
+        if drawing.resolve() in originals:
+            raise DeployError(f"--output {folder} would replace the image {path}: give another folder")
+    check_writable(folder / "drawing")
+    return drawings
+
+
+def _write_image(path: Path, image: np.ndarray) -> None:
+    suffix = path.suffix or ".png"
+    done, content = cv2.imencode(suffix, image) if cv2.haveImageWriter(f"image{suffix}") else (False, None)
+    if not done or content is None:
+        raise DeployError(f"{path} cannot be written: OpenCV writes no {suffix} files")
+    write_atomically(path.with_suffix(suffix), lambda file: file.write(content.tobytes()))

@@ -1,0 +1,165 @@
+"""The options of `export` that lower the precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from cskd_deploy.errors import DeployError
+from cskd_deploy.precision import (
+    FP32,
+    PRECISIONS,
+    TARGETS,
+    CalibrationSettings,
+    PrecisionResult,
+    SearchSettings,
+    convert_to_fp16,
+    convert_to_int8,
+    precision_name,
+)
+from cskd_deploy.progress import Progress
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+MAX_DROP = 0.5
+
+_OPTIONS = (
+    click.option("--precision", type=click.Choice(PRECISIONS), default=FP32, show_default=True),
+    click.option(
+        "--target",
+        type=click.Choice(TARGETS),
+        help="int8: what the file is for. `cpu` is ONNX Runtime on processors with VNNI or on ARM, `tensorrt` is "
+        "symmetric, as TensorRT wants it. [default: cpu; tensorrt with --format trt]",
+    ),
+    click.option(
+        "--calibration-images",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="int8: images like those it will see, not those it is evaluated on.",
+    ),
+    click.option(
+        "--calibration-ann",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="int8: take only those images of the folder that this COCO file lists.",
+    ),
+    click.option(
+        "--calibration-count",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="int8: at most so many images, spread over the folder. [default: 64]",
+    ),
+    click.option(
+        "--keep-float",
+        multiple=True,
+        metavar="NAME",
+        help="fp16, int8: a layer to leave in float, as the student names it (bbox_head.retina_cls), a module that "
+        "holds it (bbox_head) or a glob (neck.*_convs). May be given again.",
+    ),
+    click.option(
+        "--search",
+        "searching",
+        is_flag=True,
+        help="int8: find layers to leave in float. If mAP drops by more than --max-drop, each layer is quantised alone "
+        "to see what it costs, and the costliest go back to float until the drop is small enough.",
+    ),
+    click.option("--ann", type=click.Path(path_type=Path), help="search: COCO annotation file to measure mAP on."),
+    click.option("--images", type=click.Path(path_type=Path), help="search: folder of its images."),
+    click.option(
+        "--max-drop",
+        type=click.FloatRange(min=0),
+        metavar="POINTS",
+        help=f"search: points of mAP that may be lost against FP32. [default: {MAX_DROP}]",
+    ),
+)
+_INT8_ONLY = ("target", "calibration_images", "calibration_ann", "calibration_count", "searching")
+_SEARCH_ONLY = ("ann", "images", "max_drop")
+
+
+@dataclass(frozen=True)
+class PrecisionPlan:
+    """What the options ask for, checked for consistency."""
+
+    precision: str
+    target: str
+    keep_float: tuple[str, ...]
+    calibration: CalibrationSettings | None
+    search: SearchSettings | None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the FP32 file is all that is wanted."""
+        return self.precision == FP32
+
+    @property
+    def suffix(self) -> str:
+        """The end of the default file name: `.onnx`, `.fp16.onnx`, `.int8-cpu.onnx`."""
+        return ".onnx" if self.is_plain else f".{precision_name(self.precision, self.target)}.onnx"
+
+    def convert(self, source: Path, output: Path, progress: Callable[[str], None]) -> PrecisionResult:
+        """Write the FP32 file `source` in the lower precision."""
+        if self.calibration is None:
+            return convert_to_fp16(source, output, self.keep_float, progress)
+        counted = Progress("export: calibration", "images")
+        return convert_to_int8(
+            source, output, self.target, self.calibration, self.keep_float, self.search, progress, counted
+        )
+
+
+def precision_options(command: Command) -> Command:
+    """The options, which `precision_plan` takes as keywords."""
+    for option in reversed(_OPTIONS):  # as decorators do: the last one is applied first
+        command = option(command)
+    return command
+
+
+def precision_plan(default_target: str, options: dict[str, Any]) -> PrecisionPlan:
+    """Check the options against each other, and take them out of `options`.
+
+    Raises:
+        DeployError: an option has no meaning beside the others, or one that is needed is missing.
+    """
+    given = {name: options.pop(name) for name in ("precision", "keep_float", *_INT8_ONLY, *_SEARCH_ONLY)}
+    precision = given["precision"]
+    if precision != "int8":
+        _refuse(given, _INT8_ONLY, "--precision int8")
+    if precision == FP32:
+        _refuse(given, ("keep_float",), "--precision fp16 or int8")
+    if not given["searching"]:
+        _refuse(given, _SEARCH_ONLY, "--search")
+    if default_target == "tensorrt" and given["target"] == "cpu":
+        raise DeployError("--target cpu has int32 biases, which TensorRT refuses: leave it out with --format trt")
+    calibration, search = None, None
+    if precision == "int8":
+        calibration = CalibrationSettings(
+            images=_needed(given, "calibration_images", "--precision int8 needs images to calibrate on"),
+            annotations=given["calibration_ann"],
+            count=given["calibration_count"] or CalibrationSettings.count,
+        )
+    if given["searching"]:
+        search = SearchSettings(
+            annotations=_needed(given, "ann", "--search measures mAP"),
+            images=_needed(given, "images", "--search measures mAP"),
+            max_drop=MAX_DROP if given["max_drop"] is None else given["max_drop"],
+        )
+    return PrecisionPlan(precision, given["target"] or default_target, given["keep_float"], calibration, search)
+
+
+def _refuse(given: dict[str, Any], names: tuple[str, ...], wanted: str) -> None:
+    for name in names:
+        if given[name] not in (None, False, ()):
+            raise DeployError(f"{_option(name)} is for {wanted}: give that too, or leave it out")
+
+
+def _needed(given: dict[str, Any], name: str, why: str) -> Path:
+    path: Path | None = given[name]
+    if path is None:
+        raise DeployError(f"{why}: give {_option(name)}")
+    return path
+
+
+def _option(name: str) -> str:
+    return "--search" if name == "searching" else f"--{name.replace('_', '-')}"

@@ -1,0 +1,24 @@
+"""The options of every command that runs a model: they are arguments of `backends.backend_for`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from cskd_deploy.backends import BUFFERS
+
+_OPTIONS = (
+    click.option("--threads", type=click.IntRange(min=1), help="[default: every core this process may use]"),
+    click.option("--allow-external-data", is_flag=True, help="ONNX: read weights from files below the model's folder."),
+    click.option("--buffers", type=click.Choice(BUFFERS), help="TensorRT: the package that holds GPU memory."),
+    click.option("--trust-engine", is_flag=True, help="TensorRT: load an engine that no manifest vouches for."),
+)
+
+
+def runtime_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command `threads`, `allow_external_data`, `buffers` and `trust_engine`."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command

@@ -1,0 +1,211 @@
+"""Building engines: the driver, the sequence of TensorRT's calls against a double of 10 and of 11, the shapes."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import pytest
+
+from cskd_deploy.engine_shapes import ShapeRange, input_ranges, parse_shapes
+from cskd_deploy.errors import BackendMissing, DeployError
+from cskd_deploy.gpu_driver import Driver, Gpu, find_driver
+from cskd_deploy.manifest import GraphForm
+from cskd_deploy.tensorrt_api import import_tensorrt
+from cskd_deploy.tensorrt_build import BuildSettings, Phases
+
+from .engines import MANIFEST, VERSIONS, build, write_graph
+from .gpu_double import DriverDouble
+from .tensorrt_double import HEADER, make_tensorrt
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory) -> Path:
+    """A small graph of the interface of an exported student."""
+    return write_graph(tmp_path_factory.mktemp("graph") / "student.onnx")
+
+
+@pytest.fixture(scope="module")
+def dynamic_graph(tmp_path_factory) -> Path:
+    return write_graph(tmp_path_factory.mktemp("graph") / "dynamic.onnx", dynamic=True)
+
+
+# The driver
+
+
+def test_the_driver_tells_its_cuda_version_and_its_gpus():
+    found = find_driver(lambda name: DriverDouble(count=2, name="Orin", capability=(8, 7)))
+    assert found == Driver((13, 2), (Gpu("Orin", (8, 7)), Gpu("Orin", (8, 7))))
+    assert found.cuda_version == "13.2"
+    assert str(found.gpus[0]) == "Orin (compute capability 8.7)"
+
+
+@pytest.mark.parametrize(
+    ("driver", "message"),
+    [
+        (DriverDouble(failing={"cuInit": 100}), r"does not start: CUDA_ERROR_NO_DEVICE \(100\)"),
+        (DriverDouble(failing={"cuInit": 999, "cuGetErrorName": 1}), r"does not start: an unknown error \(999\)"),
+        (DriverDouble(failing={"cuDeviceGetCount": 100}), "does not list its GPUs"),
+        (DriverDouble(count=0), "has no GPU to offer"),
+    ],
+)
+def test_a_driver_that_does_not_work_is_a_missing_backend_with_the_fix(driver, message):
+    with pytest.raises(BackendMissing, match=message) as error:
+        find_driver(lambda name: driver)
+    assert "nvidia-smi" in str(error.value)
+    assert error.value.exit_code == 3
+
+
+def test_a_tensorrt_before_10_is_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", make_tensorrt("8.6.1"))
+    with pytest.raises(BackendMissing, match=r"8\.6\.1 is too old, expected 10 or newer"):
+        import_tensorrt()
+
+
+# The sequence of calls
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_fixed_model_is_built_strongly_typed_and_with_nothing_that_was_not_asked_for(version, graph):
+    trt = make_tensorrt(version)
+    built = build(trt, graph)
+    strongly_typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    assert trt.calls == [
+        ("init_libnvinfer_plugins", ""),
+        ("Builder",),
+        ("create_network", strongly_typed),
+        ("parse",),
+        ("build_serialized_network",),
+    ]
+    assert built.engine.startswith(HEADER)
+    fixed = (1, 3, 64, 96)
+    assert built.inputs == {"image": ShapeRange(fixed, fixed, fixed)}
+    assert built.outputs == {"boxes": (1, 5, 4), "scores": (1, 5), "labels": (1, 5)}
+    assert built.timing_cache is None
+    assert built.notes == ("labels are 64 bits wide",)
+
+
+def test_a_module_without_the_flag_is_always_strongly_typed(graph):
+    trt = make_tensorrt(VERSIONS[1])
+    trt.NetworkDefinitionCreationFlag = object()
+    build(trt, graph)
+    assert trt.calls.of("create_network") == [(0,)]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_option_reaches_the_builder(version, graph):
+    trt = make_tensorrt(version)
+    settings = BuildSettings(workspace_mib=512, version_compatible=True, hardware_compatible="ampere-plus")
+    shares: list[float] = []
+    built = build(trt, graph, settings, timing_cache=b"known", progress=shares.append)
+    assert trt.calls[4:] == [
+        ("set_memory_pool_limit", "WORKSPACE", 512 * 1024 * 1024),
+        ("set_flag", "VERSION_COMPATIBLE"),
+        ("create_timing_cache", b"known"),
+        ("set_timing_cache", b"known", False),
+        ("build_serialized_network",),
+    ]
+    assert built.timing_cache == b"known+timings"
+    assert shares == [0.5, 0.625, 0.75, 0.875, 1.0, 1.0, 1.0, 1.0]
+
+
+def test_hardware_compatibility_is_the_level_of_the_module_or_a_message(graph):
+    settings = BuildSettings(hardware_compatible="same-capability")
+    with pytest.raises(DeployError, match=r"TensorRT 10\.13\.0\.35 has no hardware compatibility 'same-capability'"):
+        build(make_tensorrt(VERSIONS[0]), graph, settings)
+    trt = make_tensorrt(VERSIONS[1])
+    levels = []
+    original = trt.Builder.build_serialized_network
+    trt.Builder.build_serialized_network = lambda self, network, config: (
+        levels.append(config.hardware_compatibility_level.name) or original(self, network, config)
+    )
+    build(trt, graph, settings)
+    assert levels == ["SAME_COMPUTE_CAPABILITY"]
+
+
+def test_a_timing_cache_that_does_not_fit_is_replaced_by_an_empty_one(graph):
+    trt = make_tensorrt(refuse_cache=True)
+    built = build(trt, graph, timing_cache=b"of another GPU")
+    assert trt.calls.of("set_timing_cache") == [(b"of another GPU", False), (b"", False)]
+    assert built.timing_cache == b"+timings"
+    assert "timing cache is of another GPU" in built.notes[0]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_dynamic_model_gets_one_profile_around_its_input_size(version, dynamic_graph):
+    trt = make_tensorrt(version)
+    built = build(trt, dynamic_graph, BuildSettings(max_shapes={"image": (4, 3, 256, 320)}))
+    three = ((1, 3, 32, 32), (1, 3, 64, 96), (4, 3, 256, 320))
+    assert trt.calls[4:] == [
+        ("set_shape", "image", *three),
+        ("add_optimization_profile",),
+        ("build_serialized_network",),
+    ]
+    assert built.inputs == {"image": ShapeRange(*three)}
+    assert built.outputs == {"boxes": (-1, 5, 4), "scores": (-1, 5), "labels": (-1, 5)}
+
+
+def test_what_the_parser_refuses_is_named_by_node(graph):
+    with pytest.raises(DeployError, match=r"node 7 /roi/Align \(RoiAlign\): no importer for it"):
+        build(make_tensorrt(refuse_parse=True), graph)
+
+
+def test_a_build_without_a_result_says_what_tensorrt_logged_and_what_limited_it(graph):
+    with pytest.raises(DeployError, match="could not find any implementation for node /conv") as error:
+        build(make_tensorrt(refuse_build=True), graph, BuildSettings(workspace_mib=1))
+    assert "limited to 1 MiB: try without --workspace" in str(error.value)
+    assert "not of interest" not in str(error.value)
+
+
+def test_progress_never_falls_and_ends_at_one():
+    phases, seen = Phases(), []
+    phases.start("all", None, 4)
+    for name in ("first", "second"):  # two phases in one step
+        phases.start(name, "all", 2)
+        phases.step(name, 0)
+        seen.append(phases.done)
+        phases.finish(name)
+        seen.append(phases.done)
+    phases.step("all", 3)
+    phases.finish("all")
+    assert seen == [0.125, 0.25, 0.25, 0.25]
+    assert phases.done == 1.0
+
+
+# Shapes
+
+
+def test_shapes_are_read_as_trtexec_writes_them():
+    assert parse_shapes("image:1x3x320x416,image_shape:1x2", "--min-shapes") == {
+        "image": (1, 3, 320, 416),
+        "image_shape": (1, 2),
+    }
+    assert parse_shapes(None, "--min-shapes") == {}
+    for text in ("1x3", "image=1x3", "image:1x-3", "image:"):
+        with pytest.raises(DeployError, match=r"--min-shapes has .* expected NAME:SHAPE"):
+            parse_shapes(text, "--min-shapes")
+
+
+def test_dynamic_inputs_go_from_the_padding_to_a_square_of_the_longer_edge():
+    rule = dataclasses.replace(MANIFEST.preprocessing, input_size=(96, 160), pad_divisor=32)
+    model = dataclasses.replace(MANIFEST, preprocessing=rule)
+    inputs = {"image": (-1, 3, -1, -1), "image_shape": (-1, 2)}
+    three = ({}, {"image": (2, 3, 96, 160)}, {"image": (8, 3, 160, 160)})
+    found = input_ranges(inputs, model, *three)
+    assert found["image"] == ShapeRange((1, 3, 32, 32), (2, 3, 96, 160), (8, 3, 160, 160))
+    assert found["image_shape"] == ShapeRange((1, 2), (2, 2), (8, 2))
+    assert found["image"].holds((3, 3, 128, 64))
+    assert not found["image"].holds((9, 3, 128, 64))
+    assert not found["image"].holds((3, 128, 64))
+    pixels = dataclasses.replace(model, graph=GraphForm(input="uint8", dynamic=True))
+    found = input_ranges({"image": (-1, -1, -1, 3)}, pixels, {}, {}, {})
+    assert found["image"] == ShapeRange((1, 32, 32, 3), (1, 96, 160, 3), (1, 160, 160, 3))
+    with pytest.raises(DeployError, match=r"input image: .* is no range"):
+        input_ranges(inputs, model, {"image": (4, 3, 96, 160)}, {}, {})
+    with pytest.raises(DeployError, match="--max-shapes names 'picture'; the inputs are image, image_shape"):
+        input_ranges(inputs, model, {}, {}, {"picture": (1, 3, 96, 160)})
+    with pytest.raises(DeployError, match=r"gives image as 1x1x96x160, the graph has \?x3x\?x\?: only what is \?"):
+        input_ranges(inputs, model, {"image": (1, 1, 96, 160)}, {}, {})
+    with pytest.raises(DeployError, match="export with --dynamic"):
+        input_ranges({"image": (1, 3, 96, 160)}, model, {"image": (2, 3, 96, 160)}, {}, {})

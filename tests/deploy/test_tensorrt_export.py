@@ -1,0 +1,352 @@
+"""`cskd-deploy export --format trt`: the child process with a double, crashes, and a real build by TensorRT-RTX, which
+needs no GPU."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cskd_deploy import tensorrt_export, tensorrt_process
+from cskd_deploy.backends.interface import input_shapes, needed_outputs
+from cskd_deploy.commands import doctor as doctor_command
+from cskd_deploy.engine_manifest import manifest_path, read_engine_manifest, sha256_of
+from cskd_deploy.engine_shapes import ShapeRange
+from cskd_deploy.errors import DeployError
+from cskd_deploy.gpu_driver import find_driver
+from cskd_deploy.manifest import GraphForm
+from cskd_deploy.tensorrt_build import BuildSettings
+from cskd_deploy.tensorrt_export import export_engine, read_model
+
+from .engines import MANIFEST, ORIN, TENSORRT_OF_CHILD, put_module, write_graph
+
+RTX_MISSING = "tensorrt-rtx is not installed: pip install -r requirements/dev.txt"
+needs_rtx = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason=RTX_MISSING)
+FOR_SM80 = BuildSettings(compute_capability="SM80")
+
+
+@pytest.fixture
+def orin(monkeypatch) -> None:
+    """A driver with one GPU."""
+    monkeypatch.setattr(tensorrt_export, "find_driver", lambda: ORIN)
+
+
+@pytest.fixture
+def modules(tmp_path_factory, monkeypatch) -> Any:
+    """Puts a module where the child process finds it: `modules("tensorrt", source)`."""
+    return functools.partial(put_module, monkeypatch, tmp_path_factory.mktemp("modules"))
+
+
+@pytest.fixture
+def tensorrt_in_child(orin, modules) -> None:
+    """The child process imports the double as `tensorrt`."""
+    modules("tensorrt", TENSORRT_OF_CHILD)
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory) -> Path:
+    """A small graph of the interface of an exported student."""
+    return write_graph(tmp_path_factory.mktemp("graph") / "student.onnx")
+
+
+@pytest.fixture(scope="module")
+def dynamic_graph(tmp_path_factory) -> Path:
+    return write_graph(tmp_path_factory.mktemp("graph") / "dynamic.onnx", dynamic=True)
+
+
+# What is missing
+
+
+def test_no_driver_is_exit_code_3_before_anything_is_exported(deploy, graph, checkpoint, tmp_path, monkeypatch):
+    def load(name: str) -> Any:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(tensorrt_export, "find_driver", lambda: find_driver(load))
+    for source in (("--onnx", graph), ("--checkpoint", checkpoint)):
+        done = deploy("export", *source, "--format", "trt", "--output", tmp_path / "student.engine")
+        assert done.code == 3
+        assert "libcuda.so.1: cannot open" in done.err
+        assert "nvidia-smi" in done.err
+        assert "export --onnx" in done.err
+        assert done.err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_tensorrt_is_exit_code_3_with_the_command_that_installs_it(deploy, graph, tmp_path, orin):
+    done = deploy("export", "--onnx", graph, "--format", "trt", "--output", tmp_path / "student.engine")
+    assert done.code == 3
+    assert "TensorRT cannot be imported (No module named 'tensorrt')" in done.err
+    assert "pip install tensorrt-cu13" in done.err
+    assert "://" not in done.err
+
+
+# The child process
+
+
+def test_an_engine_and_its_manifest_come_out_of_the_child_process(deploy, graph, tmp_path, tensorrt_in_child):
+    engine, cache = tmp_path / "student.engine", tmp_path / "timings.cache"
+    options = ("--timing-cache", cache, "--workspace", 256, "--version-compatible")
+    done = deploy("export", "--onnx", graph, "--format", "trt", "--output", engine, *options)
+    assert done.code == 0, done.err
+    assert "TensorRT 10.13.0.35" in done.out
+    assert "Double of Orin (compute capability 8.7)" in done.out
+    assert "note: labels are 64 bits wide" in done.out
+    assert "export: TensorRT 100/100 %" in done.err
+    known = read_engine_manifest(engine)
+    assert known is not None
+    assert known.sha256 == sha256_of(engine.read_bytes())
+    assert known.onnx_sha256 == sha256_of(graph.read_bytes())
+    assert (known.tensorrt, known.cuda, known.gpu) == ("10.13.0.35", "13.2", ORIN.gpus[0])
+    assert (known.precision, known.version_compatible, known.hardware_compatible) == ("fp32", True, "none")
+    assert known.inputs["image"].usual == (1, 3, 64, 96)
+    assert known.model == MANIFEST
+    assert cache.read_bytes() == b"+timings"
+    assert {path.name for path in tmp_path.iterdir()} == {engine.name, manifest_path(engine).name, cache.name}
+
+    again = deploy("export", "--onnx", graph, "--format", "trt", "--output", engine, *options, "--json")
+    assert json.loads(again.out)["engine_manifest"]["sha256"] == known.sha256
+    assert cache.read_bytes() == b"+timings+timings"
+
+
+@pytest.mark.slow
+def test_a_checkpoint_becomes_an_engine_and_keeps_its_onnx_file(deploy, checkpoint, tmp_path, tensorrt_in_child):
+    done = deploy("export", "--checkpoint", checkpoint, "--format", "trt", "--output", tmp_path / "student.engine")
+    assert done.code == 0, done.err
+    assert "verified against mmdet" in done.err
+    known = read_engine_manifest(tmp_path / "student.engine")
+    assert known is not None
+    assert known.onnx == "student.onnx"
+    assert known.onnx_sha256 == sha256_of((tmp_path / "student.onnx").read_bytes())
+
+
+@pytest.mark.parametrize("name", ["SIGSEGV", "SIGABRT", "SIGKILL"])
+def test_a_crash_of_tensorrt_is_a_message_and_leaves_nothing(deploy, graph, tmp_path, orin, modules, name):
+    modules(
+        "tensorrt",
+        f"""
+import os, signal, sys
+__version__ = "10.0.0"
+def __getattr__(name):
+    if name == "ILogger":
+        print("terminate called", flush=True)
+        print("Cuda failure: 700", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.{name})
+    raise AttributeError(name)
+""",
+    )
+    engine = tmp_path / "student.engine"
+    engine.write_bytes(b"of yesterday")
+    done = deploy("export", "--onnx", graph, "--format", "trt", "--output", engine)
+    assert done.code == 2
+    assert f"TensorRT crashed (build): its process was ended by {name}" in done.err
+    assert "It said last: terminate called | Cuda failure: 700" in done.err
+    assert ("did memory run out?" in done.err) == (name == "SIGKILL")
+    assert engine.read_bytes() == b"of yesterday"
+    assert {path.name for path in tmp_path.iterdir()} == {engine.name}
+
+
+def test_an_exit_without_a_result_and_an_unknown_error_are_messages(modules):
+    modules("leaving", "import os\nos._exit(7)\n")
+    with pytest.raises(DeployError, match="ended with code 7 and no result"):
+        tensorrt_process.run_apart("version", {"module": "leaving"})
+    modules("raising", "raise TypeError('pybind11::init(): factory function returned nullptr')")
+    with pytest.raises(DeployError, match="TensorRT failed: TypeError: pybind11"):
+        tensorrt_process.run_apart("version", {"module": "raising"})
+
+
+def test_an_interrupt_ends_the_child(monkeypatch):
+    children = []
+
+    def interrupted(child: Any, job: Any, progress: Any) -> Any:
+        children.append(child)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tensorrt_process, "_talk", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tensorrt_process.run_apart("version", {"module": "tensorrt"})
+    assert children[0].returncode == -signal.SIGKILL
+
+
+# Bad input
+
+
+def test_weights_in_other_files_are_not_read(deploy, graph, tmp_path, tensorrt_in_child):
+    import onnx
+    from onnx import TensorProto
+
+    model = onnx.load(str(graph))
+    weight = model.graph.initializer.add(name="w", data_type=TensorProto.FLOAT, dims=[1])
+    weight.data_location = TensorProto.EXTERNAL
+    entry = weight.external_data.add()
+    entry.key, entry.value = "location", "weights.bin"
+    path = tmp_path / "external.onnx"
+    path.write_bytes(model.SerializeToString())
+    done = deploy("export", "--onnx", path, "--format", "trt")
+    assert done.code == 2
+    assert "keeps weights in other files" in done.err
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda content: b"", "is empty"),
+        (lambda content: content[:-100], "damaged or cut short"),
+        (lambda content: b"this is a text file\n" * 20, "cannot be loaded as an ONNX model"),
+        (lambda content: bytes(range(256)) * 40, "cannot be loaded as an ONNX model"),
+    ],
+)
+def test_what_is_no_model_builds_no_engine(deploy, graph, tmp_path, spoil, message, tensorrt_in_child):
+    path = tmp_path / "spoilt.onnx"
+    path.write_bytes(spoil(graph.read_bytes()))
+    done = deploy("export", "--onnx", path, "--format", "trt")
+    assert done.code == 2
+    assert message in done.err
+    assert not (tmp_path / "spoilt.engine").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "--checkpoint FILE"),
+        (("--format", "trt"), "--onnx FILE"),
+        (("--onnx", "a.onnx"), "give --format trt"),
+        (("--onnx", "a.onnx", "--checkpoint", "b.pth", "--format", "trt"), "give what to export"),
+        (("--onnx", "a.onnx", "--format", "trt", "--output", "a.onnx"), "is no name of an engine"),
+    ],
+)
+def test_what_is_to_be_exported_must_be_clear(deploy, options, message):
+    done = deploy("export", *options)
+    assert done.code == 2
+    assert message in done.err
+
+
+# doctor
+
+
+def findings(deploy: Any) -> dict[str, Any]:
+    return {finding["name"]: finding for finding in json.loads(deploy("doctor", "--json").out)}
+
+
+def test_doctor_says_what_an_engine_needs_and_the_fix(deploy):
+    found = findings(deploy)
+    assert found["nvidia"]["state"] == found["tensorrt"]["state"] == "absent"
+    assert "libcuda.so.1" in found["nvidia"]["detail"]
+    assert "nvidia-smi" in found["nvidia"]["fix"]
+    assert "pip install tensorrt-cu13" in found["tensorrt"]["fix"]
+    assert "://" not in found["tensorrt"]["fix"]
+
+
+def test_doctor_asks_tensorrt_in_another_process_and_only_with_a_driver(deploy, modules, monkeypatch):
+    monkeypatch.setattr(doctor_command.importlib.util, "find_spec", lambda name: object())
+    marker = "import os\nos.abort()\n"
+    modules("tensorrt", marker)
+    assert "no GPU that it could run on" in findings(deploy)["tensorrt"]["detail"]
+    monkeypatch.setattr(doctor_command, "find_driver", lambda: ORIN)
+    crashed = findings(deploy)["tensorrt"]
+    assert crashed["state"] == "fault"
+    assert "TensorRT crashed (version): its process was ended by SIGABRT" in crashed["detail"]
+    modules("tensorrt", TENSORRT_OF_CHILD)
+    found = findings(deploy)
+    assert (found["tensorrt"]["state"], found["tensorrt"]["detail"]) == ("ok", "10.13.0.35")
+    assert found["nvidia"]["detail"] == "driver of CUDA 13.2; Double of Orin (compute capability 8.7)"
+
+
+def test_doctor_counts_no_pytorch_of_the_processor_as_gpu_memory(deploy, monkeypatch):
+    real = doctor_command.version_of
+    versions = {"torch": "2.13.0+cpu", "cuda-bindings": None, "pycuda": None}
+    monkeypatch.setattr(doctor_command, "version_of", lambda name: versions.get(name, real(name)))
+    absent = findings(deploy)["gpu memory"]
+    assert absent["state"] == "absent"
+    assert "pip install cuda-python" in absent["fix"]
+    versions["torch"] = "2.13.0+cu130"
+    assert findings(deploy)["gpu memory"]["detail"] == "TensorRT engines: torch 2.13.0+cu130"
+
+
+# TensorRT-RTX: a real parser and a real builder
+
+
+@needs_rtx
+@pytest.mark.parametrize("family", ["RetinaNet", "FCOS", "GFL"])
+def test_tensorrt_rtx_builds_an_engine_of_each_one_stage_student(family, exported, tmp_path):
+    shares: list[int] = []
+    result = export_engine(
+        exported(family).model,
+        tmp_path / "student.engine",
+        FOR_SM80,
+        timing_cache=tmp_path / "timings",
+        progress=lambda done, total: shares.append(done),
+        module="tensorrt_rtx",
+    )
+    known = read_engine_manifest(result.path)
+    assert known is not None
+    assert known == result.manifest
+    assert known.sha256 == sha256_of(result.path.read_bytes())
+    assert known.gpu is None
+    assert known.tensorrt.startswith("RTX 1.")
+    model = read_model(exported(family).model)[1]
+    assert known.inputs["image"].usual == input_shapes(model)["image"]
+    assert set(known.outputs) == set(needed_outputs(model))
+    candidates = known.outputs["boxes"][1]
+    assert known.outputs["boxes"] == (1, candidates, 4)
+    assert all(known.outputs[name] == (1, candidates) for name in known.outputs if name != "boxes")
+    # All weights are in the engine.
+    assert result.size_bytes > 0.9 * exported(family).model.stat().st_size
+    assert shares == sorted(shares)
+    assert shares[-1] == 100
+
+
+@needs_rtx
+def test_tensorrt_rtx_takes_the_profile_of_a_dynamic_model(dynamic_graph, tmp_path):
+    result = export_engine(dynamic_graph, tmp_path / "dynamic.engine", FOR_SM80, module="tensorrt_rtx")
+    assert result.manifest.inputs["image"] == ShapeRange((1, 3, 32, 32), (1, 3, 64, 96), (1, 3, 96, 96))
+    assert result.manifest.outputs == {"boxes": (-1, 5, 4), "scores": (-1, 5), "labels": (-1, 5)}
+
+
+@pytest.mark.slow
+@needs_rtx
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_tensorrt_rtx_builds_engines_of_lower_precision_that_are_smaller(
+    precision, deploy, exported, shapes_root, tmp_path
+):
+    model = tmp_path / "low.onnx"
+    options = {"fp16": (), "int8": ("--target", "tensorrt", "--calibration-images", shapes_root / "images")}[precision]
+    done = deploy(
+        "export", "--onnx", exported("RetinaNet").model, "--precision", precision, *options, "--output", model
+    )
+    assert done.code == 0, done.err
+    result = export_engine(model, tmp_path / "low.engine", FOR_SM80, module="tensorrt_rtx")
+    assert result.manifest.precision == {"fp16": "fp16", "int8": "int8-tensorrt"}[precision]
+    full = exported("RetinaNet").model.stat().st_size
+    assert result.size_bytes < {"fp16": 0.6, "int8": 0.5}[precision] * full
+
+
+def test_int8_for_processors_is_told_to_be_made_for_tensorrt(deploy, tmp_path, tensorrt_in_child):
+    model = write_graph(tmp_path / "cpu.onnx", precision="int8-cpu")
+    done = deploy("export", "--onnx", model, "--format", "trt")
+    assert done.code == 2
+    assert "--precision int8 --target tensorrt" in done.err
+
+
+@pytest.mark.slow
+@needs_rtx
+def test_tensorrt_rtx_builds_a_student_of_dynamic_size(exported, tmp_path):
+    from cskd_deploy.onnx_export import export
+
+    model = tmp_path / "dynamic.onnx"
+    export(exported("RetinaNet").checkpoint, model, form=GraphForm(input="uint8", dynamic=True))
+    settings = BuildSettings(compute_capability="SM80", max_shapes={"image": (4, 256, 160, 3)})
+    result = export_engine(model, tmp_path / "dynamic.engine", settings, module="tensorrt_rtx")
+    assert result.manifest.inputs["image"] == ShapeRange((1, 32, 32, 3), (1, 128, 128, 3), (4, 256, 160, 3))
+    assert result.manifest.inputs["image_shape"] == ShapeRange((1, 2), (1, 2), (4, 2))
+
+
+@needs_rtx
+def test_what_tensorrt_rtx_cannot_parse_is_named(exported, tmp_path):
+    with pytest.raises(DeployError, match=r"parser refuses the ONNX file: node \d+ .*"):
+        export_engine(exported("FasterRCNN").model, tmp_path / "two_stage.engine", FOR_SM80, module="tensorrt_rtx")
+    assert not list(tmp_path.iterdir())
