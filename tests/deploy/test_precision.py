@@ -166,8 +166,9 @@ def test_an_overflow_in_fp16_is_told_and_leaves_no_file(factor, message, deploy,
 # INT8
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "target"), [*((family, "cpu") for family in FAMILIES), ("RetinaNet", "tensorrt"), ("FCOS", "tensorrt")]
+)
 def test_int8_runs_is_small_and_keeps_the_metadata(family, target, converted, exported, shapes_root):
     path = converted(family, "int8", target)
     assert path.stat().st_size < 0.3 * exported(family).model.stat().st_size
@@ -208,7 +209,7 @@ def test_int8_for_the_cpu_is_unsigned_with_integer_weights_and_biases(family, co
     assert len(sums) == {"RetinaNet": 8 + 2, "FasterRCNN": 8 + 3 + 3}[family]
 
 
-@pytest.mark.parametrize("family", ["RetinaNet", "FasterRCNN"])
+@pytest.mark.parametrize("family", ["RetinaNet", "FCOS"])
 def test_int8_for_tensorrt_is_symmetric_without_integer_biases(family, converted):
     graph = _graph(converted(family, "int8", "tensorrt"))
     scales, zeros, dequantised = _quantisation(graph)

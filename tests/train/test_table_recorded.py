@@ -69,7 +69,6 @@ def test_a_file_may_hold_a_list_of_records_and_lack_a_role_or_a_split(
 BROKEN = {
     "not JSON": ("{", "not JSON"),
     "not text": (b"\xff\xfe\x00", "not JSON"),
-    "foreign": ('{"images": []}', "not a record of measurements"),
     "a number": ("3", "expected an object, found int"),
     "role": (json.dumps(_record(pupil=_run(val=0.1))), "'pupil' is none of teacher"),
     "no student": (json.dumps(_record(teacher=_run(val=0.1))), "neither 'student_alone'"),
@@ -83,7 +82,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("content", "problem"), BROKEN.values(), ids=BROKEN)
-def test_a_broken_or_foreign_file_is_a_warning_and_the_rest_is_shown(
+def test_a_broken_file_is_a_warning_and_the_rest_is_shown(
     command_line: CommandLine, tmp_path: Path, content: str | bytes, problem: str
 ) -> None:
     broken = tmp_path / "broken.json"
@@ -96,3 +95,13 @@ def test_a_broken_or_foreign_file_is_a_warning_and_the_rest_is_shown(
     assert err.startswith(f"warning: {broken}")
     assert problem in err
     assert err.count("\n") == 1
+
+
+def test_results_of_another_kind_are_passed_over(command_line: CommandLine, tmp_path: Path) -> None:
+    (tmp_path / "latency.json").write_text('[{"family": "gfl", "p50_ms": 8.5}]')
+    (tmp_path / "whole.json").write_text(json.dumps(_record(student_alone=_run(val=0.2))))
+
+    (row,), err = _recorded(command_line, tmp_path)
+
+    assert row["student_alone"]["values"] == [20.0]
+    assert err == ""

@@ -29,7 +29,10 @@ SPLITS = ("val", "test")
 
 
 def find_recorded(folder: Path, warn: Callable[[str], None]) -> list[Measurement]:
-    """The measurements in the `*.json` files of a folder, by file name. A file that holds none gives a warning."""
+    """The measurements in the `*.json` files of a folder, by file name; a file that cannot be read gives a warning.
+
+    A record without `runs` is of another kind (latency, parity), and passed over.
+    """
     found = []
     for path in sorted(folder.glob("*.json")):
         try:
@@ -52,8 +55,8 @@ def _read(path: Path) -> list[Measurement]:
 
 def _measurements(content: Any, where: str, source: str) -> list[Measurement]:
     record = measured.mapping(content, where)
-    if "data" not in record or "runs" not in record:
-        raise UnreadableError(f"{where}: not a record of measurements: no 'data' and 'runs'")
+    if "runs" not in record:
+        return []
     data = measured.text(record, "data", where)
     named = measured.mapping(record["runs"], f"{where}, runs")
     unknown = [role for role in named if role not in ROLES]
