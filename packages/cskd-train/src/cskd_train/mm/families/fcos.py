@@ -44,12 +44,11 @@ class FCOSFamily(DenseFamily):
     def read(self, detector: Any, recording: Recording) -> Observation:
         observation = super().read(detector, recording)
         head = detector.bbox_head
-        in_strides = head.norm_on_bbox and head.training  # in eval mode a head with norm_on_bbox gives pixels
-        if in_strides == self._head.norm_on_bbox:
+        # A student is watched in training mode; a teacher is frozen in eval mode, in which every head gives pixels.
+        if head.training or not self._head.norm_on_bbox:
             return observation
         distances = [
-            level * stride if in_strides else level / stride
-            for level, stride in zip(observation.predictions["reg"], strides_of(head), strict=True)
+            level / stride for level, stride in zip(observation.predictions["reg"], strides_of(head), strict=True)
         ]
         return replace(observation, predictions={**observation.predictions, "reg": distances})
 
