@@ -20,6 +20,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from step import RECIPES, Bench, Cost, measure
 
+from cskd_train.engine.memory import keep_freed_memory
+
 SIZES = [(256, 256), (320, 416), (512, 512), (640, 640), (800, 800)]
 BOXES = [1, 8, 50, 200]
 IMAGES = [1, 2, 4]
@@ -34,6 +36,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="one JSON line a row")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.device == "cpu":
+        keep_freed_memory()  # as `cskd-train run`
     settings = [("pixels", 2, size, 8) for size in SIZES]
     settings += [("boxes", 2, (320, 416), boxes) for boxes in BOXES]
     settings += [("images", images, (320, 416), 8) for images in IMAGES]

@@ -38,6 +38,7 @@ from cskd_core.family import Batch
 from cskd_core.plan import DistillPlan
 from cskd_train import mm  # noqa: F401  (before any mmcv import)
 from cskd_train.engine.config import load_config
+from cskd_train.engine.memory import keep_freed_memory
 from cskd_train.mm.detector import DistilledDetector
 from cskd_train.mm.families import family_of
 from cskd_train.mm.plain import build_without_pretrained
@@ -296,6 +297,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device, costs = torch.device(options.device), []
+    if device.type == "cpu":
+        keep_freed_memory()  # as `cskd-train run`
     for family in options.families:
         bench = Bench(family, options.images, tuple(options.size), options.boxes, device, options.amp)
         costs.append(measure(bench, family, options.rounds))

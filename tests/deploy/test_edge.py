@@ -15,6 +15,8 @@ import pytest
 import cskd_deploy
 from cskd_deploy import cli, environment
 from cskd_deploy.commands import doctor
+from cskd_deploy.manifest import GraphForm
+from cskd_deploy.onnx_export import export
 
 from .conftest import ABSENT
 
@@ -158,7 +160,8 @@ def test_a_fresh_environment_with_ort_alone_runs_every_command_but_export(
     assert drawn.returncode == 0, drawn.stderr
     found = json.loads((tmp_path / "found.json").read_text())["images"]
     assert len(found) == len(list((tmp_path / "drawn").iterdir())) > 0
-    example = [binaries / "python", package / "examples" / "detect.py", model_file, found[0]["image"]]
+    whole = export(checkpoint, tmp_path / "whole.onnx", form=GraphForm(input="uint8", nms="graph")).path
+    example = [binaries / "python", package / "examples" / "detect.py", whole, found[0]["image"]]
     lines = subprocess.run(example, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
     best = found[0]["detections"][0]
     assert json.loads(lines[0]) == [

@@ -131,13 +131,18 @@ def test_a_box_is_drawn_in_its_place_and_the_image_is_not_changed():
     assert draw(image, far, ("größe", "b")).shape == image.shape
 
 
-def test_the_example_without_this_package_finds_what_infer_finds(deploy, exported, frames):
-    model = exported("RetinaNet").model
-    for image in (frames / "a.jpg", frames / "late" / "a.png"):
+def test_the_example_without_this_package_finds_what_infer_finds(deploy, checkpoint, model_file, frames, tmp_path):
+    def example(model: Path, image: Path) -> subprocess.CompletedProcess[str]:
         code = "import sys; sys.modules.update(dict.fromkeys(['cskd_deploy', 'torch'])); import runpy; "
         code += "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0])"
         command = [sys.executable, "-c", code, str(EXAMPLE), str(model), str(image)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+    model = tmp_path / "whole.onnx"
+    assert deploy("export", "--checkpoint", checkpoint, "--output", model, "--nms", "graph").code == 0
+    for image in (frames / "a.jpg", frames / "late" / "a.png"):
+        done = example(model, image)
+        assert done.returncode == 0, done.stderr
         found = [json.loads(line) for line in done.stdout.splitlines()]
         (expected,) = json.loads(deploy("infer", model, image, "--json", "-", "--score-thr", 0.05).out)["images"]
         assert len(found) == len(expected["detections"]) > 20
@@ -145,3 +150,6 @@ def test_the_example_without_this_package_finds_what_infer_finds(deploy, exporte
             assert name == detection["class"]
             assert score == pytest.approx(detection["score"], abs=1e-4)
             assert box == pytest.approx(detection["box"], abs=0.02)
+    refused = example(model_file, frames / "a.jpg")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("export the model with `--input uint8 --nms graph`")

@@ -15,6 +15,9 @@ from torch import Tensor
 EPS = 1e-6
 """Lower clamp of each norm of a cosine (docs/algorithm.md 1.3)."""
 
+CACHED_ELEMENTS = 1 << 19
+FEWEST_IMAGES = 8  # products of fewer matrices use one core only
+
 
 class GuidedLosses(torch.autograd.Function):
     r"""K losses of one pair of features; the gradient goes to the student's alone.
@@ -53,22 +56,14 @@ class GuidedLosses(torch.autograd.Function):
             detach_guidance: let no gradient flow through u and v of the first term.
             eps_mode: `separate` or `product`, see `cskd_core.similarity.LossOptions`.
         """
-        columns = masks.transpose(1, 2)
-        products = student * teacher
-        dot_c, dot_p = products @ columns, products.sum(1)
-        torch.mul(student, student, out=products)
-        student_c, student_p = products @ columns, products.sum(1)
-        torch.mul(teacher, teacher, out=products)
-        teacher_c, teacher_p = products @ columns, products.sum(1)
-        u, a_c, b_c = _distance(dot_c, student_c, teacher_c, eps_mode)  # (B, C, K)
-        v, a_p, b_p = _distance(dot_p, student_p, teacher_p, eps_mode)  # (B, P)
-        squares = torch.sub(student, teacher, out=products).square_()
+        parts = _parts(student)
+        buffer = torch.empty_like(student[parts[0]])
+        sums = [_sums(student[part], teacher[part], masks[part], buffer, eps_mode) for part in parts]
+        u, a_c, b_c, v, a_p, b_p, over_channels, over_positions = (torch.cat(one) for one in zip(*sums, strict=True))
         v_masked = v.abs().unsqueeze(1) * masks  # (B, K, P)
-        over_channels = u.abs().transpose(1, 2) @ squares  # (B, K, P)
         losses = squared * (over_channels * v_masked).sum((0, 2))
         losses = losses + spatial * (v.unsqueeze(1) * masks).sum((0, 2))
         losses = losses + (channel.T.unsqueeze(1) * u).sum((0, 1))
-        over_positions = squares @ v_masked.transpose(1, 2)  # (B, C, K)
         ctx.save_for_backward(
             student, teacher, masks, squared, spatial, channel, u, a_c, b_c, v, a_p, b_p, over_channels, over_positions
         )
@@ -92,14 +87,47 @@ class GuidedLosses(torch.autograd.Function):
         v_masked = v.abs().unsqueeze(1) * masks
         ones = torch.ones_like(u[..., :1])
 
-        def outer_products(per_channel: Tensor, per_position: Tensor) -> Tensor:
+        def factors(per_channel: Tensor, per_position: Tensor) -> tuple[Tensor, Tensor]:
             left = torch.cat([guidance, to_u * per_channel, ones], 2)
-            right = torch.cat([v_masked, masks, (to_v * per_position).unsqueeze(1)], 1)
-            return left @ right
+            return left, torch.cat([v_masked, masks, (to_v * per_position).unsqueeze(1)], 1)
 
-        to_student = outer_products(b_c, b_p).mul_(student)
-        to_student.addcmul_(outer_products(a_c, a_p), teacher, value=-1)
+        x_left, x_right = factors(b_c, b_p)
+        y_left, y_right = factors(a_c, a_p)
+        to_student = torch.empty_like(student)
+        parts = _parts(student)
+        buffer = torch.empty_like(student[parts[0]])
+        for part in parts:
+            into = to_student[part]
+            torch.bmm(x_left[part], x_right[part], out=into).mul_(student[part])
+            y = torch.bmm(y_left[part], y_right[part], out=buffer[: len(into)])
+            into.addcmul_(y, teacher[part], value=-1)
         return to_student, None, None, None, None, None, None, None
+
+
+def _parts(features: Tensor) -> list[slice]:
+    """Images that are worked through together: on a processor no more than its cache holds, for RoIs are many."""
+    count = len(features)
+    if not features.is_cuda and features.numel():
+        count = max(FEWEST_IMAGES, CACHED_ELEMENTS * count // features.numel())
+    return [slice(first, first + count) for first in range(0, max(len(features), 1), max(count, 1))]
+
+
+def _sums(
+    student: Tensor, teacher: Tensor, mask: Tensor, buffer: Tensor, eps_mode: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """u (B, C, K), v (B, P), each with a and b; then |u|^T (S - T)^2 (B, K, P) and (S - T)^2 |v M| (B, C, K)."""
+    columns, products = mask.transpose(1, 2), buffer[: len(student)]
+    torch.mul(student, teacher, out=products)
+    dot_c, dot_p = products @ columns, products.sum(1)
+    torch.mul(student, student, out=products)
+    student_c, student_p = products @ columns, products.sum(1)
+    torch.mul(teacher, teacher, out=products)
+    teacher_c, teacher_p = products @ columns, products.sum(1)
+    u, a_c, b_c = _distance(dot_c, student_c, teacher_c, eps_mode)
+    v, a_p, b_p = _distance(dot_p, student_p, teacher_p, eps_mode)
+    squares = torch.sub(student, teacher, out=products).square_()
+    over_positions = squares @ (v.abs().unsqueeze(1) * mask).transpose(1, 2)
+    return u, a_c, b_c, v, a_p, b_p, u.abs().transpose(1, 2) @ squares, over_positions
 
 
 def _distance(dot: Tensor, student: Tensor, teacher: Tensor, eps_mode: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -19,6 +19,7 @@ from cskd_train.engine.config import config_to_data, load_config
 from cskd_train.engine.device import choose_device, device_name
 from cskd_train.engine.epochs import train_epochs
 from cskd_train.engine.files import write_json
+from cskd_train.engine.memory import keep_freed_memory
 from cskd_train.engine.records import forget_after
 from cskd_train.engine.resume import Resumption
 from cskd_train.engine.signals import Interrupted, stop_on_signals
@@ -58,6 +59,8 @@ def run(options: RunOptions, console: Console) -> RunResult:
     cfg = load_config(options.config, options.overrides)
     refuse_unsupported(cfg)
     device = choose_device(options.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     work_dir = WorkDir(options.work_dir)
     work_dir.prepare(resume=options.resume, overwrite=options.overwrite)
     resumption = Resumption(work_dir) if options.resume and work_dir.last.exists() else None

@@ -81,7 +81,7 @@ class FCOSFamily(DenseFamily):
             for level in range(len(regions.sizes))
         ]
         num_positive = at_least_one(positive.sum().item(), scores[0])
-        focal = [soft_focal_loss(*pair).sum() for pair in zip(assisted["cls"], scores, strict=True)]
+        focal = [soft_focal_loss(*pair) for pair in zip(assisted["cls"], scores, strict=True)]
         boxes, centerness = _flatten(assisted["reg"])[positive], _flatten(assisted["centerness"])[positive, 0]
         terms = {"assistant_cls": torch.stack(focal).sum() / num_positive}
         if not positive.any():  # zeros that keep every predictor in the graph

@@ -41,10 +41,12 @@ class RetinaNetFamily(DenseFamily):
         _, label_weights, _, box_weights, num_positive, _ = student.targets
         classification, regression = [], []
         for level, (logits, deltas) in enumerate(zip(assisted["cls"], assisted["reg"], strict=True)):
-            scores = teacher.predictions["cls"][level].sigmoid() * regions.foreground(level).unsqueeze(1)
-            weights = _by_cell(label_weights[level], logits)
-            focal = soft_focal_loss(logits, scores).unflatten(1, (weights.shape[1], -1))  # (B, A, classes, H, W)
-            classification.append((focal.sum(2) * weights).sum())
+            scores = teacher.predictions["cls"][level].sigmoid().mul_(regions.foreground(level).unsqueeze(1))
+            weights = _by_cell(label_weights[level], logits).unsqueeze(2)
+            logits, scores = (
+                maps.unflatten(1, (weights.shape[1], -1)) for maps in (logits, scores)
+            )  # (B, A, classes, H, W)
+            classification.append(soft_focal_loss(logits, scores, weights))
             distance = (deltas - teacher.predictions["reg"][level]).abs()
             regression.append((by_prior(distance, 4) * box_weights[level]).sum())
         return {
