@@ -1,8 +1,9 @@
 """What exporting gains on a processor: PyTorch eager of a student against its ONNX files, in turns.
 
-    python benchmarks/deploy.py CHECKPOINT... [--calibration-images DIR] [--images DIR] [--threads 2] [--json FILE]
+    python benchmarks/deploy.py STUDENT... [--calibration-images DIR] [--images DIR] [--threads 2] [--json FILE]
 
-Each checkpoint is exported to an FP32 file, and with --calibration-images to an INT8 file (`cpu` preset). All are timed
+A student is a checkpoint, or a config, which is given random weights: then nothing is detected, and NMS has nothing to
+do. Each is exported to an FP32 file, and with --calibration-images to an INT8 file (`cpu` preset). All are timed
 in one run on the same images at the same input size, pre- and post-processing included. Ratios are of medians:
 
     inference = PyTorch's network, top-k and decoding / the graph's      total = the same of the whole
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import torch
 
 from cskd_deploy import environment
 from cskd_deploy.backends import backend_for
@@ -30,13 +32,17 @@ from cskd_deploy.detector import Detector
 from cskd_deploy.images import list_images, read_image
 from cskd_deploy.onnx_export import export
 from cskd_deploy.precision import CalibrationSettings, convert_to_int8
+from cskd_train.engine import checkpoints
+from cskd_train.engine.config import config_to_data, load_config
+from cskd_train.mm.datasets import COCO_CLASSES
+from cskd_train.mm.plain import build_without_pretrained
 
 MOST_IMAGES = 32
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoints", nargs="+", type=Path)
+    parser.add_argument("students", nargs="+", type=Path, help="checkpoints or configs")
     parser.add_argument("--calibration-images", type=Path, metavar="DIR", help="time an INT8 file too")
     parser.add_argument("--images", type=Path, metavar="DIR", help="images to time with [seeded random images]")
     parser.add_argument("--input-size", type=int, nargs=2, metavar=("H", "W"), help="[the test pipeline's]")
@@ -46,14 +52,14 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="one JSON line a file")
     options = parser.parse_args()
     cv2.setNumThreads(options.threads)
-    print("| family | student | file | p50, ms | PyTorch p50, ms | inference | total | overhead |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| family | file | p50, ms | PyTorch p50, ms | inference | total | overhead |")
+    print("|---|---|---|---|---|---|---|")
     lines = []
-    for checkpoint in options.checkpoints:
+    for student in options.students:
         with tempfile.TemporaryDirectory() as folder:
-            for row in compare(checkpoint, Path(folder), options):
+            for row in compare(student, Path(folder), options):
                 print(
-                    f"| {row['family']} | {row['student']} | {row['precision']} | {row['p50_ms']:.1f} "
+                    f"| {row['family']} | {row['precision']} | {row['p50_ms']:.1f} "
                     f"| {row['pytorch_p50_ms']:.1f} | {row['inference']:.2f} | {row['total']:.2f} "
                     f"| {row['overhead']:.3f} |",
                     flush=True,
@@ -63,8 +69,9 @@ def main() -> None:
         options.json.write_text("".join(lines))
 
 
-def compare(checkpoint: Path, folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each file of a checkpoint."""
+def compare(student: Path, folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row for each file of a student."""
+    checkpoint = with_random_weights(student, folder) if student.suffix == ".py" else student
     size = None if options.input_size is None else tuple(options.input_size)
     files = [export(checkpoint, folder / "fp32.onnx", input_size=size).path]
     if options.calibration_images is not None:
@@ -84,11 +91,24 @@ def compare(checkpoint: Path, folder: Path, options: argparse.Namespace) -> list
     report = BenchReport(found, environment.describe(options.threads), "", size, ())
     rows = []
     for one in found[:-1]:
-        row = {"family": manifest.family, "student": str(checkpoint), "input_size": list(size)}
+        row = {"family": manifest.family, "student": str(student), "input_size": list(size)}
         row |= {"precision": one.precision, "p50_ms": one.summary("total")["p50"]}
         row |= {"pytorch_p50_ms": found[-1].summary("total")["p50"], **(report.speedup(one) or {})}
         rows.append({**row, "overhead": one.overhead, "images": one.count, "environment": dict(report.environment)})
     return rows
+
+
+def with_random_weights(config: Path, folder: Path) -> Path:
+    """A checkpoint of a config's detector as it is before training."""
+    torch.manual_seed(0)
+    cfg = load_config(config)
+    detector = build_without_pretrained(cfg.model)
+    detector.init_weights()  # type: ignore[operator]
+    meta = {"format": checkpoints.FORMAT, "version": checkpoints.FORMAT_VERSION, "config": config_to_data(cfg)}
+    meta |= {"CLASSES": list(COCO_CLASSES), "seed": 0, "versions": {}, "distilled": False}
+    meta |= {"epoch": 0, "iter": 0, "metrics": {}}
+    checkpoints.save(folder / "random.pth", {"state_dict": detector.state_dict(), "meta": meta})
+    return folder / "random.pth"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Lower precision: what is rounded and what is not, for which target, and a search that keeps its promise."""
+"""Lower precision: what is rounded and what is not, for which target."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import onnx
 import pytest
@@ -18,11 +17,9 @@ from cskd_deploy.agreement import match
 from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend
 from cskd_deploy.calibration import CalibrationReader, calibration_images
 from cskd_deploy.detector import Detector
-from cskd_deploy.errors import CheckFailed, DeployError
 from cskd_deploy.float16 import to_float16
 from cskd_deploy.images import list_images, read_image
-from cskd_deploy.layers import WEIGHTED, layers, matching, network
-from cskd_deploy.sensitivity import search
+from cskd_deploy.layers import WEIGHTED, layers, network
 
 from .students import FAMILIES
 
@@ -52,58 +49,6 @@ def converted(tmp_path_factory, exported, shapes_root) -> Callable[..., Path]:
         return made[key]
 
     return make
-
-
-# Which nodes are the network
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_layer_with_weights_has_the_name_of_its_module(family, exported):
-    import torch
-
-    from cskd_deploy.student import load_student
-
-    model = load_student(exported(family).checkpoint).model
-    kinds = (torch.nn.Conv2d, torch.nn.Linear)
-    modules = [name for name, module in model.named_modules() if isinstance(module, kinds)]
-    found = layers(_graph(exported(family).model))
-    weighted = [name for name, nodes in found.items() if nodes[0].op_type in WEIGHTED]
-    # The exporter leaves out `roi_head`, through which nothing is called.
-    assert sorted(weighted) == sorted(name.removeprefix("roi_head.") for name in modules)
-    levels = {len(found[name]) for name in weighted if "cls" in name and "fc_cls" not in name}
-    assert levels == {5}
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_normalisation_decoding_and_proposals_are_not_the_network(family, exported):
-    graph = _graph(exported(family).model)
-    inside = network(graph)
-    assert {node.op_type for node in inside} <= {
-        *("Conv", "Gemm", "Relu", "Add", "MaxPool", "Resize", "Flatten", "RoiAlign"),
-        *("Reshape", "InstanceNormalization", "Mul"),  # group normalisation
-    }
-    assert {node.op_type for node in graph.node} - {node.op_type for node in inside} >= {"Sigmoid", "TopK", "Exp"} - (
-        set() if family in ("RetinaNet", "FasterRCNN") else {"Exp"}
-    )
-    assert any(node.op_type == "RoiAlign" for node in inside) == (family == "FasterRCNN")
-
-
-def test_layers_are_chosen_by_name_module_or_glob():
-    names = [
-        "neck.conv",
-        "neck.Add",
-        "bbox_head.cls_convs.0.conv",
-        "bbox_head.cls_convs.1.conv",
-        "bbox_head.retina_cls",
-    ]
-    assert matching(names, ["bbox_head.retina_cls"]) == names[4:]
-    assert matching(names, ["bbox_head"]) == names[2:]
-    assert matching(names, ["*.cls_convs"]) == names[2:4]
-    assert matching(names, ["neck.Add", "bbox_head.*.1.conv"]) == [names[1], names[3]]
-    assert matching(names, []) == []
-    for wrong in ("bbox", "bbox_head.retina_reg", "neck.*.conv"):
-        with pytest.raises(DeployError, match="is no layer of this model"):
-            matching(names, [wrong])
 
 
 # FP16
@@ -317,74 +262,6 @@ def test_calibration_feeds_are_those_of_inference(model_file, shapes_root):
     np.testing.assert_array_equal(feed["image"], expected["image"])
     assert reader.get_next() is None
     assert counted == [(2, 2)]
-
-
-# The search
-
-
-def test_the_search_stops_at_once_where_the_drop_is_small():
-    found = search(["a", "b"], lambda keep: 0.1, 40.0, 0.5, lambda line: None)
-    assert found.kept == ()
-    assert found.ranking == ()
-    assert found.drop == found.first_drop == 0.1
-
-
-def test_the_search_puts_the_costliest_layers_back_until_the_drop_is_within_the_limit():
-    costs = {"a": 0.1, "b": 2.0, "c": 0.0, "d": 0.7}
-    lines: list[str] = []
-    found = search(
-        list(costs), lambda keep: sum(cost for name, cost in costs.items() if name not in keep), 40.0, 0.2, lines.append
-    )
-    assert found.first_drop == pytest.approx(2.8)
-    assert [name for name, _ in found.ranking] == ["b", "d", "a", "c"]
-    assert found.kept == ("b", "d")
-    assert found.drop == pytest.approx(0.1)
-    assert any("2/4 b alone: drop +2.00 points" in line for line in lines)
-    assert "b" in str(found)
-    assert "+0.10 with 2 layers in float" in str(found)
-
-
-def test_the_search_leaves_named_layers_in_float_and_out_of_the_ranking():
-    asked: list[set[str]] = []
-
-    def drop_with(keep: Any) -> float:
-        asked.append(set(keep))
-        return 0.0 if {"a", "b"} <= set(keep) else 1.0
-
-    found = search(["a", "b", "c"], drop_with, 40.0, 0.5, lambda line: None, keep=["a"])
-    assert all("a" in keep for keep in asked)
-    assert [name for name, _ in found.ranking] == ["b", "c"]
-    assert found.kept == ("a", "b")
-
-
-def test_a_search_that_finds_nothing_is_a_failed_check():
-    with pytest.raises(CheckFailed, match=r"drops by 3.00 points with \w alone in INT8, more than the 0.5 allowed"):
-        search(["a", "b"], lambda keep: 3.0, 40.0, 0.5, lambda line: None)
-
-
-def test_search_keeps_what_the_drop_demands(deploy, exported, shapes_root, found_annotations, tmp_path):
-    """Everything but two layers of the head is in float already; calibrated on grey,
-    each of the two costs more than a tenth of the mAP in INT8."""
-    grey = tmp_path / "grey"
-    grey.mkdir()
-    cv2.imwrite(str(grey / "grey.png"), np.full((128, 128, 3), 110, dtype=np.uint8))
-    output = tmp_path / "student.onnx"
-    outcome = deploy(
-        *("export", "--onnx", exported("RetinaNet").model, "--precision", "int8", "--output", output, "--json"),
-        *("--calibration-images", grey, "--keep-float", "backbone", "--keep-float", "neck"),
-        *("--keep-float", "bbox_head.*_convs", "--search", "--max-drop", 15),
-        *("--ann", found_annotations, "--images", shapes_root / "images"),
-    )
-    assert outcome.code == 0, outcome.err
-    found = json.loads(outcome.out)["search"]
-    assert found["first_drop_points"] > 15
-    assert found["drop_points"] <= 15
-    assert {entry["layer"] for entry in found["ranking"]} == set(HEADS)
-    assert len(set(HEADS).intersection(found["kept_in_float"])) == 1
-    assert "search: measuring FP32 on 6 images" in outcome.err
-    measured = deploy("eval", output, "--ann", found_annotations, "--images", shapes_root / "images", "--json")
-    points = 100 * json.loads(measured.out)["metrics"]["bbox_mAP"]
-    assert points == pytest.approx(found["reference_mAP_points"] - found["drop_points"], abs=1e-6)
 
 
 # Bad input

@@ -82,31 +82,27 @@ def gathered_roi_align(
         extents = extents.clamp_min(1)
     bins = extents / extents.new_tensor([output_size[1], output_size[0]])
     counts = torch.full_like(bins, sampling_ratio) if sampling_ratio > 0 else bins.ceil().clamp_min(0)
+    if not len(rois):
+        return 0 * features.sum() + features.new_zeros((0, channels, *output_size))
     most = counts.amax(1)
-    parts, order = [], []
+    groups, sizes = [], torch.zeros_like(most, dtype=torch.int64)
     for samples in most.unique().tolist():  # RoIs with as many samples together, so that few weights are zero
         chosen = (most == samples).nonzero().squeeze(1)
         x_cells, x_shares = _taps(starts[chosen, 0], bins[chosen, 0], counts[chosen, 0], output_size[1], width)
         y_cells, y_shares = _taps(starts[chosen, 1], bins[chosen, 1], counts[chosen, 1], output_size[0], height)
         rows = rois[chosen, 0].long().view(-1, 1, 1) * height + y_cells
-        cells = rows.view(len(chosen), output_size[0], 1, -1, 1) * width + x_cells.view(
-            len(chosen), 1, output_size[1], 1, -1
-        )
-        shares = y_shares.view(len(chosen), output_size[0], 1, -1, 1) * x_shares.view(
-            len(chosen), 1, output_size[1], 1, -1
-        )
-        if not samples:  # RoIs without an extent have no samples
-            cells, shares = cells.new_zeros(*cells.shape[:3], 1, 1), shares.new_zeros(*cells.shape[:3], 1, 1)
-        bags = F.embedding_bag(
-            cells.flatten(3).flatten(0, 2), table, mode="sum", per_sample_weights=shares.flatten(3).flatten(0, 2)
-        )
-        parts.append(bags.view(len(chosen), *output_size, channels).permute(0, 3, 1, 2))
-        order.append(chosen)
-    if not parts:
-        return 0 * features.sum() + features.new_zeros((0, channels, *output_size))
-    if len(parts) == 1:
-        return parts[0]
-    return torch.cat(parts)[torch.cat(order).argsort()]
+        cells = (rows * width)[:, :, None, :, None] + x_cells[:, None, :, None, :]
+        shares = y_shares[:, :, None, :, None] * x_shares[:, None, :, None, :]
+        sizes[chosen] = cells[0, 0, 0].numel()  # 0 for RoIs without an extent: they have no samples
+        groups.append((chosen, cells.flatten(3).flatten(1, 2), shares.flatten(3).flatten(1, 2)))
+    offsets = sizes.repeat_interleave(output_size[0] * output_size[1]).cumsum(0).roll(1)
+    total, offsets[0] = int(offsets[0]), 0
+    all_cells, all_shares = offsets.new_empty(total), table.new_empty(total)
+    for chosen, cells, shares in groups:
+        places = offsets.view(len(rois), -1)[chosen].unsqueeze(2) + torch.arange(cells.shape[2], device=rois.device)
+        all_cells[places], all_shares[places] = cells, shares
+    bags = F.embedding_bag(all_cells, table, offsets, mode="sum", per_sample_weights=all_shares)
+    return bags.view(len(rois), *output_size, channels).permute(0, 3, 1, 2)
 
 
 def _taps(start: Tensor, bin_size: Tensor, count: Tensor, bins: int, size: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,80 @@
+"""The search for layers to keep in float keeps its promise."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from cskd_deploy.errors import CheckFailed
+from cskd_deploy.sensitivity import search
+
+HEADS = ("bbox_head.retina_cls", "bbox_head.retina_reg")
+
+
+def test_the_search_stops_at_once_where_the_drop_is_small():
+    found = search(["a", "b"], lambda keep: 0.1, 40.0, 0.5, lambda line: None)
+    assert found.kept == ()
+    assert found.ranking == ()
+    assert found.drop == found.first_drop == 0.1
+
+
+def test_the_search_puts_the_costliest_layers_back_until_the_drop_is_within_the_limit():
+    costs = {"a": 0.1, "b": 2.0, "c": 0.0, "d": 0.7}
+    lines: list[str] = []
+    found = search(
+        list(costs), lambda keep: sum(cost for name, cost in costs.items() if name not in keep), 40.0, 0.2, lines.append
+    )
+    assert found.first_drop == pytest.approx(2.8)
+    assert [name for name, _ in found.ranking] == ["b", "d", "a", "c"]
+    assert found.kept == ("b", "d")
+    assert found.drop == pytest.approx(0.1)
+    assert any("2/4 b alone: drop +2.00 points" in line for line in lines)
+    assert "b" in str(found)
+    assert "+0.10 with 2 layers in float" in str(found)
+
+
+def test_the_search_leaves_named_layers_in_float_and_out_of_the_ranking():
+    asked: list[set[str]] = []
+
+    def drop_with(keep: Any) -> float:
+        asked.append(set(keep))
+        return 0.0 if {"a", "b"} <= set(keep) else 1.0
+
+    found = search(["a", "b", "c"], drop_with, 40.0, 0.5, lambda line: None, keep=["a"])
+    assert all("a" in keep for keep in asked)
+    assert [name for name, _ in found.ranking] == ["b", "c"]
+    assert found.kept == ("a", "b")
+
+
+def test_a_search_that_finds_nothing_is_a_failed_check():
+    with pytest.raises(CheckFailed, match=r"drops by 3.00 points with \w alone in INT8, more than the 0.5 allowed"):
+        search(["a", "b"], lambda keep: 3.0, 40.0, 0.5, lambda line: None)
+
+
+def test_search_keeps_what_the_drop_demands(deploy, exported, shapes_root, found_annotations, tmp_path):
+    """Everything but two layers of the head is in float already; calibrated on grey,
+    each of the two costs more than a tenth of the mAP in INT8."""
+    grey = tmp_path / "grey"
+    grey.mkdir()
+    cv2.imwrite(str(grey / "grey.png"), np.full((128, 128, 3), 110, dtype=np.uint8))
+    output = tmp_path / "student.onnx"
+    outcome = deploy(
+        *("export", "--onnx", exported("RetinaNet").model, "--precision", "int8", "--output", output, "--json"),
+        *("--calibration-images", grey, "--keep-float", "backbone", "--keep-float", "neck"),
+        *("--keep-float", "bbox_head.*_convs", "--search", "--max-drop", 15),
+        *("--ann", found_annotations, "--images", shapes_root / "images"),
+    )
+    assert outcome.code == 0, outcome.err
+    found = json.loads(outcome.out)["search"]
+    assert found["first_drop_points"] > 15
+    assert found["drop_points"] <= 15
+    assert {entry["layer"] for entry in found["ranking"]} == set(HEADS)
+    assert len(set(HEADS).intersection(found["kept_in_float"])) == 1
+    assert "search: measuring FP32 on 6 images" in outcome.err
+    measured = deploy("eval", output, "--ann", found_annotations, "--images", shapes_root / "images", "--json")
+    points = 100 * json.loads(measured.out)["metrics"]["bbox_mAP"]
+    assert points == pytest.approx(found["reference_mAP_points"] - found["drop_points"], abs=1e-6)
