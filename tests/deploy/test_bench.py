@@ -38,6 +38,7 @@ MANIFEST = Manifest(
 )
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "deploy.py"
+CONFIGS = Path(__file__).parents[2] / "configs"
 QUICK = ("--duration", 0, "--iterations", 3, "--no-cold")
 
 
@@ -297,13 +298,16 @@ def test_stages_are_drawn_without_evaluations_and_a_missing_matplotlib_is_exit_c
 
 def test_the_benchmark_of_exports_prints_a_row_a_file_with_its_ratios(checkpoint, tmp_path, monkeypatch, capsys):
     out = tmp_path / "deploy.jsonl"
-    arguments = (checkpoint, "--duration", 0, "--iterations", 2, "--threads", 1, "--json", out)
+    config = CONFIGS / "demo" / "fcos_r18_shapes.py"  # gets random weights
+    arguments = (checkpoint, config, "--duration", 0, "--iterations", 2, "--threads", 1, "--json", out)
     monkeypatch.setattr(sys, "argv", ["deploy.py", *map(str, arguments)])
     before = cv2.getNumThreads()
     runpy.run_path(str(BENCHMARK), run_name="__main__")
     cv2.setNumThreads(before)
-    (row,) = [json.loads(line) for line in out.read_text().splitlines()]
-    assert (row["family"], row["precision"]) == ("retinanet", "fp32")
-    assert row["total"] == pytest.approx(row["pytorch_p50_ms"] / row["p50_ms"])
-    assert 0 < row["overhead"] < 1
-    assert f"| {row['total']:.2f} |" in capsys.readouterr().out
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(row["family"], row["precision"]) for row in rows] == [("retinanet", "fp32"), ("fcos", "fp32")]
+    printed = capsys.readouterr().out
+    for row in rows:
+        assert row["total"] == pytest.approx(row["pytorch_p50_ms"] / row["p50_ms"])
+        assert 0 < row["overhead"] < 1
+        assert f"| {row['total']:.2f} |" in printed

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+import torch
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -25,3 +29,18 @@ def test_the_step_benchmark_writes_a_line_a_family_whose_ratios_agree(tmp_path):
     positions = sum(size * size for size in (8, 4, 2, 1, 1))
     assert cost["tapped_mb"] == 2 * 4 * positions * (256 * 9 + 756) / 1e6
     assert "over_bound" in run.stdout
+
+
+def test_the_loss_benchmark_compares_equal_losses(tmp_path):
+    out = tmp_path / "loss.jsonl"
+    command = [sys.executable, BENCHMARKS / "loss.py", "--size", "64", "96", "--channels", "8", "--rounds", "1"]
+    subprocess.run([*command, "--json", out], capture_output=True, text=True, check=True)
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["way"] for row in rows] == ["equations", "cskd_core"]
+    positions = sum(height * width for height, width in ((8, 12), (4, 6), (2, 3), (1, 2), (1, 1)))
+    for row in rows:
+        assert row["bytes_per_s"] * row["seconds"] == pytest.approx(7 * 2 * 8 * positions * 4)
+        assert row["speedup"] == pytest.approx(rows[0]["seconds"] / row["seconds"])
+    loss = runpy.run_path(str(BENCHMARKS / "loss.py"))
+    student, teacher = torch.randn(2, 8, 4, 6), torch.randn(2, 8, 4, 6)
+    torch.testing.assert_close(loss["ours"](student, teacher), loss["equations"](student, teacher))
