@@ -295,6 +295,7 @@ def changed(**settings):
         ("FasterRCNN", changed(rpn_head__type="GARPNHead"), "rpn_head.type='GARPNHead'"),
         ("FasterRCNN", changed(roi_head__type="CascadeRoIHead", roi_head__bbox_head=[]), "type='CascadeRoIHead'"),
         ("FasterRCNN", changed(roi_head__bbox_head__reg_class_agnostic=True), "reg_class_agnostic=True"),
+        ("FasterRCNN", changed(rpn_head__bbox_coder__clip_border=False), "clip_border=False"),
         ("FasterRCNN", changed(roi_head__bbox_head__loss_cls__type="SeesawLoss"), "loss_cls.type='SeesawLoss'"),
         ("FasterRCNN", changed(roi_head__bbox_roi_extractor__roi_layer__pool_mode="max"), "pool_mode='max'"),
         ("FasterRCNN", changed(roi_head__mask_head={"type": "FCNMaskHead"}), "mask_head={'type': 'FCNMaskHead'}"),

@@ -36,7 +36,7 @@ def test_normalisation_decoding_and_proposals_are_not_the_network(family, export
     graph = _graph(exported(family).model)
     inside = network(graph)
     assert {node.op_type for node in inside} <= {
-        *("Conv", "Gemm", "Relu", "Add", "MaxPool", "Resize", "Flatten", "RoiAlign"),
+        *("Conv", "Gemm", "Relu", "Add", "MaxPool", "Resize", "Flatten", "RoiAlign", "Concat"),
         *("Reshape", "InstanceNormalization", "Mul"),  # group normalisation
     }
     assert {node.op_type for node in graph.node} - {node.op_type for node in inside} >= {"Sigmoid", "TopK", "Exp"} - (

@@ -49,6 +49,7 @@ _FAMILIES: dict[str, tuple[str, dict[str, tuple[Any, ...]]]] = {
             "rpn_head.type": ("RPNHead",),
             "rpn_head.loss_cls.use_sigmoid": (True,),
             "rpn_head.bbox_coder.type": _DELTAS,
+            "rpn_head.bbox_coder.clip_border": (True, None),  # RoIAlign's map may end where the image does
             "roi_head.type": ("StandardRoIHead",),
             "roi_head.shared_head": (None,),
             "roi_head.mask_head": (None,),

@@ -35,23 +35,21 @@ def fill_up(kept: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return places, real.float()
 
 
-def roi_align(features: Tensor, boxes: Tensor, layer: Any) -> Tensor:
-    """What mmcv's layer `mmcv.ops.RoIAlign` with average pooling does on one image.
+def roi_align(features: Tensor, boxes: Tensor, places: Tensor, layer: Any) -> Tensor:
+    """What mmcv's layer `mmcv.ops.RoIAlign` with average pooling does.
 
     Args:
-        features: `(1, C, H, W)`.
-        boxes: `(n, 4)`: x1, y1, x2, y2 in pixels of the input.
-        layer: whose size, scale and sampling it has.
+        features: `(N, C, H, W)`.
+        boxes: `(n, 4)`: x1, y1, x2, y2 in cells.
+        places: of the N maps, the one to pool each box from, `(n,)` int64.
+        layer: whose size and sampling it has.
 
     Returns:
         `(n, C, rows, columns)`.
     """
-    images = torch.zeros_like(boxes[:, 0], dtype=torch.int64)
     rows, columns = layer.output_size
     ratio = max(layer.sampling_ratio, 0)
-    pooled: Tensor = torch.ops.cskd_deploy.pool(
-        features, boxes, images, rows, columns, layer.spatial_scale, ratio, layer.aligned
-    )
+    pooled: Tensor = torch.ops.cskd_deploy.pool(features, boxes, places, rows, columns, ratio, layer.aligned)
     return pooled
 
 
@@ -65,13 +63,13 @@ def _select(boxes: Tensor, scores: Tensor, iou_threshold: float, most: int) -> T
 
 
 def _pool(
-    features: Tensor, boxes: Tensor, images: Tensor, rows: int, columns: int, scale: float, ratio: int, aligned: bool
+    features: Tensor, boxes: Tensor, places: Tensor, rows: int, columns: int, ratio: int, aligned: bool
 ) -> Tensor:
-    """Features `(1, C, H, W)`, boxes `(n, 4)` and image indices `(n,)` to `(n, C, rows, columns)`."""
+    """Features `(N, C, H, W)`, boxes `(n, 4)` and indices of maps `(n,)` to `(n, C, rows, columns)`."""
     from mmcv.ops import roi_align as mmcv_roi_align
 
-    rois = torch.cat([images.unsqueeze(1).to(boxes), boxes], dim=1)
-    pooled: Tensor = mmcv_roi_align(features, rois, (rows, columns), scale, ratio, "avg", aligned)
+    rois = torch.cat([places.unsqueeze(1).to(boxes), boxes], dim=1)
+    pooled: Tensor = mmcv_roi_align(features, rois, (rows, columns), 1.0, ratio, "avg", aligned)
     return pooled
 
 
@@ -81,29 +79,28 @@ def _select_in_onnx(g: Any, boxes: Any, scores: Any, iou_threshold: float, most:
     return g.op("NonMaxSuppression", boxes, scores, *(g.op("Constant", value_t=limit) for limit in limits))
 
 
-@parse_args("v", "v", "v", "i", "i", "f", "i", "b")
+@parse_args("v", "v", "v", "i", "i", "i", "b")
 def _pool_in_onnx(
-    g: Any, features: Any, boxes: Any, images: Any, rows: int, columns: int, scale: float, ratio: int, aligned: bool
+    g: Any, features: Any, boxes: Any, places: Any, rows: int, columns: int, ratio: int, aligned: bool
 ) -> Any:
     return g.op(
         "RoiAlign",
         features,
         boxes,
-        images,
+        places,
         coordinate_transformation_mode_s="half_pixel" if aligned else "output_half_pixel",
         mode_s="avg",
         output_height_i=rows,
         output_width_i=columns,
         sampling_ratio_i=ratio,
-        spatial_scale_f=scale,
+        spatial_scale_f=1.0,
     )
 
 
 _OPERATORS = torch.library.Library("cskd_deploy", "DEF")
 _OPERATORS.define("select(Tensor boxes, Tensor scores, float iou_threshold, int most) -> Tensor")
 _OPERATORS.define(
-    "pool(Tensor features, Tensor boxes, Tensor images, int rows, int columns, float scale, int ratio, bool aligned)"
-    " -> Tensor"
+    "pool(Tensor features, Tensor boxes, Tensor places, int rows, int columns, int ratio, bool aligned) -> Tensor"
 )
 _OPERATORS.impl("select", _select, "CompositeExplicitAutograd")
 _OPERATORS.impl("pool", _pool, "CompositeExplicitAutograd")
