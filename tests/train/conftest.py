@@ -77,6 +77,32 @@ def train_tiny(
     return call
 
 
+UPRIGHT = (160, 96)  # height, width; the tiny configs scale these images to 128 x 77 and pad them to 128 x 96
+
+
+@pytest.fixture(scope="session")
+def upright_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A generated set like `shapes_root`, of images that are higher than wide."""
+    from cskd_train.data.shapes import generate
+
+    root = tmp_path_factory.mktemp("data") / "upright"
+    generate(root, images=12, val_images=6, size=UPRIGHT, seed=3)
+    return root
+
+
+@pytest.fixture
+def train_upright(
+    command_line: Callable[..., tuple[int, str, str]], upright_root: Path
+) -> Callable[..., tuple[int, str, str]]:
+    """`train_tiny` on `upright_root`; settings are given as such: `train_upright(work_dir, "--seed", 1, *settings)`."""
+
+    def call(work_dir: Path, *options: object, config: Path = TINY_CONFIG) -> tuple[int, str, str]:
+        words = [word for one in options for word in (("--set", one) if "=" in str(one) else (one,))]
+        return command_line("run", config, "--work-dir", work_dir, "--set", f"data_root={upright_root}", *words)
+
+    return call
+
+
 _NARROW = {
     "RetinaNet": ("mmdet::_base_/models/retinanet_r50_fpn.py", {"bbox_head": {"in_channels": 32, "feat_channels": 32}}),
     "FCOS": (
