@@ -1,0 +1,154 @@
+"""Every weight of a distillation plan: it scales its own terms, in the order (guided squared error, cosine)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from cskd_core.plan import AssistantPlan, DistillPlan, PredictionPlan, PyramidPlan, RoiPlan, TowerPlan
+from cskd_core.similarity import WeightPair
+
+from . import pairs
+from .pairs import TERMS, pair, step
+
+# Weight -> the terms that it scales, where the family has them.
+SCALES = {
+    "pyramid.full": {"pyramid"},
+    "pyramid.roi": {"pyramid_roi"},
+    "pyramid.region": {"pyramid_fg", "pyramid_bg"},
+    "tower.cls": {"tower_cls"},
+    "tower.reg": {"tower_reg"},
+    "tower.rpn": {"tower_rpn"},
+    "prediction.weight": {"prediction_cls", "prediction_reg", "prediction_centerness"},
+    "roi.features_student": {"roi_features_student"},
+    "roi.features_teacher": {"roi_features_teacher"},
+    "roi.fc": {"roi_fc"},
+    "roi.prediction": {"roi_prediction_cls", "roi_prediction_reg"},
+}
+OF_FAMILY = [(family, weight) for family in TERMS for weight in SCALES if SCALES[weight] & TERMS[family]]
+FAMILIES = list(TERMS)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def upright_images():
+    """Higher than wide, and the first one narrower than the canvas."""
+    metas = [
+        {"img_shape": (90, 30, 3), "pad_shape": (96, 32, 3), "scale_factor": 1.0},
+        {"img_shape": (96, 64, 3), "pad_shape": (96, 64, 3), "scale_factor": 1.0},
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pairs, "IMAGES", torch.randn(2, 3, 96, 64, generator=torch.Generator().manual_seed(5)))
+        patch.setattr(pairs, "METAS", metas)
+        yield
+
+
+def plan_of(**pairs):
+    """`plan_of(**{"roi.fc": (2, 1)})`: the `distill` block that sets these pairs."""
+    blocks = {}
+    for weight, value in pairs.items():
+        block, _, key = weight.partition(".")
+        blocks.setdefault(block, {})[key] = value
+    return blocks
+
+
+def all_weights(family, value):
+    return {weight: value for one, weight in OF_FAMILY if one == family}
+
+
+@pytest.fixture(scope="module")
+def terms_of():
+    """`terms_of(narrow_model, family, **pairs)`: the terms of one step under these weights, each plan computed once."""
+    known = {}
+
+    def terms(narrow_model, family, **pairs):
+        key = (family, *sorted(pairs.items()))
+        if key not in known:
+            known[key] = step(pair(narrow_model, family, **plan_of(**pairs)))[0]
+        return known[key]
+
+    return terms
+
+
+def test_the_table_names_every_weight_of_the_plan():
+    plans = {"pyramid": PyramidPlan, "tower": TowerPlan, "prediction": PredictionPlan, "roi": RoiPlan}
+    named = {
+        f"{block}.{field.name}"
+        for block, plan in {**plans, "assistant": AssistantPlan}.items()
+        for field in dataclasses.fields(plan)
+        if field.type in ("WeightPair", WeightPair)
+    }
+    assert named == set(SCALES)
+    assert {field.name for field in dataclasses.fields(DistillPlan)} >= set(plans)
+
+
+@pytest.mark.parametrize(("family", "weight"), OF_FAMILY)
+def test_a_weight_of_zero_takes_out_its_own_terms_and_no_other(narrow_model, terms_of, family, weight):
+    published = terms_of(narrow_model, family)
+    found = terms_of(narrow_model, family, **{weight: (0, 0)})
+    assert set(found) == set(published) == TERMS[family]
+    assert {name for name, value in found.items() if value == 0} == SCALES[weight] & TERMS[family]
+    others = [name for name in found if name not in SCALES[weight]]
+    assert [name for name in others if not torch.equal(found[name], published[name])] == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_term_is_its_own_weights_times_its_own_two_parts(narrow_model, terms_of, family):
+    squared = terms_of(narrow_model, family, **all_weights(family, (1, 0)))
+    cosine = terms_of(narrow_model, family, **all_weights(family, (0, 1)))
+    # All different, so that no pair can stand in for another, nor its first member for its second.
+    weights = {weight: (2 + place, 0.25 + 0.5 * place) for place, weight in enumerate(all_weights(family, None))}
+    found = terms_of(narrow_model, family, **weights)
+    for weight, (first, second) in weights.items():
+        for name in SCALES[weight] & TERMS[family]:
+            expected = first * squared[name].item() + second * cosine[name].item()
+            assert found[name].item() == pytest.approx(expected, rel=1e-5), name
+
+
+def scaled(value, factor):
+    """Nested features, `factor` times as large."""
+    if isinstance(value, torch.Tensor):
+        return factor * value
+    if isinstance(value, dict):
+        return {key: scaled(item, factor) for key, item in value.items()}
+    return type(value)(scaled(item, factor) for item in value)
+
+
+def scale_teacher(distiller, factor):
+    """From now on each term gets teacher's features `factor` times as large as they are."""
+
+    def of_maps(_, arguments):
+        student, teacher, *regions = arguments
+        return student, scaled(teacher, factor), *regions
+
+    def of_rois(_, arguments):
+        (rois,) = arguments
+        values = {"fc": [(student, scaled(teacher, factor)) for student, teacher in rois.fc]}
+        for name in ("at_student", "at_teacher"):
+            student, teacher = getattr(rois, name)
+            values[name] = student, scaled(teacher, factor)
+        values["predictions"] = {
+            name: (student, scaled(teacher, factor)) for name, (student, teacher) in rois.predictions.items()
+        }
+        return (dataclasses.replace(rois, **values),)
+
+    for term in (distiller.pyramid, distiller.tower, distiller.prediction):
+        term.register_forward_pre_hook(of_maps)
+    if distiller.roi is not None:
+        distiller.roi.register_forward_pre_hook(of_rois)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_second_member_weighs_directions_and_the_first_one_sizes_too(narrow_model, terms_of, family):
+    # Features of three times the size have the same cosine; scores and centerness are compared after a sigmoid.
+    bounded = {"prediction_cls", "prediction_centerness", "roi_prediction_cls"}
+    scaled_terms = {}
+    for member in ((1, 0), (0, 1)):
+        model = pair(narrow_model, family, **plan_of(**all_weights(family, member)))
+        scale_teacher(model.distiller, 3)
+        scaled_terms[member] = step(model)[0]
+    for name in set().union(*SCALES.values()) & TERMS[family] - bounded:
+        squared, cosine = (terms_of(narrow_model, family, **all_weights(family, one))[name] for one in scaled_terms)
+        assert scaled_terms[0, 1][name].item() == pytest.approx(cosine.item(), rel=1e-5), name
+        assert not 0.5 < scaled_terms[1, 0][name].item() / squared.item() < 2, name
