@@ -32,8 +32,8 @@ from cskd_deploy.detector import Detector
 from cskd_deploy.images import list_images, read_image
 from cskd_deploy.onnx_export import export
 from cskd_deploy.precision import CalibrationSettings, convert_to_int8
-from cskd_train.engine import checkpoints
-from cskd_train.engine.config import config_to_data, load_config
+from cskd_train.files import checkpoints
+from cskd_train.files.config import config_to_data, load_config
 from cskd_train.mm.datasets import COCO_CLASSES
 from cskd_train.mm.plain import build_without_pretrained
 

@@ -137,8 +137,8 @@ def write_checkpoint(path: Path, classes: tuple[str, ...], config: dict[str, Any
     """A checkpoint of an untrained student whose scores and boxes are spread as a trained one's are."""
     import torch
 
-    from cskd_train.engine.checkpoints import save
-    from cskd_train.engine.config import config_from_data
+    from cskd_train.files.checkpoints import save
+    from cskd_train.files.config import config_from_data
     from cskd_train.mm.detector import build_student
 
     config = config or student_config(classes)

@@ -132,7 +132,7 @@ def family(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def narrow_model() -> Callable[..., Any]:
     """The `model` config of a stock detector, 32 channels wide: `narrow_model("GFL", depth=18, classes=4)`."""
-    from cskd_train.engine.config import load_config
+    from cskd_train.files.config import load_config
 
     def model(family: str, depth: int = 18, classes: int = 4) -> Any:
         file, heads = _NARROW[family]

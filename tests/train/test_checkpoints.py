@@ -12,9 +12,9 @@ import torch
 from mmcv.runner import load_checkpoint as load_with_mmcv
 from mmdet.models import build_detector
 
-from cskd_train.engine import checkpoints
-from cskd_train.engine.config import config_from_data, load_config
 from cskd_train.errors import TrainError
+from cskd_train.files import checkpoints
+from cskd_train.files.config import config_from_data, load_config
 
 
 def refused(path, **options):

@@ -21,6 +21,7 @@ from mmcv.runner.checkpoint import get_torchvision_models
 from mmdet.models import build_detector
 
 from cskd_train.errors import TrainError
+from cskd_train.files import mm_versions
 from cskd_train.mm import compat
 
 takes_the_cpu = pytest.mark.skipif(
@@ -199,17 +200,17 @@ def test_scatter_copies_a_container_to_the_gpu() -> None:
 def test_another_major_line_is_refused_with_the_command_that_mends_it(
     monkeypatch: pytest.MonkeyPatch, package: str, found: str | None, message: str
 ) -> None:
-    real = compat.installed_version
-    monkeypatch.setattr(compat, "installed_version", lambda name: found if name == package else real(name))
+    real = mm_versions.installed_version
+    monkeypatch.setattr(mm_versions, "installed_version", lambda name: found if name == package else real(name))
 
     with pytest.raises(TrainError, match=message):
-        compat.check_versions()
+        mm_versions.check_versions()
 
 
 def test_versions_are_read_without_importing() -> None:
-    assert compat.installed_version("mmdet") == mmdet.__version__
-    assert compat.installed_version("mmcv") == mmcv.__version__
-    assert compat.installed_version("no_such_package") is None
+    assert mm_versions.installed_version("mmdet") == mmdet.__version__
+    assert mm_versions.installed_version("mmcv") == mmcv.__version__
+    assert mm_versions.installed_version("no_such_package") is None
 
 
 # Each rank trains one step on images of its own; DDP's gradient has to be the mean of what the ranks compute alone.

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from cskd_train.engine.config import config_from_data, config_to_data, load_config
-from cskd_train.engine.overrides import parse_overrides
 from cskd_train.errors import TrainError
+from cskd_train.files.config import config_from_data, config_to_data, load_config
+from cskd_train.files.overrides import parse_overrides
 
 
 @pytest.fixture

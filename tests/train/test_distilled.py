@@ -12,9 +12,9 @@ from mmdet.datasets.pipelines import Compose
 
 from cskd_core.errors import TapError
 from cskd_train.engine.build import refuse_unsupported
-from cskd_train.engine.checkpoints import FORMAT, FORMAT_VERSION, save
-from cskd_train.engine.config import config_to_data, load_config
 from cskd_train.errors import TrainError
+from cskd_train.files.checkpoints import FORMAT, FORMAT_VERSION, save
+from cskd_train.files.config import config_to_data, load_config
 from cskd_train.mm.detector import build_distilled, build_student
 from cskd_train.mm.families import family_of
 from cskd_train.mm.plain import build_without_pretrained

@@ -11,11 +11,11 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from cskd_train.engine import checkpoints
 from cskd_train.engine import evaluate as evaluation
-from cskd_train.engine.config import load_config
 from cskd_train.engine.data import build_split
 from cskd_train.engine.evaluate import build_trained, evaluate, evaluate_checkpoint, score
+from cskd_train.files import checkpoints
+from cskd_train.files.config import load_config
 from cskd_train.results import COCO_METRICS
 
 

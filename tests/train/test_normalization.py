@@ -8,8 +8,8 @@ import pytest
 import torch
 from mmdet.datasets.pipelines import Compose
 
-from cskd_train.engine.config import load_config
 from cskd_train.errors import TrainError
+from cskd_train.files.config import load_config
 from cskd_train.mm.normalization import Normalization, renormalize
 
 CAFFE = Normalization((103.53, 116.28, 123.675), (1.0, 1.0, 1.0), to_rgb=False)

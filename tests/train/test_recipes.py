@@ -15,8 +15,8 @@ from mmdet.datasets import CocoDataset
 from torch import nn
 
 from cskd_core.plan import DistillPlan
-from cskd_train.engine.checkpoints import FORMAT, FORMAT_VERSION, save
-from cskd_train.engine.config import config_to_data, load_config
+from cskd_train.files.checkpoints import FORMAT, FORMAT_VERSION, save
+from cskd_train.files.config import config_to_data, load_config
 from cskd_train.mm.detector import build_distilled, build_student
 from cskd_train.mm.plain import build_without_pretrained
 

@@ -8,8 +8,8 @@ import shutil
 import pytest
 import torch
 
-from cskd_train.engine import checkpoints
 from cskd_train.engine.records import forget_after, read_log
+from cskd_train.files import checkpoints
 
 
 def curve(work_dir):

@@ -19,13 +19,13 @@ import torch
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cskd_train.engine import checkpoints
-from cskd_train.engine.config import load_config
 from cskd_train.engine.data import build_split
 from cskd_train.engine.loader import SeededDataset, ShapeGroupSampler, TrainLoader, image_names
 from cskd_train.engine.progress import ProgressDisplay
 from cskd_train.engine.records import read_log
 from cskd_train.engine.signals import Interrupted, stop_on_signals
+from cskd_train.files import checkpoints
+from cskd_train.files.config import load_config
 
 TERMS = ("loss_cls", "loss_bbox", "loss", "lr", "time", "data_time", "grad_norm")
 

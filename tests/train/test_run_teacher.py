@@ -8,9 +8,9 @@ import math
 import pytest
 import torch
 
-from cskd_train.engine import checkpoints
-from cskd_train.engine.config import config_to_data, load_config
 from cskd_train.engine.records import read_log
+from cskd_train.files import checkpoints
+from cskd_train.files.config import config_to_data, load_config
 from cskd_train.mm.plain import build_without_pretrained
 
 from .pairs import TERMS

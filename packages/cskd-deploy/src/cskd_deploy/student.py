@@ -65,8 +65,8 @@ def load_student(checkpoint: Path, config: Path | None = None) -> Student:
             family that cannot be exported.
     """
     with training_packages(f"reading the checkpoint {checkpoint}"):
-        checkpoints = importlib.import_module("cskd_train.engine.checkpoints")
-        configs = importlib.import_module("cskd_train.engine.config")
+        checkpoints = importlib.import_module("cskd_train.files.checkpoints")
+        configs = importlib.import_module("cskd_train.files.config")
         evaluation = importlib.import_module("cskd_train.engine.evaluate")
         stored = checkpoints.load_checkpoint(checkpoint, require_config=config is None)
         settings = configs.config_from_data(stored.config) if config is None else configs.load_config(config)
@@ -101,7 +101,7 @@ def evaluate_student(
     with training_packages("evaluating the reference"), tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "annotations.json"  # exactly the images and boxes that the model is evaluated on
         file.write_text(json.dumps(annotations.data))
-        configs = importlib.import_module("cskd_train.engine.config")
+        configs = importlib.import_module("cskd_train.files.config")
         evaluation = importlib.import_module("cskd_train.engine.evaluate")
         test = {
             "type": "CocoDataset",

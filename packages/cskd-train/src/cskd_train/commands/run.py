@@ -56,9 +56,9 @@ def command(
     """
     from rich.console import Console
 
-    from cskd_train.engine.overrides import parse_overrides
     from cskd_train.engine.run import RunOptions, run
     from cskd_train.engine.workdir import WorkDir
+    from cskd_train.files.overrides import parse_overrides
 
     if resume and overwrite:
         raise click.UsageError("--resume goes on with an older run, --overwrite replaces it: give one of them")

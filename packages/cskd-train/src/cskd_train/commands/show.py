@@ -30,8 +30,8 @@ def command(
     Example:
       cskd-train show work_dirs/retinanet_r50_shapes/best.pth work_dirs/retinanet_r18_shapes/best.pth
     """
-    from cskd_train.engine.overrides import parse_overrides
-    from cskd_train.engine.picture import draw_side_by_side
+    from cskd_train.files.overrides import parse_overrides
+    from cskd_train.report.side_by_side import draw_side_by_side
 
     draw_side_by_side(
         checkpoints,

@@ -39,12 +39,12 @@ def command(
     """
     from rich.console import Console
 
-    from cskd_train.engine.checkpoints import load_checkpoint
     from cskd_train.engine.device import choose_device, device_name
     from cskd_train.engine.evaluate import evaluate_checkpoint
-    from cskd_train.engine.overrides import parse_overrides
     from cskd_train.engine.progress import evaluation_progress
     from cskd_train.errors import TrainError
+    from cskd_train.files.checkpoints import load_checkpoint
+    from cskd_train.files.overrides import parse_overrides
 
     if out is not None and not out.parent.is_dir():
         raise TrainError(f"--out {out}: the folder {out.parent} does not exist")

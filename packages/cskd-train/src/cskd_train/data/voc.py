@@ -105,7 +105,7 @@ def convert(
         "annotations": [{"id": number, **annotation} for number, annotation in enumerate(annotations, start=1)],
         "categories": [{"id": number, "name": name} for name, number in ids.items()],
     }
-    from cskd_train.engine.files import write_atomically  # here: its package imports mmcv, which takes seconds
+    from cskd_train.files.atomic import write_atomically  # here: its package imports mmcv, which takes seconds
 
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, lambda file: file.write(json.dumps(coco).encode()) and None)

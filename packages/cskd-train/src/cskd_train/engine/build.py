@@ -16,11 +16,11 @@ from mmcv.runner import build_optimizer
 from torch import nn
 
 from cskd_core.plan import DistillPlan
-from cskd_train.engine.checkpoints import load_checkpoint, load_weights
 from cskd_train.engine.data import build_split, check_classes, check_split, has_split
 from cskd_train.engine.loader import TrainLoader
 from cskd_train.engine.runner import EpochRunner
 from cskd_train.errors import TrainError
+from cskd_train.files.checkpoints import load_checkpoint, load_weights
 from cskd_train.mm.detector import build_distilled, build_student
 
 

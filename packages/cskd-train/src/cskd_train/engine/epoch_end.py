@@ -8,11 +8,11 @@ from typing import Any
 from mmcv.runner import Hook
 from torch import nn
 
-from cskd_train.engine import checkpoints
 from cskd_train.engine.guards import check_finite
 from cskd_train.engine.records import Recorder
 from cskd_train.engine.state import RunState, rng_state
 from cskd_train.engine.workdir import WorkDir
+from cskd_train.files import checkpoints
 from cskd_train.results import CocoResult
 
 

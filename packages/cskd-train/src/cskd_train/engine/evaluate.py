@@ -16,11 +16,11 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import nn
 
-from cskd_train.engine.checkpoints import Checkpoint, load_checkpoint, load_weights
-from cskd_train.engine.config import config_from_data, load_config
 from cskd_train.engine.data import build_split, check_classes, check_split
-from cskd_train.engine.files import write_json
 from cskd_train.engine.loader import test_loader, to_device
+from cskd_train.files.atomic import write_json
+from cskd_train.files.checkpoints import Checkpoint, load_checkpoint, load_weights
+from cskd_train.files.config import config_from_data, load_config
 from cskd_train.mm.plain import build_without_pretrained
 from cskd_train.results import CocoResult
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from mmcv.runner import Hook
 
-from cskd_train.engine.files import write_atomically
+from cskd_train.files.atomic import write_atomically
 
 Record = dict[str, Any]
 

@@ -8,10 +8,10 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from cskd_train.engine import checkpoints
 from cskd_train.engine.state import RunState, restore_rng
 from cskd_train.engine.workdir import WorkDir
 from cskd_train.errors import TrainError
+from cskd_train.files import checkpoints
 
 
 class Resumption:

@@ -13,12 +13,9 @@ from typing import Any
 from mmcv import Config
 from rich.console import Console
 
-from cskd_train.engine import checkpoints
 from cskd_train.engine.build import build_parts, check_data, refuse_unsupported
-from cskd_train.engine.config import config_to_data, load_config
 from cskd_train.engine.device import choose_device, device_name
 from cskd_train.engine.epochs import train_epochs
-from cskd_train.engine.files import write_json
 from cskd_train.engine.memory import keep_freed_memory
 from cskd_train.engine.records import forget_after
 from cskd_train.engine.resume import Resumption
@@ -26,6 +23,9 @@ from cskd_train.engine.signals import Interrupted, stop_on_signals
 from cskd_train.engine.state import RunState, versions
 from cskd_train.engine.workdir import WorkDir
 from cskd_train.errors import TrainError
+from cskd_train.files import checkpoints
+from cskd_train.files.atomic import write_json
+from cskd_train.files.config import config_to_data, load_config
 from cskd_train.results import RunResult
 
 

@@ -6,9 +6,12 @@ Importing this package makes mmdet 2.28 and mmcv 1.7 work on today's torch (`com
 
 from __future__ import annotations
 
-from cskd_train.mm import compat, ops
+from cskd_train.files import mm_versions
 
-compat.check_versions()
-compat.silence_warnings()
+mm_versions.check_versions()
+mm_versions.silence_warnings()
+
+from cskd_train.mm import compat, ops  # noqa: E402
+
 ops.install()
 compat.apply()

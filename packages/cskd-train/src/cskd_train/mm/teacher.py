@@ -8,10 +8,10 @@ from typing import Any
 from torch import nn
 
 from cskd_core.plan import TeacherPlan
-from cskd_train.engine.checkpoints import load_checkpoint, load_weights
-from cskd_train.engine.config import config_from_data, load_config
-from cskd_train.engine.teacher_file import fetch
 from cskd_train.errors import TrainError
+from cskd_train.files.checkpoints import load_checkpoint, load_weights
+from cskd_train.files.config import config_from_data, load_config
+from cskd_train.files.downloads import fetch
 from cskd_train.mm.datasets import COCO_CLASSES
 from cskd_train.mm.normalization import Normalization
 from cskd_train.mm.plain import build_without_pretrained

@@ -13,12 +13,12 @@ import matplotlib
 import numpy as np
 import torch
 
-from cskd_train.engine.checkpoints import load_checkpoint
-from cskd_train.engine.config import config_from_data
 from cskd_train.engine.data import build_split, check_classes, check_split
 from cskd_train.engine.evaluate import build_trained, detect
-from cskd_train.engine.files import write_atomically
 from cskd_train.errors import TrainError
+from cskd_train.files.atomic import write_atomically
+from cskd_train.files.checkpoints import load_checkpoint
+from cskd_train.files.config import config_from_data
 
 matplotlib.use("Agg")
 from matplotlib import pyplot

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cskd_train.engine.files import write_atomically
-from cskd_train.engine.foreign_keys import to_stock_keys
 from cskd_train.errors import TrainError
+from cskd_train.files.atomic import write_atomically
+from cskd_train.files.foreign_keys import to_stock_keys
 
 FORMAT = "cskd"
 FORMAT_VERSION = 1
@@ -30,7 +30,7 @@ class Checkpoint:
     """A trained student as it was found on disk."""
 
     state_dict: Mapping[str, Tensor]  # the plain student's keys only
-    config: dict[str, Any]  # plain data, see engine.config
+    config: dict[str, Any]  # plain data, see files.config
     classes: tuple[str, ...]
     metrics: Mapping[str, float]  # COCO box metrics in [0, 1]
     meta: Mapping[str, Any]
@@ -39,7 +39,7 @@ class Checkpoint:
 
 
 def save(path: str | Path, contents: Mapping[str, Any]) -> None:
-    """Write `contents` to `path`, atomically (see `files.write_atomically`).
+    """Write `contents` to `path`, atomically (see `atomic.write_atomically`).
 
     Raises:
         TrainError: the file cannot be written.

@@ -16,9 +16,9 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cskd_train.engine.checkpoints import sha256
-from cskd_train.engine.files import write_atomically
 from cskd_train.errors import TrainError
+from cskd_train.files.atomic import write_atomically
+from cskd_train.files.checkpoints import sha256
 
 CACHE_VARIABLE = "CSKD_CACHE"
 

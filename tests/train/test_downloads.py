@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cskd_train.engine import teacher_file
-from cskd_train.engine.teacher_file import fetch
 from cskd_train.errors import TrainError
+from cskd_train.files import downloads
+from cskd_train.files.downloads import fetch
 
 WEIGHTS = b"weights" * 1000
 DIGITS = hashlib.sha256(WEIGHTS).hexdigest()[:8]
@@ -74,7 +74,7 @@ def test_a_length_that_is_not_announced_is_no_obstacle(server):
 def test_without_the_variable_the_cache_is_that_of_torch_hub(monkeypatch, tmp_path):
     monkeypatch.delenv("CSKD_CACHE")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    assert teacher_file.cache_folder() == tmp_path / "hub" / "checkpoints"
+    assert downloads.cache_folder() == tmp_path / "hub" / "checkpoints"
 
 
 def test_a_download_that_is_not_what_its_name_says_is_refused_and_not_kept(server, cache):
@@ -97,7 +97,7 @@ def test_an_interrupted_download_leaves_nothing_behind(server, cache, monkeypatc
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(teacher_file, "_read", interrupt)
+    monkeypatch.setattr(downloads, "_read", interrupt)
     with pytest.raises(KeyboardInterrupt):
         fetch(f"{server.url}/{NAME}")
     assert os.listdir(cache) == []

@@ -1,0 +1,55 @@
+"""The mmdet and mmcv that are installed: of the lines that work here, and without warnings about their own code."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import warnings
+from pathlib import Path
+
+from cskd_train.errors import TrainError
+
+# package -> (major line that works, version to install, name to install it by)
+REQUIRED = {"mmcv": ("1", "1.7.2", "mmcv-full"), "mmdet": ("2", "2.28.2", "mmdet")}
+
+UNACTIONABLE_WARNINGS = (
+    "On January 1, 2023, MMCV will release v2.0.0",  # mmcv 1.7
+    r"`torch\.cuda\.amp\.",  # torch >= 2.4: mmcv names the old GradScaler
+    r"torch\.meshgrid: in an upcoming release",  # torch >= 1.10: the grids of some mmdet heads
+    "DeprecationWarning: `num_anchors` is deprecated",  # mmdet 2.28: its GFL head asks its own base class
+)
+
+
+def check_versions() -> None:
+    """Refuse another major line of mmdet or mmcv, whose packages share the names but not the interfaces.
+
+    Raises:
+        TrainError: one of them is missing or of another line; the message has the command that mends it.
+    """
+    for package, (major, version, distribution) in REQUIRED.items():
+        found = installed_version(package)
+        if found is None or found.split(".")[0] != major:
+            state = "is not installed" if found is None else f"{found} is installed"
+            remove_first = f"pip uninstall -y {package}; " if found else ""
+            raise TrainError(
+                f"{package} {state}, cskd-train works with {package} {major}.x: "
+                f"{remove_first}pip install '{distribution}=={version}'"
+            )
+
+
+def installed_version(package: str) -> str | None:
+    """The version that `package` states in its version.py, read without importing it; None where it is not there."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        return None
+    version_file = Path(spec.origin).with_name("version.py")
+    if not version_file.is_file():
+        return None
+    stated = re.search(r"^__version__ = ['\"]([^'\"]+)", version_file.read_text(), re.MULTILINE)
+    return stated.group(1) if stated else None
+
+
+def silence_warnings() -> None:
+    """Keep out warnings about mmdet's and mmcv's own code, which a user of CSKD cannot act on."""
+    for message in UNACTIONABLE_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
