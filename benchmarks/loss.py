@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cskd_core.similarity import Variant, cosine_guided_losses
-from cskd_train.engine.memory import keep_freed_memory
+from cskd_train.engine.device import keep_freed_memory
 
 sys.path.insert(0, str(Path(__file__).parent))
 from step import timed

@@ -20,7 +20,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from step import RECIPES, Bench, Cost, measure
 
-from cskd_train.engine.memory import keep_freed_memory
+from cskd_train.engine.device import keep_freed_memory
 
 SIZES = [(256, 256), (320, 416), (512, 512), (640, 640), (800, 800)]
 BOXES = [1, 8, 50, 200]

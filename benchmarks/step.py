@@ -37,7 +37,7 @@ from cskd_core.distiller import Distiller
 from cskd_core.family import Batch
 from cskd_core.plan import DistillPlan
 from cskd_train import mm  # noqa: F401  (before any mmcv import)
-from cskd_train.engine.memory import keep_freed_memory
+from cskd_train.engine.device import keep_freed_memory
 from cskd_train.files.config import load_config
 from cskd_train.mm.detector import DistilledDetector
 from cskd_train.mm.families import family_of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -101,6 +102,24 @@ def train_upright(
         return command_line("run", config, "--work-dir", work_dir, "--set", f"data_root={upright_root}", *words)
 
     return call
+
+
+@pytest.fixture
+def distill_config(tiny_config: Path, trained: Path, tmp_path: Path) -> Path:
+    """`tiny_config` under a teacher: the student of the `trained` run."""
+    path = tmp_path / "tiny_distill.py"
+    path.write_text(
+        f"_base_ = [{str(tiny_config)!r}]\n"
+        f"distill = dict(teacher=dict(checkpoint={str(trained / 'best.pth')!r}), pyramid=dict(full=(1, 0.5), "
+        "roi=(1, 0.5), region=(1, 0.5)), tower=dict(cls=(1, 0.5), reg=(1, 0.5)), prediction=(1, 0.5), assistant=True)\n"
+    )
+    return path
+
+
+@pytest.fixture
+def used(trained: Path, tmp_path: Path) -> Path:
+    """A work dir that holds a finished run, free to be changed."""
+    return shutil.copytree(trained, tmp_path / "used")
 
 
 _NARROW = {

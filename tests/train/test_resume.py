@@ -20,12 +20,6 @@ def curve(work_dir):
     ]
 
 
-@pytest.fixture
-def used(trained, tmp_path):
-    """A work dir that holds a finished run of two epochs, free to be changed."""
-    return shutil.copytree(trained, tmp_path / "used")
-
-
 def one_more(epochs=3):
     return ["--resume", "--set", f"runner.max_epochs={epochs}"]
 
@@ -98,7 +92,7 @@ def test_a_lower_learning_rate_takes_effect_and_is_told(train_tiny, used):
     ("options", "message"),
     [
         (["--seed", 5], "--seed 5: the run that is resumed has seed 0"),
-        (["--set", "data.samples_per_gpu=6"], "3 iterations an epoch, the config now gives 2"),
+        (["--set", "data.samples_per_gpu=6"], "3 batches an epoch, the config now gives 2"),
         (["--set", "model.bbox_head.stacked_convs=3"], "bbox_head.cls_convs.2.conv.weight is missing"),
     ],
 )

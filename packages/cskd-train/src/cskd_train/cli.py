@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import Any
 
@@ -39,8 +40,7 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(package_name="cskd-train")
-@click.pass_context
-def cli(ctx: click.Context, debug: bool) -> None:
+def cli(debug: bool) -> None:
     """Train small detectors under large frozen teachers.
 
     \b
@@ -49,20 +49,33 @@ def cli(ctx: click.Context, debug: bool) -> None:
       cskd-train run configs/demo/retinanet_r18_shapes.py --work-dir work_dirs/student
       cskd-train test work_dirs/student/best.pth
     """
-    ctx.obj = {"debug": debug}
 
 
 def main(args: list[str] | None = None) -> Any:
-    """Run the command line; a mendable error becomes one message and its exit code."""
+    """Run the command line; an error that a user can put right becomes one message and its exit code."""
     arguments = sys.argv[1:] if args is None else args
-    debug = "--debug" in arguments
     try:
-        cli.main(args=arguments, prog_name="cskd-train", standalone_mode=True)
+        cli.main(args=arguments, prog_name="cskd-train", standalone_mode=True, obj=arguments)
     except (CskdError, OSError) as error:
-        if debug:
+        if "--debug" in arguments:
             raise
-        click.echo(f"error: {error}", err=True)
-        sys.exit(getattr(error, "exit_code", 2))
+        exit_code = getattr(error, "exit_code", 2)
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            _worker_failed(error, exit_code)
+        else:
+            click.echo(f"error: {error}", err=True)
+        sys.exit(exit_code)
+
+
+def _worker_failed(error: CskdError | OSError, exit_code: int) -> None:
+    """One of several processes failed: what launched them prints, or else the main process, or the one concerned."""
+    from cskd_train.engine.distributed import SharedError, is_launched
+    from cskd_train.engine.launch import report_failure
+
+    report_failure(error, exit_code)
+    rank = os.environ.get("RANK", "0")
+    if not is_launched() and (rank == "0" or not isinstance(error, SharedError)):
+        click.echo(f"error: {f'process {rank}: ' if rank != '0' else ''}{error}", err=True)
 
 
 if __name__ == "__main__":

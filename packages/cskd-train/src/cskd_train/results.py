@@ -100,6 +100,8 @@ class RunResult:
     command: str
     started: str  # of the session that finished the run, ISO 8601 with offset
     versions: Mapping[str, str] = field(default_factory=dict)
+    processes: int = 1
+    skipped_steps: int = 0  # whose float16 gradients overflowed
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
@@ -115,5 +117,7 @@ class RunResult:
         rows.append(
             f"  {minutes} min {seconds:02d} s, {self.images_per_second:.1f} images/s, "
             f"{self.data_share:.0%} of it waiting for data, on {self.device}"
+            + (f" x {self.processes}" if self.processes > 1 else "")
+            + (f", {self.skipped_steps} steps skipped (float16 overflow)" if self.skipped_steps else "")
         )
         return "\n".join(rows)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -20,8 +20,25 @@ import click
     metavar="FILE",
     help="The teacher's weights, a file or a URL; one of cskd-train has its config.",
 )
-@click.option("--resume", is_flag=True, help="Go on after the last finished epoch in the work dir, if there is one.")
+@click.option("--resume", is_flag=True, help="Go on from last.pth in the work dir, if there is one.")
 @click.option("--overwrite", is_flag=True, help="Replace an older run in the work dir.")
+@click.option("--dry-run", is_flag=True, help="Build everything, take two steps, print the plan; write nothing.")
+@click.option("--epochs", type=click.IntRange(min=1), help="How long.  [default: the config's]")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Images a batch of one process.  [default: config's]")
+@click.option("--lr", type=click.FloatRange(min=0, min_open=True), help="Learning rate, as it is.  [default: config's]")
+@click.option("--workers", type=click.IntRange(min=0), help="Processes that load images.  [default: the config's]")
+@click.option("--gpus", type=click.IntRange(min=1), metavar="N", help="Train in N processes, each on a GPU of its own.")
+@click.option("--max-restarts", type=click.IntRange(min=0), default=0, help="Restarts of all N when one fails.")
+@click.option("--accumulate", type=click.IntRange(min=1), metavar="N", help="Batches of a process that make a step.")
+@click.option(
+    "--amp",
+    type=click.Choice(["bf16", "fp16"]),
+    is_flag=False,
+    flag_value="bf16",
+    help="Mixed precision; alone it is bf16.",
+)
+@click.option("--ema", is_flag=True, help="Average the student's weights; the average is evaluated and kept.")
+@click.option("--checkpoint-every", type=click.IntRange(min=1), metavar="STEPS", help="Save within an epoch, too.")
 @click.option(
     "--seed", type=click.IntRange(min=0), help="Of weights, order and augmentation.  [default: the config's, or 0]"
 )
@@ -29,34 +46,47 @@ import click
 @click.option(
     "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Change a setting of the config; repeatable."
 )
+@click.pass_obj
 def command(
+    arguments: list[str],
     config: str,
     work_dir: Path | None,
     teacher: str | None,
     teacher_checkpoint: str | None,
     resume: bool,
     overwrite: bool,
+    dry_run: bool,
+    gpus: int | None,
+    max_restarts: int,
     seed: int | None,
     device: str,
+    checkpoint_every: int | None,
     assignments: tuple[str, ...],
+    **settings: Any,
 ) -> None:
     """Train the detector of CONFIG, distilled from a teacher where CONFIG has a `distill` block or --teacher-checkpoint
     names one.
 
-    Evaluates after every epoch. The work dir gets last.pth, best.pth, config.json, log.jsonl, tf_logs/ (TensorBoard)
-    and, when the run is through, result.json. CONFIG is a file, or mmdet::FOLDER/FILE.py for one that mmdet ships.
+    Saves and evaluates after every epoch. The work dir gets last.pth, best.pth, config.json, log.jsonl, tf_logs/
+    (TensorBoard) and, when the run is through, result.json. A run that was stopped (Ctrl-C, SIGTERM, SIGHUP, SIGUSR1)
+    has saved its last step; --resume goes on from there. CONFIG is a file, or mmdet::FOLDER/FILE.py for one that mmdet
+    ships.
 
     \b
     Examples:
       cskd-train run configs/demo/retinanet_r18_shapes.py
-      cskd-train run configs/demo/retinanet_r18_shapes.py --resume --set runner.max_epochs=20
+      cskd-train run configs/demo/retinanet_r18_shapes.py --resume --epochs 20
       cskd-train run configs/bccd/retinanet_r18_bccd.py --seed 1 --set data_root=data/bccd
+      cskd-train run configs/cskd/cskd_retina_r50_distill_r18_fpn_coco_1x.py --gpus 8 --amp --checkpoint-every 1000
       cskd-train run mmdet::gfl/gfl_r50_fpn_1x_coco.py --teacher mmdet::gfl/gfl_r101_fpn_mstrain_2x_coco.py \\
           --teacher-checkpoint gfl_r101.pth --set distill.preset=cskd-fixed
     """
     from rich.console import Console
 
-    from cskd_train.engine.run import RunOptions, run
+    from cskd_train.engine.distributed import is_launched
+    from cskd_train.engine.launch import check_processes, launch
+    from cskd_train.engine.prepare import RunOptions, prepare, say, way_on
+    from cskd_train.engine.resume import saved_position
     from cskd_train.engine.workdir import WorkDir
     from cskd_train.files.overrides import parse_overrides
 
@@ -64,21 +94,70 @@ def command(
         raise click.UsageError("--resume goes on with an older run, --overwrite replaces it: give one of them")
     if teacher and not teacher_checkpoint:
         raise click.UsageError("--teacher names a config; its weights come from --teacher-checkpoint FILE")
-    named = {"distill.teacher.config": teacher, "distill.teacher.checkpoint": teacher_checkpoint}
-    overrides = {key: value for key, value in named.items() if value} | parse_overrides(assignments)
+    if max_restarts and not gpus:
+        raise click.UsageError("--max-restarts is for the processes of --gpus N")
     options = RunOptions(
         config=config,
         work_dir=work_dir or Path("work_dirs") / Path(config.rpartition("::")[2]).stem,
         resume=resume,
         overwrite=overwrite,
         seed=seed,
-        overrides=overrides,
+        overrides=_overrides(teacher, teacher_checkpoint, **settings) | parse_overrides(assignments),
         device=device,
-        command=shlex.join(["cskd-train", *sys.argv[1:]]),
+        checkpoint_every=checkpoint_every,
+        dry_run=dry_run,
+        command=shlex.join(["cskd-train", *arguments]),
     )
-    result = run(options, Console(stderr=True))
-    click.echo(str(result))
+    console = Console(stderr=True)
+    if gpus:
+        check_processes(gpus, device)
+    if gpus and not is_launched():
+        prepare(options, lambda line: say(console, line))
+        last = WorkDir(options.work_dir).last
+        launch(gpus, arguments, lambda: way_on(options, saved_position(last)), max_restarts)
+        return
+    _run(options, console)
+
+
+def _run(options: Any, console: Any) -> None:
+    from cskd_train.engine.distributed import is_main_process
+    from cskd_train.engine.dry_run import dry_run
+    from cskd_train.engine.run import run
+    from cskd_train.engine.workdir import WorkDir
+
+    outcome = dry_run(options, console) if options.dry_run else run(options, console)
+    if not is_main_process():
+        return
+    click.echo(str(outcome))
     files = WorkDir(options.work_dir)
-    for path in (files.best, files.last, files.result, files.log, files.tensorboard):
+    for path in () if options.dry_run else (files.best, files.last, files.result, files.log, files.tensorboard):
         if path.exists():
             click.echo(f"  {path}")
+
+
+def _overrides(
+    teacher: str | None,
+    teacher_checkpoint: str | None,
+    *,
+    epochs: int | None,
+    batch_size: int | None,
+    lr: float | None,
+    workers: int | None,
+    accumulate: int | None,
+    amp: str | None,
+    ema: bool,
+) -> dict[str, Any]:
+    """The settings of a config that have an option of their own."""
+    named: dict[str, Any] = {
+        "distill.teacher.config": teacher,
+        "distill.teacher.checkpoint": teacher_checkpoint,
+        "runner.max_epochs": epochs,
+        "data.samples_per_gpu": batch_size,
+        "data.workers_per_gpu": workers,
+        "optimizer.lr": lr,
+        "auto_scale_lr.enable": None if lr is None else False,
+        "accumulate": accumulate,
+        "amp": amp,
+        "ema": {} if ema else None,
+    }
+    return {key: value for key, value in named.items() if value is not None}

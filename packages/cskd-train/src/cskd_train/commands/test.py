@@ -13,16 +13,20 @@ import click
 @click.option("--config", help="Config to evaluate by.  [default: the one stored in the checkpoint]")
 @click.option("--split", type=click.Choice(["val", "test"]), default="val", show_default=True, help="Key of `data`.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--gpus", type=click.IntRange(min=1), metavar="N", help="Detect in N processes, each on a GPU.")
 @click.option("--out", type=click.Path(path_type=Path), help="Also write the detections here, as COCO results (JSON).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 @click.option(
     "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Change a setting of the config; repeatable."
 )
+@click.pass_obj
 def command(
+    arguments: list[str],
     checkpoint: Path,
     config: str | None,
     split: str,
     device: str,
+    gpus: int | None,
     out: Path | None,
     as_json: bool,
     assignments: tuple[str, ...],
@@ -39,8 +43,10 @@ def command(
     """
     from rich.console import Console
 
-    from cskd_train.engine.device import choose_device, device_name
+    from cskd_train.engine.device import device_name
+    from cskd_train.engine.distributed import is_launched, joined
     from cskd_train.engine.evaluate import evaluate_checkpoint
+    from cskd_train.engine.launch import check_processes, launch
     from cskd_train.engine.progress import evaluation_progress
     from cskd_train.errors import TrainError
     from cskd_train.files.checkpoints import load_checkpoint
@@ -48,27 +54,34 @@ def command(
 
     if out is not None and not out.parent.is_dir():
         raise TrainError(f"--out {out}: the folder {out.parent} does not exist")
-    console = Console(stderr=True)
-    chosen = choose_device(device)
+    if gpus:
+        check_processes(gpus, device)
     loaded = load_checkpoint(checkpoint, require_config=config is None)
-    with evaluation_progress(console) as progress:
-        result = evaluate_checkpoint(
-            loaded,
-            parse_overrides(assignments),
-            split,
-            config=config,
-            device=chosen,
-            progress=progress,
-            warn=lambda line: console.print(f"warning: {line}", markup=False, highlight=False, soft_wrap=True),
-            out=out,
-        )
-    if as_json:
-        source = {"checkpoint": str(checkpoint), "sha256": loaded.sha256, "device": device_name(chosen)}
-        click.echo(json.dumps({**source, **result.to_dict()}, indent=2))
+    if gpus and not is_launched():
+        launch(gpus, arguments, lambda: "run the command again")
         return
-    click.echo(
-        f"{checkpoint} on {split}: {result.images} images, {result.detections} detections, on {device_name(chosen)}"
-    )
+    with joined(device) as world:
+        console = Console(stderr=True, quiet=not world.is_main)
+        with evaluation_progress(console) as progress:
+            result = evaluate_checkpoint(
+                loaded,
+                parse_overrides(assignments),
+                split,
+                config=config,
+                device=world.device,
+                progress=progress,
+                warn=lambda line: console.print(f"warning: {line}", markup=False, highlight=False, soft_wrap=True),
+                out=out,
+                world=world,
+            )
+    if not world.is_main:
+        return
+    if as_json:
+        source = {"checkpoint": str(checkpoint), "sha256": loaded.sha256, "device": device_name(world.device)}
+        click.echo(json.dumps({**source, "processes": world.size, **result.to_dict()}, indent=2))
+        return
+    where = device_name(world.device) + (f" x {world.size}" if world.size > 1 else "")
+    click.echo(f"{checkpoint} on {split}: {result.images} images, {result.detections} detections, on {where}")
     click.echo(f"{result}\n\nAP of each class\n{result.per_class_table()}\n{result.seconds:.1f} s")
     if out is not None:
         click.echo(f"  {out}")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +11,15 @@ import cv2
 import numpy as np
 import torch
 from mmcv import Config
-from mmcv.runner import build_optimizer
 from torch import nn
 
 from cskd_core.plan import DistillPlan
-from cskd_train.engine.data import build_split, check_classes, check_split, has_split
+from cskd_train.engine.average import AveragedStudent, parse_average
+from cskd_train.engine.data import WORKERS, build_split, check_classes, check_split, has_split
+from cskd_train.engine.distributed import World
 from cskd_train.engine.loader import TrainLoader
-from cskd_train.engine.runner import EpochRunner
+from cskd_train.engine.runner import HookRunner, build_runner
+from cskd_train.engine.step import TrainStep
 from cskd_train.errors import TrainError
 from cskd_train.files.checkpoints import load_checkpoint, load_weights
 from cskd_train.mm.detector import build_distilled, build_student
@@ -29,11 +30,13 @@ class Parts:
     """What a run is put together from."""
 
     student: nn.Module
+    trained: nn.Module  # the student, or the student under its distiller
     classes: tuple[str, ...]
     distiller: nn.Module | None
-    runner: EpochRunner  # over the student, or the student under its distiller
+    runner: HookRunner
+    step: TrainStep
     loader: TrainLoader
-    remarks: tuple[str, ...]  # for the user, on how student and teacher were fitted together
+    learning_rate: float  # after scaling
     validation: Any  # mmdet's test dataset, or None without a validation split
 
 
@@ -84,10 +87,13 @@ def check_data(cfg: Config, splits: Iterable[str] = ("train", "val")) -> list[st
     return list(dict.fromkeys(warning for split in checked for warning in check_split(cfg, split)))
 
 
-def build_parts(cfg: Config, seed: int, device: torch.device) -> Parts:
+def build_parts(cfg: Config, seed: int, world: World, work_dir: str, say: Callable[[str], None]) -> Parts:
     """Build everything that a run needs, its random weights from `seed`.
 
     The student is built first: it starts from the same weights with and without a `distill` block.
+
+    Args:
+        say: takes what the user should know about how the parts were fitted together.
 
     Raises:
         TrainError: a part cannot be built, or model and data do not fit.
@@ -105,30 +111,48 @@ def build_parts(cfg: Config, seed: int, device: torch.device) -> Parts:
     student.CLASSES = classes  # type: ignore[assignment]
     if cfg.get("load_from"):
         load_weights(student, load_checkpoint(cfg.load_from, require_config=False))
-    student.to(device)
-    distilled = build_distilled(student, cfg, device) if cfg.get("distill") else None
+    student.to(world.device)
+    distilled = build_distilled(student, cfg, world.device) if cfg.get("distill") else None
     trained: nn.Module = student if distilled is None else distilled
-    loading = {**cfg.data, **cfg.data.get("train_dataloader", {})}
-    loader = TrainLoader(train_set, loading.get("samples_per_gpu", 2), loading.get("workers_per_gpu", 2), seed)
+    loading = {"samples_per_gpu": 2, "workers_per_gpu": WORKERS, **cfg.data, **cfg.data.get("train_dataloader", {})}
+    accumulate = cfg.get("accumulate", 1)
+    loader = TrainLoader(train_set, loading["samples_per_gpu"], loading["workers_per_gpu"], seed, world, accumulate)
+    lr, sentence = scaled_learning_rate(cfg, loader.images_per_step, (loader.batch_size, world.size, accumulate))
+    runner = build_runner(cfg, trained, lr, work_dir)
+    average = None if cfg.get("ema") is None else AveragedStudent(student, **parse_average(cfg.ema))
+    step = TrainStep(
+        world.wrap(trained, cfg.get("find_unused_parameters", False)),
+        runner.optimizer,
+        world,
+        seed=seed,
+        clip=(cfg.get("optimizer_config") or {}).get("grad_clip"),
+        amp=cfg.get("amp"),
+        average=average,
+    )
+    for note in (*(() if distilled is None else distilled.remarks), sentence):
+        say(note)
     distiller = None if distilled is None else distilled.distiller
-    remarks = () if distilled is None else distilled.remarks
-    return Parts(student, classes, distiller, _build_runner(cfg, trained, device), loader, remarks, validation)
+    return Parts(student, trained, classes, distiller, runner, step, loader, lr, validation)
 
 
-def _build_runner(cfg: Config, trained: nn.Module, device: torch.device) -> EpochRunner:
-    """The runner with the config's optimizer and hooks: learning rate, momentum, gradient, time, and its own."""
-    # Number of classes: check_classes has looked at it, and says what to do.
-    custom = [hook for hook in cfg.get("custom_hooks") or [] if hook.get("type") != "NumClassCheckHook"]
-    try:
-        runner = EpochRunner(trained, build_optimizer(trained, cfg.optimizer), device, cfg.runner.max_epochs)
-        runner.register_training_hooks(
-            lr_config=copy.deepcopy(cfg.get("lr_config")),  # mmcv takes keys out of it
-            optimizer_config=copy.deepcopy(cfg.get("optimizer_config") or {}),
-            momentum_config=copy.deepcopy(cfg.get("momentum_config")),
-            custom_hooks_config=copy.deepcopy(custom),
-        )
-    except (AssertionError, KeyError, TypeError, ValueError) as error:
-        raise TrainError(
-            f"optimizer, optimizer_config, lr_config or custom_hooks of the config cannot be built: {error}"
-        ) from error
-    return runner
+def scaled_learning_rate(cfg: Config, images: int, counts: tuple[int, int, int]) -> tuple[float, str]:
+    """The learning rate for `images` images a step, and a sentence about it.
+
+    It is linear in the images, where the config's `auto_scale_lr` says so and the optimizer is SGD, for which alone the
+    rule is known.
+
+    Args:
+        counts: images a batch, processes, accumulated batches.
+
+    Source: Goyal et al. 2017, https://arxiv.org/abs/1706.02677.
+    """
+    lr, scaling = cfg.optimizer.lr, cfg.get("auto_scale_lr") or {}
+    base = scaling.get("base_batch_size")
+    step = f"{images} images a step ({counts[0]} x {counts[1]} process(es) x {counts[2]} accumulated)"
+    if base is None or base == images:
+        return lr, f"learning rate {lr:g}, {step}"
+    if scaling.get("enable") and cfg.optimizer.type == "SGD":
+        scaled = lr * images / base
+        return scaled, f"learning rate {lr:g} x {images / base:g} = {scaled:g}: {step}, the config's is for {base}"
+    why = "set auto_scale_lr.enable=True to scale it" if cfg.optimizer.type == "SGD" else "set --lr if it has to follow"
+    return lr, f"warning: learning rate {lr:g} is the config's for {base} images a step, this run has {step}: {why}"

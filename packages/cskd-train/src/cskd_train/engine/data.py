@@ -13,6 +13,9 @@ from cskd_train.data.check import check_annotations
 from cskd_train.errors import TrainError
 from cskd_train.mm import datasets
 
+WORKERS = 2
+"""Processes that load images, where a config does not say."""
+
 
 def has_split(cfg: Config, split: str) -> bool:
     """Whether the config names data for `train`, `val` or `test`."""

@@ -16,20 +16,32 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import nn
 
-from cskd_train.engine.data import build_split, check_classes, check_split
-from cskd_train.engine.loader import test_loader, to_device
+from cskd_train.engine.data import WORKERS, build_split, check_classes, check_split
+from cskd_train.engine.distributed import World
+from cskd_train.engine.loader import evaluation_loader, to_device
 from cskd_train.files.atomic import write_json
 from cskd_train.files.checkpoints import Checkpoint, load_checkpoint, load_weights
 from cskd_train.files.config import config_from_data, load_config
 from cskd_train.mm.plain import build_without_pretrained
 from cskd_train.results import CocoResult
 
+
+class EvaluationStopped(Exception):
+    """An evaluation was asked to stop, in any of its processes; each of them raises this."""
+
+
 Progress = Callable[[int, int], None]  # images done, images in all
 Detections = list[dict[str, Any]]  # COCO's results format: image_id, category_id, bbox (x, y, w, h), score
 
 
 def evaluate(
-    model: nn.Module, cfg: Config, split: str = "val", progress: Progress | None = None, dataset: Any = None
+    model: nn.Module,
+    cfg: Config,
+    split: str = "val",
+    progress: Progress | None = None,
+    dataset: Any = None,
+    world: World | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> CocoResult:
     """Run a detector over a split and measure it by the COCO protocol.
 
@@ -38,14 +50,23 @@ def evaluate(
         split: `val` or `test`, a key of `cfg.data`.
         progress: called after each image.
         dataset: the split as `build_split` gives it, where it was built before.
+        world: the processes that share the images; each gets the result.
+        stopped: asked after each image.
 
     Raises:
+        EvaluationStopped: `stopped` said yes in one of the processes.
         TrainError: the config has no such split, or an image of it cannot be read.
     """
     begin = time.perf_counter()
+    world = world or World()
     dataset = build_split(cfg, split) if dataset is None else dataset
-    detections = detect(model, dataset, cfg.data.get("workers_per_gpu", 0), progress)
-    return score(dataset, detections, split, time.perf_counter() - begin)
+    detections = detect(model, dataset, eval_workers(cfg), progress, world, stopped)
+    return _scored(dataset, detections, split, begin, world)
+
+
+def eval_workers(cfg: Config) -> int:
+    """Processes that load images for an evaluation: as many as for training."""
+    return int(cfg.data.get("workers_per_gpu", WORKERS))
 
 
 def evaluate_checkpoint(
@@ -58,6 +79,7 @@ def evaluate_checkpoint(
     progress: Progress | None = None,
     warn: Callable[[str], None] | None = None,
     out: Path | None = None,
+    world: World | None = None,
 ) -> CocoResult:
     """Evaluate a checkpoint by the config stored in it, or by another one.
 
@@ -66,6 +88,7 @@ def evaluate_checkpoint(
         config: a config file; with it a plain mmdet checkpoint serves too.
         warn: called with each warning about the annotations.
         out: a file for the detections, in COCO's results format.
+        world: the processes that share the images; each gets the result, the main one writes `out`.
 
     Raises:
         TrainError: as `load_checkpoint`, `load_config` and `evaluate`; the checkpoint does not fit the config.
@@ -77,13 +100,22 @@ def evaluate_checkpoint(
         if warn is not None:
             warn(warning)
     begin = time.perf_counter()
+    world = world or World()
     dataset = build_split(cfg, split)
     model = build_trained(cfg, checkpoint, device)
     check_classes(model, dataset.CLASSES)
-    detections = detect(model, dataset, cfg.data.get("workers_per_gpu", 0), progress)
-    if out is not None:
+    detections = detect(model, dataset, eval_workers(cfg), progress, world)
+    if out is not None and world.is_main:
         write_json(out, detections, indent=None)
-    return score(dataset, detections, split, time.perf_counter() - begin)
+    return _scored(dataset, detections, split, begin, world)
+
+
+def _scored(dataset: Any, detections: Detections, split: str, begin: float, world: World) -> CocoResult:
+    """The main process scores, and every process gets the result."""
+    result = score(dataset, detections, split, time.perf_counter() - begin) if world.is_main else None
+    shared = world.from_main(result)
+    assert shared is not None
+    return shared
 
 
 def build_trained(cfg: Config, checkpoint: Checkpoint, device: str | torch.device) -> nn.Module:
@@ -99,22 +131,48 @@ def build_trained(cfg: Config, checkpoint: Checkpoint, device: str | torch.devic
     return model.to(device).eval()
 
 
-def detect(model: nn.Module, dataset: Any, workers: int = 0, progress: Progress | None = None) -> Detections:
-    """Detections of every image of an mmdet test dataset, in COCO's results format."""
+def detect(
+    model: nn.Module,
+    dataset: Any,
+    workers: int = 0,
+    progress: Progress | None = None,
+    world: World | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Detections:
+    """Detections of every image of an mmdet test dataset, in COCO's results format and in the order of the images.
+
+    Each image is detected once, by process `index % world.size`, alone in its batch: the detections are the same to the
+    last bit at any number of processes.
+
+    Returns:
+        All detections in the main process, none in the others.
+
+    Raises:
+        EvaluationStopped: `stopped` said yes in one of the processes.
+    """
+    world = world or World()
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    detections: Detections = []
+    found: list[Detections] = []
+    stopping = False
     try:
         with torch.no_grad():
-            for place, batch in enumerate(test_loader(dataset, workers)):
+            for batch in evaluation_loader(dataset, workers, world):
+                index = world.rank + len(found) * world.size
                 boxes_by_class = model(return_loss=False, rescale=True, **to_device(batch, device))[0]
-                detections.extend(_coco_results(dataset.img_ids[place], dataset.cat_ids, boxes_by_class))
+                found.append(_coco_results(dataset.img_ids[index], dataset.cat_ids, boxes_by_class))
                 if progress is not None:
-                    progress(place + 1, len(dataset))
+                    progress(min(index + world.size, len(dataset)), len(dataset))
+                if stopping := stopped():
+                    break
     finally:
         model.train(was_training)
-    return detections
+    if any(world.gather(stopping)):
+        raise EvaluationStopped
+    parts = world.to_main(found)
+    images = range(len(dataset)) if world.is_main else ()
+    return [one for index in images for one in parts[index % world.size][index // world.size]]
 
 
 def _coco_results(image_id: int, category_ids: list[int], boxes_by_class: list[np.ndarray]) -> Detections:

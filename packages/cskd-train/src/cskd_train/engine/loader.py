@@ -1,128 +1,228 @@
-"""Batches whose order and augmentation depend on nothing but the seed and the epoch.
+"""Batches whose order and augmentation depend on nothing but the seed, the epoch and the image.
 
-mmdet's samplers draw from NumPy's global state and its workers start every epoch with the same seed. Here the order
-comes from a generator of (seed, epoch), and each image's augmentation from (seed, epoch, image): a resumed run sees
-what the uninterrupted one would have seen, with any number of workers.
+mmdet's samplers draw from NumPy's global state and its workers start every epoch with the same seed. Here an epoch is
+one list of batches drawn from (seed, epoch), of which each process takes every world-size-th, and each image's
+augmentation is drawn from (seed, epoch, image): a resumed run sees what the uninterrupted one would have seen, with any
+number of workers, and at another number of processes the list is the same.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from mmcv.parallel import DataContainer, collate
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
+
+from cskd_train.engine.device import keep_freed_memory
+from cskd_train.engine.distributed import World
+from cskd_train.engine.signals import outlive_the_step
+
+Place = tuple[int, int]  # epoch, index of an image
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a run has come: finished epochs, batches of the next one, optimizer steps in it and in all."""
+
+    epoch: int = 0
+    batches: int = 0
+    inner: int = 0
+    step: int = 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch, its place in the run, and the arguments of a detector's training forward."""
+
+    epoch: int
+    number: int  # in the epoch's list
+    data: dict[str, Any]
+
+    def on(self, device: torch.device) -> dict[str, Any]:
+        """The arguments with their tensors on `device`."""
+        moved: dict[str, Any] = to_device(self.data, device)
+        return moved
+
+    @property
+    def image_names(self) -> list[str]:
+        """The file names of the images."""
+        return [str(meta.get("ori_filename") or meta.get("filename")) for meta in self.data["img_metas"]]
 
 
 class SeededDataset(Dataset):
-    """A dataset that seeds NumPy and Python, which mmdet's augmentations draw from, before each image."""
+    """A dataset that seeds the generators, which augmentations draw from, before each image.
+
+    Its index is (epoch, image), so that workers which outlive an epoch know which one it is.
+    """
 
     def __init__(self, dataset: Any, seed: int) -> None:
         self.dataset = dataset
         self.seed = seed
-        self.epoch = 0
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> Any:
-        state = np.random.SeedSequence((self.seed, self.epoch, index)).generate_state(4)
-        np.random.seed(state)
-        random.seed(state.tobytes())
-        return self.dataset[index]
+    def __getitem__(self, place: Place) -> Any:
+        seed_generators(self.seed, *place)
+        return self.dataset[place[1]]
 
 
-class ShapeGroupSampler(Sampler[int]):
-    """Shuffles whole batches of images of one aspect ratio group (mmdet's `flag`), like mmdet's GroupSampler.
+def epoch_batches(groups: np.ndarray, batch_size: int, seed: int, epoch: int) -> np.ndarray:
+    """The batches of an epoch: image indices (batches, batch_size), shuffled.
 
-    Each group is filled up to whole batches by repeating some of its images.
+    A batch holds images of one aspect ratio group (mmdet's `flag`), like mmdet's GroupSampler; each group is filled up
+    to whole batches by repeating some of its images.
     """
-
-    def __init__(self, groups: np.ndarray, batch_size: int, seed: int) -> None:
-        self.groups = groups
-        self.batch_size = batch_size
-        self.seed = seed
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        return sum(-(-int(size) // self.batch_size) * self.batch_size for size in np.bincount(self.groups))
-
-    def __iter__(self) -> Iterator[int]:
-        generator = np.random.default_rng((self.seed, self.epoch))
-        batches: list[np.ndarray] = []
-        for group in np.unique(self.groups):
-            members = generator.permutation(np.flatnonzero(self.groups == group))
-            repeats = generator.choice(members, size=-len(members) % self.batch_size)
-            batches.extend(np.concatenate([members, repeats]).reshape(-1, self.batch_size))
-        for place in generator.permutation(len(batches)):
-            yield from batches[place].tolist()
+    generator = np.random.default_rng((seed, epoch))
+    batches: list[np.ndarray] = []
+    for group in np.unique(groups):
+        members = generator.permutation(np.flatnonzero(groups == group))
+        repeats = generator.choice(members, size=-len(members) % batch_size)
+        batches.extend(np.concatenate([members, repeats]).reshape(-1, batch_size))
+    return np.stack(batches)[generator.permutation(len(batches))]
 
 
 class TrainLoader:
-    """The training batches of one run; `set_epoch` before each epoch."""
+    """The training batches of one process.
 
-    def __init__(self, dataset: Any, batch_size: int, workers: int, seed: int) -> None:
-        self.dataset = SeededDataset(dataset, seed)
-        self.sampler = ShapeGroupSampler(np.asarray(dataset.flag, dtype=np.int64), batch_size, seed)
+    Args:
+        dataset: mmdet's, with `flag`.
+        batch_size: images a batch.
+        workers: processes that load images; 0 loads them here. They live as long as the run.
+        accumulate: batches that this process contributes to a step.
+
+    Attributes:
+        batches: in an epoch, of all processes together.
+    """
+
+    def __init__(
+        self, dataset: Any, batch_size: int, workers: int, seed: int, world: World | None = None, accumulate: int = 1
+    ) -> None:
+        self.world = world or World()
         self.batch_size = batch_size
+        self.accumulate = accumulate
         self._seed = seed
+        self._groups = np.asarray(dataset.flag, dtype=np.int64)
+        self._places: list[list[Place]] = []  # of the epoch under way; the DataLoader takes them from here
+        self.batches = len(epoch_batches(self._groups, batch_size, seed, 0))
         self._loader = DataLoader(
-            self.dataset,
-            batch_size=batch_size,
-            sampler=self.sampler,
+            SeededDataset(dataset, seed),
+            batch_sampler=_View(self._places),
             num_workers=workers,
-            collate_fn=partial(collate, samples_per_gpu=batch_size),
-            generator=torch.Generator(),
-            pin_memory=torch.cuda.is_available(),
+            collate_fn=partial(_collated, batch_size),
+            generator=torch.Generator(),  # of its own: nothing that a step draws depends on it
+            pin_memory=self.world.device.type == "cuda",
+            persistent_workers=workers > 0,
+            worker_init_fn=_prepare_worker,
         )
 
+    @property
+    def per_step(self) -> int:
+        """Batches of a step, of all processes together."""
+        return self.world.size * self.accumulate
+
+    @property
+    def images_per_step(self) -> int:
+        """Images of a step, of all processes together."""
+        return self.per_step * self.batch_size
+
     def __len__(self) -> int:
-        return len(self._loader)
+        """Steps of a whole epoch."""
+        return -(-self.batches // self.per_step)
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return iter(self._loader)
+    def steps_left(self, position: Position) -> int:
+        """Steps from a position to the end of its epoch."""
+        return -(-(self.batches - position.batches) // self.per_step)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Fix the order, the augmentation and the workers' torch seeds of the epoch (counted from 0)."""
-        self.dataset.epoch = self.sampler.epoch = epoch
-        state = np.random.SeedSequence((self._seed, epoch)).generate_state(1, np.uint64)
-        self._loader.generator.manual_seed(int(state[0] >> np.uint64(1)))
+    def steps(self, position: Position) -> Iterator[tuple[list[Batch], Position]]:
+        """The batches of this process for each step from `position` to the end of its epoch, and where it then is.
+
+        The last step is filled up from the beginning of the epoch's list.
+        """
+        order = epoch_batches(self._groups, self.batch_size, self._seed, position.epoch)
+        count = self.steps_left(position)
+        first = position.batches + self.world.rank
+        numbers = [(first + place * self.world.size) % self.batches for place in range(count * self.accumulate)]
+        self._places[:] = [[(position.epoch, int(index)) for index in order[number]] for number in numbers]
+        loaded = (Batch(position.epoch, number, data) for number, data in zip(numbers, self._loader, strict=True))
+        for _ in range(count):
+            batches = [next(loaded) for _ in range(self.accumulate)]
+            position = replace(
+                position,
+                batches=min(position.batches + self.per_step, self.batches),
+                inner=position.inner + 1,
+                step=position.step + 1,
+            )
+            yield batches, position
 
 
-def test_loader(dataset: Any, workers: int) -> DataLoader:
-    """One image at a time, in order: no padding to the largest of a batch, so that a result hangs on one image only."""
-    # A generator of its own: starting an iteration draws a number, which must not come from the training's state.
+class _View:
+    """Iterates a list that changes from epoch to epoch; a DataLoader keeps its batch sampler."""
+
+    def __init__(self, places: list[list[Place]]) -> None:
+        self._places = places
+
+    def __iter__(self) -> Iterator[list[Place]]:
+        return iter(list(self._places))
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+def evaluation_loader(dataset: Any, workers: int, world: World | None = None) -> DataLoader:
+    """One image at a time, so that a result depends on one image only; process r of n has images r, r + n, ..."""
+    world = world or World()
     return DataLoader(
         dataset,
         batch_size=1,
-        shuffle=False,
+        sampler=range(world.rank, len(dataset), world.size),
         num_workers=workers,
-        collate_fn=partial(collate, samples_per_gpu=1),
+        collate_fn=partial(_collated, 1),
         generator=torch.Generator(),
+        pin_memory=world.device.type == "cuda",
+        worker_init_fn=_prepare_worker,
     )
 
 
-def to_device(data: Any, device: torch.device) -> Any:
-    """Take a collated batch out of mmcv's DataContainers and move its tensors to `device`."""
+def _collated(batch_size: int, samples: list[Any]) -> Any:
+    """A batch of plain tensors, lists and dicts, which the DataLoader can pin, out of mmcv's DataContainers."""
+    return _unpacked(collate(samples, samples_per_gpu=batch_size))
+
+
+def _unpacked(data: Any) -> Any:
     if isinstance(data, DataContainer):
-        content = data.data[0]  # one chunk for each device; there is one device
-        return content if data.cpu_only else to_device(content, device)
+        return data.data[0]  # one chunk for each device; there is one device
+    if isinstance(data, dict):
+        return {key: _unpacked(value) for key, value in data.items()}
+    return [_unpacked(value) for value in data] if isinstance(data, (list, tuple)) else data
+
+
+def to_device(data: Any, device: torch.device) -> Any:
+    """Move the tensors of nested lists and dicts."""
     if isinstance(data, Tensor):
         return data.to(device, non_blocking=True)
     if isinstance(data, dict):
         return {key: to_device(value, device) for key, value in data.items()}
-    if isinstance(data, (list, tuple)):
-        return type(data)(to_device(value, device) for value in data)
-    return data
+    return [to_device(value, device) for value in data] if isinstance(data, (list, tuple)) else data
 
 
-def image_names(batch: dict[str, Any]) -> list[str]:
-    """The file names of the images of a batch."""
-    metas = batch["img_metas"]
-    metas = metas.data[0] if isinstance(metas, DataContainer) else metas
-    return [str(meta.get("ori_filename") or meta.get("filename")) for meta in metas]
+def _prepare_worker(_number: int) -> None:
+    cv2.setNumThreads(0)
+    keep_freed_memory(False)
+    outlive_the_step()
+
+
+def seed_generators(seed: int, *position: int) -> None:
+    """Seed torch, NumPy and Python from the run's seed and a position in it."""
+    state = np.random.SeedSequence((seed, *position)).generate_state(4)
+    np.random.seed(state)
+    random.seed(state.tobytes())
+    torch.manual_seed(int(state[:2].view(np.uint64)[0] >> np.uint64(1)))

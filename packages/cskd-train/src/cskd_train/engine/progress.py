@@ -5,9 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
-from mmcv.runner import Hook
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -15,7 +13,7 @@ from rich.text import Text
 
 from cskd_train.engine.records import Record
 
-_NOT_LOSS_TERMS = ("mode", "epoch", "iter", "lr", "time", "data_time", "grad_norm", "loss")
+_NOT_LOSS_TERMS = ("mode", "epoch", "iter", "lr", "time", "data_time", "grad_norm", "skipped", "loss")
 
 
 class TimeLeft:
@@ -52,49 +50,51 @@ class TimeLeft:
         return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
-class ProgressDisplay(Hook):
-    """Shows epoch, iteration, loss terms, mAP so far, learning rate, share of the time spent on data, and time left.
+class ProgressDisplay:
+    """Shows epoch, step, loss terms, mAP so far, learning rate, share of the time spent on data, and time left.
 
-    A sink of records for the numbers and a hook for the bar. On a terminal the display is live; elsewhere it is a line
+    A sink of records for the numbers; `step` moves the bar. On a terminal the display is live; elsewhere it is a line
     for each tenth of an epoch.
 
     Args:
         epochs: of the whole run.
-        iterations: in an epoch.
-        done: iterations that an earlier session has done.
+        iterations: steps of an epoch.
+        done: steps that an earlier session has done.
         best: highest mAP of an earlier session.
     """
 
     def __init__(self, console: Console, epochs: int, iterations: int, done: int, best: float | None) -> None:
         self._console = console
         self._epochs = epochs
-        self._iterations = iterations
+        self._inner, self._steps = 0, iterations
         self._time_left = TimeLeft(epochs, iterations, done)
         self._best = best
         self._numbers = ""
         self._tenths_shown = 0
-        self._evaluation_began = 0.0
+        self._evaluation_began = time.perf_counter()
         self._bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         self._task = self._bar.add_task("", total=iterations)
         self._live = Live(get_renderable=self._draw, console=console, refresh_per_second=4, transient=True)
         if console.is_terminal:
             self._live.start()
 
-    def before_train_epoch(self, runner: Any) -> None:
-        self._tenths_shown = 0
-        self._bar.reset(self._task, total=self._iterations, description=f"epoch {runner.epoch + 1}/{self._epochs}")
+    def begin_epoch(self, epoch: int, done: int, steps: int) -> None:
+        """Epoch `epoch` (from 0) of `steps` steps begins, or goes on after `done` of them."""
+        self._tenths_shown = done * 10 // steps
+        self._inner, self._steps = done, steps
+        self._bar.reset(self._task, total=steps, completed=done, description=f"epoch {epoch + 1}/{self._epochs}")
 
-    def after_train_iter(self, runner: Any) -> None:
-        self._bar.update(self._task, completed=runner.inner_iter + 1)
+    def step(self) -> None:
+        """One more step of the epoch is done."""
+        self._inner += 1
+        self._bar.update(self._task, completed=self._inner)
 
     def evaluating(self, done: int, total: int) -> None:
         """One more image of the validation split is done."""
         if done == 1:
+            self._evaluation_began = time.perf_counter()
             self._bar.reset(self._task, total=total, description="evaluating")
         self._bar.update(self._task, completed=done)
-
-    def after_train_epoch(self, runner: Any) -> None:
-        self._evaluation_began = time.perf_counter()
 
     def train(self, record: Record) -> None:
         self._time_left.trained(record["iter"], record["time"])
@@ -102,12 +102,11 @@ class ProgressDisplay(Hook):
         best = f"best mAP {self._best:.4f}  " if self._best is not None else ""
         self._numbers = (
             f"{self._time_left} left  loss {record['loss']:.4f}  {best}lr {record['lr']:.2e}  "
-            f"{record['time']:.2f} s/iter, data {record['data_time'] / max(record['time'], 1e-9):.0%}  ({terms})"
+            f"{record['time']:.2f} s/step, data {record['data_time'] / max(record['time'], 1e-9):.0%}  ({terms})"
         )
-        done = record["iter"] - (record["epoch"] - 1) * self._iterations
-        if not self._console.is_terminal and done * 10 // self._iterations > self._tenths_shown:
-            self._tenths_shown = done * 10 // self._iterations
-            self._say(f"epoch {record['epoch']}/{self._epochs}  iter {done}/{self._iterations}  {self._numbers}")
+        if not self._console.is_terminal and self._inner * 10 // self._steps > self._tenths_shown:
+            self._tenths_shown = self._inner * 10 // self._steps
+            self._say(f"epoch {record['epoch']}/{self._epochs}  step {self._inner}/{self._steps}  {self._numbers}")
 
     def validation(self, record: Record) -> None:
         self._time_left.evaluated(time.perf_counter() - self._evaluation_began)

@@ -1,24 +1,26 @@
-"""What a run says as it goes: one record for each logged iteration and each evaluation, given to every sink."""
+"""What a run says as it goes: one record for each interval of steps and each evaluation, given to every sink."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from mmcv.runner import Hook
-
+from cskd_train.engine.loader import Position
 from cskd_train.files.atomic import write_atomically
 
 Record = dict[str, Any]
 
 
 class Sink(Protocol):
-    """Takes the records of a run. Epochs and iterations count from 1."""
+    """Takes the records of a run. Epochs and steps (`iter`) count from 1."""
 
     def train(self, record: Record) -> None:
-        """A logged iteration: epoch, iter (of the whole run), lr, time and data_time (seconds), loss terms."""
+        """Averages of some steps: epoch, iter (of the whole run), lr, time and data_time (seconds), loss terms."""
 
     def validation(self, record: Record) -> None:
         """An evaluation: epoch, iter, COCO metrics."""
@@ -27,79 +29,116 @@ class Sink(Protocol):
         """The run is over, by whatever way."""
 
 
-class Recorder(Hook):
-    """Gives the sinks a record of averages every `interval` iterations and at the end of an epoch.
+class Recorder:
+    """Gives the sinks a record of averages every `interval` steps and at the end of an epoch.
 
-    No average spans two epochs, so that a resumed run writes the records of an uninterrupted one.
+    No average spans two epochs, and a checkpoint holds the sums under way, so that a resumed run writes the records of
+    an uninterrupted one.
     """
 
     def __init__(self, interval: int, sinks: Iterable[Sink]) -> None:
         self.interval = interval
         self.sinks = tuple(sinks)
+        self.sums: dict[str, float] = {}
+        self.steps = 0
 
-    def after_train_iter(self, runner: Any) -> None:
-        if not self.every_n_inner_iters(runner, self.interval) and not self.end_of_epoch(runner):
+    def step(self, position: Position, values: Mapping[str, float], lr: float, end_of_epoch: bool) -> None:
+        """The step that led to `position` is done."""
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.steps += 1
+        if position.inner % self.interval and not end_of_epoch:
             return
-        runner.log_buffer.average()
-        averages = {name: float(value) for name, value in runner.log_buffer.output.items()}
-        runner.log_buffer.clear()
-        record = {"mode": "train", "epoch": runner.epoch + 1, "iter": runner.iter + 1, "lr": runner.current_lr()[0]}
+        averages = {name: total / self.steps for name, total in self.sums.items()}
+        self.sums, self.steps = {}, 0
         for sink in self.sinks:
-            sink.train({**record, **averages})
+            sink.train({"mode": "train", "epoch": position.epoch + 1, "iter": position.step, "lr": lr, **averages})
 
-    def validation(self, epoch: int, iteration: int, metrics: Mapping[str, float]) -> None:
+    def validation(self, epoch: int, step: int, metrics: Mapping[str, float]) -> None:
         """Give the sinks the metrics of an evaluation."""
         for sink in self.sinks:
-            sink.validation({"mode": "val", "epoch": epoch, "iter": iteration, **metrics})
+            sink.validation({"mode": "val", "epoch": epoch, "iter": step, **metrics})
+
+    def close(self) -> None:
+        """The run is over, by whatever way."""
+        for sink in self.sinks:
+            sink.close()
 
 
 class JsonLines:
-    """Appends each record to a file as one line of JSON, flushed at once."""
+    """Appends each record to a file as one line of JSON, written at once.
 
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("a", encoding="utf-8")
+    A line that cannot be written (disk full) is kept and written with the next one.
+    """
+
+    def __init__(self, path: Path, warn: Callable[[str], None]) -> None:
+        self._file = path.open("ab", buffering=0)
+        self._warn = warn
+        self._pending = b""
+        self._end = self._file.seek(0, os.SEEK_END)
 
     def train(self, record: Record) -> None:
-        self._write(record)
+        self._write((json.dumps(record) + "\n").encode())
 
     def validation(self, record: Record) -> None:
-        self._write(record)
+        self.train(record)
 
     def close(self) -> None:
+        if self._pending:
+            self._write(b"")
         self._file.close()
 
-    def _write(self, record: Record) -> None:
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+    def _write(self, lines: bytes) -> None:
+        self._pending += lines
+        try:
+            self._file.truncate(self._end)  # of a line that was cut short
+            written = self._file.write(self._pending)
+            if written != len(self._pending):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            self._warn(f"{self._file.name} cannot be written ({error.strerror}); its lines are kept for later")
+            return
+        self._end, self._pending = self._end + written, b""
 
 
 class TensorBoard:
-    """Draws each number of each record over the iterations, under `train/` and `val/`.
+    """Draws each number of each record over the steps, under `train/` and `val/`.
 
     Args:
         folder: of the event files.
-        after: iterations that are done; older events beyond it, of a run that is resumed from there, are hidden.
+        after: steps that are done; older events beyond it, of a run that is resumed from there, are hidden.
+        warn: takes what keeps the drawing from being written; the run goes on without it.
     """
 
-    def __init__(self, folder: Path, after: int) -> None:
+    def __init__(self, folder: Path, after: int, warn: Callable[[str], None]) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
-        self._writer = SummaryWriter(str(folder), purge_step=after + 1 if after else None)
+        self._writer: Any = SummaryWriter(str(folder), purge_step=after + 1 if after else None)
+        self._warn = warn
 
     def train(self, record: Record) -> None:
         self._draw(record)
 
     def validation(self, record: Record) -> None:
         self._draw(record)
-        self._writer.flush()
 
     def close(self) -> None:
-        self._writer.close()
+        if self._writer is not None:
+            with contextlib.suppress(OSError):
+                self._writer.close()
 
     def _draw(self, record: Record) -> None:
-        for name, value in record.items():
-            if name not in ("mode", "epoch", "iter"):
-                self._writer.add_scalar(f"{record['mode']}/{name}", value, record["iter"])
+        if self._writer is None:
+            return
+        try:
+            for name, value in record.items():
+                if name not in ("mode", "epoch", "iter"):
+                    self._writer.add_scalar(f"{record['mode']}/{name}", value, record["iter"])
+            if record["mode"] == "val":
+                self._writer.flush()
+        except OSError as error:
+            self._warn(f"TensorBoard's files cannot be written ({error}); the run goes on without them")
+            self._writer = None
 
 
 def read_log(path: Path) -> list[Record]:
@@ -113,8 +152,17 @@ def read_log(path: Path) -> list[Record]:
     return records
 
 
-def forget_after(path: Path, iteration: int) -> None:
-    """Drop the records of a log that lie after an iteration: a run resumed from there writes them anew."""
-    if path.exists():
-        kept = [json.dumps(record) + "\n" for record in read_log(path) if record["iter"] <= iteration]
-        write_atomically(path, lambda file: file.write("".join(kept).encode()))
+def forget_after(path: Path, step: int, evaluated: bool = True) -> None:
+    """Drop the records of a log that lie after a step: a run resumed from there writes them anew.
+
+    Args:
+        evaluated: whether an evaluation at that very step counts as done.
+    """
+    if not path.exists():
+        return
+    kept = [
+        json.dumps(record) + "\n"
+        for record in read_log(path)
+        if record["iter"] < step or (record["iter"] == step and (evaluated or record["mode"] == "train"))
+    ]
+    write_atomically(path, lambda file: file.write("".join(kept).encode()))

@@ -1,96 +1,238 @@
-"""Going on with an interrupted run as if it had never stopped."""
+"""`last.pth` and `best.pth`: written as a run goes, and going on from them as if it had never stopped."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from torch import nn
-from torch.optim import Optimizer
+import torch
+from torch import Tensor, nn
 
-from cskd_train.engine.state import RunState, restore_rng
+from cskd_train.engine.average import AveragedStudent
+from cskd_train.engine.loader import Position, TrainLoader
+from cskd_train.engine.records import Recorder
+from cskd_train.engine.state import RunState
+from cskd_train.engine.step import NotFinite, TrainStep
 from cskd_train.engine.workdir import WorkDir
 from cskd_train.errors import TrainError
 from cskd_train.files import checkpoints
 
 
+@dataclass(frozen=True)
+class Trained:
+    """Everything of a run that changes as it trains."""
+
+    student: nn.Module
+    distiller: nn.Module | None
+    step: TrainStep
+    loader: TrainLoader
+    state: RunState
+    recorder: Recorder
+
+    @property
+    def average(self) -> AveragedStudent | None:
+        return self.step.average
+
+    @property
+    def model(self) -> nn.Module:
+        """The detector that is evaluated and kept: the student, or the average of its weights."""
+        return self.student if self.average is None else self.average.model
+
+
+class Saver:
+    """Writes the checkpoints of a run, from the main process; every process has to call it.
+
+    Args:
+        meta: what every checkpoint of the run says beside its position and metrics.
+        warn: takes why a checkpoint could not be written, where the run can go on without it.
+
+    Attributes:
+        saved: the position that `last.pth` holds.
+    """
+
+    def __init__(
+        self, trained: Trained, work_dir: WorkDir, meta: Mapping[str, Any], warn: Callable[[str], None]
+    ) -> None:
+        self._trained = trained
+        self._work_dir = work_dir
+        self._meta = meta
+        self._warn = warn
+        self._world = trained.loader.world
+        self.saved: Position | None = None
+
+    def last(self, position: Position, *, required: bool = False) -> None:
+        """Write `last.pth`.
+
+        Args:
+            required: nothing follows that would write it again.
+
+        Raises:
+            NotFinite: the weights are not finite; `last.pth` is as it was.
+            TrainError: it cannot be written, and is required.
+        """
+        one = self._trained
+        averages = [] if one.average is None else [one.average.model]
+        self._world.share_statistics(one.student, *averages)
+        check_finite(one.student, position.step)
+        if not self._world.is_main:
+            return
+        contents = {
+            **self._checkpoint(position),
+            "position": asdict(position),
+            "epoch_batches": one.loader.batches,
+            "optimizer": one.step.optimizer.state_dict(),
+            "scaler": one.step.scaler.state_dict(),
+            "run": one.state.to_data(),
+            "records": {"sums": one.recorder.sums, "steps": one.recorder.steps},
+        }
+        if one.distiller is not None:
+            contents["distiller"] = one.distiller.state_dict()
+        if one.average is not None:
+            contents["average"] = one.average.state_dict()
+            contents["student"] = _weights(one.student)
+        try:
+            checkpoints.save(self._work_dir.last, contents)
+        except TrainError as error:
+            if required:
+                raise
+            self._warn(f"{error}. The run goes on, and the next checkpoint will be tried")
+        else:
+            self.saved = position
+
+    def best(self, position: Position) -> None:
+        """Write `best.pth`: the detector alone."""
+        if self._world.is_main:
+            try:
+                checkpoints.save(self._work_dir.best, self._checkpoint(position))
+            except TrainError as error:
+                self._warn(f"{error}. The run goes on; the best weights of epoch {position.epoch} are not kept")
+
+    def _checkpoint(self, position: Position) -> dict[str, Any]:
+        state = self._trained.state
+        evaluated = state.evaluated_epoch == position.epoch and not position.batches
+        meta = {"epoch": position.epoch, "iter": position.step, "metrics": state.last if evaluated else {}}
+        return {"state_dict": _weights(self._trained.model), "meta": {**self._meta, **meta}}
+
+
 class Resumption:
-    """The `last.pth` of an interrupted run.
+    """The `last.pth` of an interrupted run, read once.
 
     Raises:
         TrainError: the file cannot be read, or holds nothing to go on from.
     """
 
-    def __init__(self, work_dir: WorkDir) -> None:
-        self._checkpoint = checkpoints.load_checkpoint(work_dir.last)
-        self._contents = checkpoints.read(work_dir.last)
-        if missing := [key for key in ("optimizer", "rng", "run") if key not in self._contents]:
-            raise TrainError(f"{work_dir.last} holds no {', '.join(missing)}: it is not the last.pth of a run")
+    def __init__(self, last: Path) -> None:
+        self._contents = checkpoints.read(last)
+        self._checkpoint = checkpoints.parse(self._contents, last)
+        if missing := [key for key in ("optimizer", "run") if key not in self._contents]:
+            raise TrainError(f"{last} holds no {', '.join(missing)}: it is not the last.pth of a run")
 
     @property
-    def epoch(self) -> int:
-        """Finished epochs."""
-        return int(self._checkpoint.meta["epoch"])
-
-    @property
-    def iteration(self) -> int:
-        """Iterations in these."""
-        return int(self._checkpoint.meta["iter"])
+    def position(self) -> Position:
+        """How far the run had come."""
+        meta = self._checkpoint.meta  # a file of 0.1.0 says no more: it was written at the end of an epoch
+        return Position(**self._contents.get("position", {"epoch": meta["epoch"], "step": meta["iter"]}))
 
     @property
     def seed(self) -> int:
         """The seed of the run."""
         return int(self._checkpoint.meta["seed"])
 
+    @property
+    def images_per_step(self) -> int:
+        """Of the session that was interrupted."""
+        return int(self._contents["run"]["batch_size"])
+
     def changed_settings(self, config: Mapping[str, Any]) -> list[str]:
         """`key: old -> new` for each setting that is not as it was when the run began."""
-        before, now = dict(_flat(self._checkpoint.config)), dict(_flat(config))
+        before, now = dict(flat(self._checkpoint.config)), dict(flat(config))
         keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
         return [f"{key}: {before.get(key, 'none')} -> {now.get(key, 'none')}" for key in keys]
 
-    def check_epoch_length(self, iterations: int) -> None:
-        """Refuse another number of iterations an epoch: the schedule would no longer be the run's own.
+    def check_epoch(self, loader: TrainLoader) -> None:
+        """Refuse another number of batches an epoch: the schedule would no longer be the run's own.
+
+        The number of processes and of batches a step may change.
 
         Raises:
             TrainError: names both numbers.
         """
-        if self.iteration != self.epoch * iterations:
+        batches = self._contents.get("epoch_batches") or self.position.step // self.position.epoch
+        if batches != loader.batches:
             raise TrainError(
-                f"{self._checkpoint.path} was trained with {self.iteration // self.epoch} iterations an epoch, the "
-                f"config now gives {iterations}: data or batch size have changed. Start a new run in another --work-dir"
+                f"{self._checkpoint.path} was trained with {batches} batches an epoch, the config now gives "
+                f"{loader.batches}: data or batch size have changed. Start a new run in another --work-dir"
             )
 
-    def restore(self, student: nn.Module, distiller: nn.Module | None, optimizer: Optimizer) -> RunState:
-        """Load weights, optimizer state and generators; gives the results and times so far.
+    def state(self, images_per_step: int) -> RunState:
+        """The results and times so far."""
+        data = dict(self._contents["run"])
+        if "position" not in self._contents:  # of 0.1.0, which evaluated before it saved
+            data["evaluated_epoch"] = self.position.epoch
+        return RunState.from_data(data, images_per_step)
 
-        The optimizer's settings (learning rate, weight decay) stay the config's, which a user may have changed to
-        mend a run; the schedule sets the learning rate of each epoch from them.
+    def restore(self, trained: Trained) -> None:
+        """Load weights, averages, optimizer and scale into what the config has built.
+
+        The optimizer's settings (learning rate, weight decay) stay the config's, which a user may have changed; the
+        schedule sets the learning rate of each epoch from them.
 
         Raises:
             TrainError: model, distiller or optimizer are not those of the run.
         """
-        checkpoints.load_weights(student, self._checkpoint)
+        optimizer, contents = trained.step.optimizer, self._contents
+        weights = self._checkpoint.state_dict
+        checkpoints.load_weights(trained.student, self._checkpoint)
         groups = optimizer.state_dict()["param_groups"]
         try:
-            if distiller is not None:
-                distiller.load_state_dict(self._contents["distiller"])
-            optimizer.load_state_dict({"state": self._contents["optimizer"]["state"], "param_groups": groups})
+            if "student" in contents:
+                trained.student.load_state_dict(contents["student"])
+            if trained.average is not None:
+                trained.average.restore(weights, contents.get("average", {"updates": 1}))
+            if trained.distiller is not None:
+                trained.distiller.load_state_dict(contents["distiller"])
+            optimizer.load_state_dict({"state": contents["optimizer"]["state"], "param_groups": groups})
+            if contents.get("scaler") and trained.step.scaler.is_enabled():
+                trained.step.scaler.load_state_dict(contents["scaler"])
         except (KeyError, RuntimeError, ValueError) as error:
             raise TrainError(
                 f"{self._checkpoint.path} does not fit this config's distillation or optimizer: {error}. "
                 "Resume with the config of the run"
             ) from error
-        restore_rng(self._contents["rng"])
-        return RunState.from_data(self._contents["run"])
+        records = contents.get("records", {"sums": {}, "steps": 0})
+        trained.recorder.sums, trained.recorder.steps = dict(records["sums"]), records["steps"]
 
 
-def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def saved_position(last: Path) -> Position | None:
+    """How far the run of a `last.pth` had come; None where there is none."""
+    return Resumption(last).position if last.exists() else None
+
+
+def check_finite(model: nn.Module, step: int) -> None:
+    """Refuse weights that are not finite (a gradient can overflow under a finite loss).
+
+    Raises:
+        NotFinite: names the first such key.
+    """
+    weights = {key: value for key, value in model.state_dict().items() if value.is_floating_point()}
+    finite = torch.stack([value.isfinite().all() for value in weights.values()]).tolist()
+    if not all(finite):
+        raise NotFinite(f"{list(weights)[finite.index(False)]} is not finite after step {step}")
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    return {key: value.detach().cpu() for key, value in model.state_dict().items()}
+
+
+def flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted key and value of every leaf of nested settings."""
     if isinstance(value, Mapping) and value:
         for key, item in value.items():
-            yield from _flat(item, f"{path}.{key}" if path else str(key))
+            yield from flat(item, f"{path}.{key}" if path else str(key))
     elif isinstance(value, (list, tuple)) and any(isinstance(item, Mapping) for item in value):
         for place, item in enumerate(value):
-            yield from _flat(item, f"{path}.{place}")
+            yield from flat(item, f"{path}.{place}")
     else:
         yield path, value

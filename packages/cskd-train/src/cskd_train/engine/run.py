@@ -3,153 +3,274 @@
 from __future__ import annotations
 
 import json
-import shlex
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
-from pathlib import Path
-from typing import Any
+from functools import partial
+from typing import Any, NoReturn
 
-from mmcv import Config
+import torch
 from rich.console import Console
 
-from cskd_train.engine.build import build_parts, check_data, refuse_unsupported
-from cskd_train.engine.device import choose_device, device_name
-from cskd_train.engine.epochs import train_epochs
-from cskd_train.engine.memory import keep_freed_memory
-from cskd_train.engine.records import forget_after
-from cskd_train.engine.resume import Resumption
-from cskd_train.engine.signals import Interrupted, stop_on_signals
+from cskd_train.engine.build import Parts, build_parts
+from cskd_train.engine.device import device_name, keep_freed_memory
+from cskd_train.engine.distributed import SharedError, World, is_launched, is_restart, joined
+from cskd_train.engine.evaluate import EvaluationStopped, evaluate
+from cskd_train.engine.loader import Position
+from cskd_train.engine.prepare import RunOptions, described, prepare, say, seed_of, way_on
+from cskd_train.engine.progress import ProgressDisplay
+from cskd_train.engine.records import JsonLines, Recorder, TensorBoard, forget_after
+from cskd_train.engine.resume import Resumption, Saver, Trained, flat
+from cskd_train.engine.signals import Interrupted, StopRequest, stop_on_signals
 from cskd_train.engine.state import RunState, versions
-from cskd_train.engine.workdir import WorkDir
+from cskd_train.engine.step import NotFinite
 from cskd_train.errors import TrainError
 from cskd_train.files import checkpoints
 from cskd_train.files.atomic import write_json
-from cskd_train.files.config import config_to_data, load_config
+from cskd_train.files.config import config_to_data
 from cskd_train.results import RunResult
 
-
-@dataclass(frozen=True)
-class RunOptions:
-    """What the command line says about a run, beside its config."""
-
-    config: str
-    work_dir: Path
-    resume: bool = False
-    overwrite: bool = False
-    seed: int | None = None  # None: the config's `seed`, or 0
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-    device: str = "auto"
-    command: str = ""  # as typed, for result.json
+_ADVICE = (
+    "Lower the learning rate (--set optimizer.lr=...), clip gradients "
+    "(--set \"optimizer_config.grad_clip={'max_norm': 35, 'norm_type': 2}\") or check the annotations "
+    "(cskd-train data check); then go on with --resume"
+)
 
 
 def run(options: RunOptions, console: Console) -> RunResult:
-    """Train as a config says, evaluating and saving after every epoch.
+    """Train as a config says, saving and evaluating after every epoch.
 
-    Everything that can be wrong with the input is found before a file of an older run is touched.
+    Everything that can be wrong with the input is found before a file of an older run is touched. Where torchrun has
+    started several processes, this is one of them.
 
     Args:
         console: takes warnings and progress.
 
     Raises:
         TrainError: bad input; a loss that is not finite; a checkpoint that cannot be written.
-        Interrupted: SIGINT or SIGTERM; what was finished is saved and `--resume` goes on from there.
+        Interrupted: one of `signals.STOP_SIGNALS`; what was done is saved and `--resume` goes on from there.
     """
-    started = datetime.now().astimezone().isoformat(timespec="seconds")
-    cfg = load_config(options.config, options.overrides)
-    refuse_unsupported(cfg)
-    device = choose_device(options.device)
-    if device.type == "cpu":
-        keep_freed_memory()
-    work_dir = WorkDir(options.work_dir)
-    work_dir.prepare(resume=options.resume, overwrite=options.overwrite)
-    resumption = Resumption(work_dir) if options.resume and work_dir.last.exists() else None
-    if resumption and resumption.epoch >= cfg.runner.max_epochs and work_dir.result.exists():
-        _say(console, f"{work_dir.root}: this run is finished already ({resumption.epoch} epochs)")
-        return RunResult(**json.loads(work_dir.result.read_text(encoding="utf-8")))
-    seed = _seed(options, cfg, resumption)
-    for warning in check_data(cfg):
-        _say(console, f"warning: {warning}")
+    if is_restart():
+        options = replace(options, resume=True, overwrite=False)
+    with stop_on_signals() as stop, joined(options.device) as world:
+        if not world.is_main:
+            console = Console(quiet=True, force_terminal=False)
+        return Run(options, world, stop, console).train()
 
-    parts = build_parts(cfg, seed, device)
-    for remark in parts.remarks:
-        _say(console, remark)
-    config_data = config_to_data(cfg)
-    if resumption:
-        resumption.check_epoch_length(len(parts.loader))
-        state = resumption.restore(parts.student, parts.distiller, parts.runner.optimizer)
-        for change in resumption.changed_settings(config_data):
-            _say(console, f"warning: a setting has changed since the run began: {change}")
-        forget_after(work_dir.log, resumption.iteration)
-        work_dir.result.unlink(missing_ok=True)  # of a shorter run that is now prolonged
-    else:
-        state = RunState(parts.loader.batch_size)
-        work_dir.clear()
-    write_json(work_dir.config, config_data)
-    distilled = parts.distiller is not None
-    meta = {
-        "format": checkpoints.FORMAT,
-        "version": checkpoints.FORMAT_VERSION,
-        "config": config_data,
-        "CLASSES": list(parts.classes),
-        "seed": seed,
-        "versions": versions(),
-        "distilled": distilled,
-    }
-    with stop_on_signals() as stop:
+
+class Run:
+    """A run in one of its processes: `prepare` -> for each step: step -> save when due -> evaluate when due."""
+
+    def __init__(self, options: RunOptions, world: World, stop: StopRequest, console: Console) -> None:
+        self.started = datetime.now().astimezone().isoformat(timespec="seconds")
+        self.options, self.world, self.stop, self.console = options, world, stop, console
+        # The process that launches others has looked and reported already; under torchrun one of each machine does.
+        look = not is_launched() and world.local_rank == 0
+        self.cfg, self.work_dir = world.together(lambda: prepare(options, partial(say, console), look))
+        self.config_data = config_to_data(self.cfg)
+        world.check_equal("settings", {**dict(flat(self.config_data)), "--seed": options.seed})
+        if world.device.type == "cpu":
+            keep_freed_memory()
+
+    def begin(self) -> bool:
+        """Build everything and go to the point where the run begins; False for a run that is finished."""
+        world, work_dir, epochs = self.world, self.work_dir, self.cfg.runner.max_epochs
+        going_on = self.options.resume and work_dir.last.exists()
+        world.check_equal(f"work dirs (all machines have to see {work_dir.last})", {"last.pth exists": going_on})
+        resumption = world.together(lambda: Resumption(work_dir.last) if going_on else None)
+        if resumption and resumption.position.epoch >= epochs and work_dir.result.exists():
+            say(self.console, f"{work_dir.root}: this run is finished already ({resumption.position.epoch} epochs)")
+            return False
+        self.position = resumption.position if resumption else Position()
+        self.parts = world.together(lambda: self._build(resumption))
+        return True
+
+    def train(self) -> RunResult:
+        """Train to the end, or from where an earlier session stopped."""
+        world, work_dir = self.world, self.work_dir
+        if not self.begin():
+            return RunResult(**json.loads(work_dir.result.read_text(encoding="utf-8")))
+        self.saver = Saver(self.trained, work_dir, self._meta(), lambda line: say(self.console, f"warning: {line}"))
+        self.saver.saved = self.position if self.position.step else None
+        self.stop.deferred = True
         try:
-            train_epochs(
-                cfg,
-                parts,
-                state=state,
-                first_epoch=resumption.epoch if resumption else 0,
-                work_dir=work_dir,
-                meta=meta,
-                console=console,
-                stop=stop,
-            )
+            with _explained_failures(self.stop):
+                self._train_epochs()
+        except NotFinite as error:
+            raise SharedError(f"{error}. {self._kept()}. {_ADVICE}") from error
         except Interrupted as error:
-            raise Interrupted(f"{error}; {_way_on(work_dir, options)}", error.signal_number) from None
+            way = way_on(self.options, self.saver.saved)
+            raise Interrupted(f"{error}; {way}", error.signal_number) from None
+        finally:
+            self.trained.recorder.close()
+        result = self._result()
+        if world.is_main:
+            write_json(work_dir.result, result.to_dict())
+        return result
 
-    result = RunResult(
-        config=options.config,
-        work_dir=str(work_dir.root),
-        seed=seed,
-        distilled=distilled,
-        epochs=cfg.runner.max_epochs,
-        iterations=state.iterations,
-        last=state.last,
-        best=state.best,
-        best_epoch=state.best_epoch,
-        seconds=state.seconds,
-        images_per_second=state.images_per_second,
-        data_share=state.data_share,
-        device=device_name(device),
-        command=options.command,
-        started=started,
-        versions=versions(),
-    )
-    write_json(work_dir.result, result.to_dict())
-    return result
+    def _train_epochs(self) -> None:
+        """Every epoch is saved before it is evaluated, and again with what the evaluation found."""
+        runner, epochs = self.parts.runner, self.cfg.runner.max_epochs
+        runner.begin(self.parts.loader, self.position)
+        if self._evaluation_due():  # of an epoch that was saved when an earlier session stopped
+            runner.after_epoch(self._evaluate())
+        while self.position.epoch < epochs:
+            self._train_epoch()
+            due = self._evaluation_due()
+            self.saver.last(self.position, required=self.position.epoch == epochs and not due)
+            runner.after_epoch(self._evaluate() if due else {})
+
+    def _train_epoch(self) -> None:
+        parts, runner, every = self.parts, self.parts.runner, self.options.checkpoint_every
+        left = parts.loader.steps_left(self.position)
+        self.display.begin_epoch(self.position.epoch, self.position.inner, self.position.inner + left)
+        parts.trained.train()
+        runner.begin_epoch(self.position)
+        began = time.perf_counter()
+        for batches, position in parts.loader.steps(self.position):
+            loaded = time.perf_counter()
+            runner.before_step(batches[0].data)
+            lr = runner.learning_rate
+            report = parts.step(batches, self.stop.requested())
+            ended = time.perf_counter()
+            values = {**report.terms, "time": ended - began, "data_time": loaded - began}
+            began = ended
+            end_of_epoch = position.batches == parts.loader.batches
+            self.position = Position(position.epoch + 1, step=position.step) if end_of_epoch else position
+            self.display.step()
+            self.trained.state.skipped += report.skipped
+            self.trained.recorder.step(position, values, lr, end_of_epoch)
+            runner.after_step(values, parts.loader.images_per_step)
+            if report.stop:
+                self.saver.last(self.position, required=True)
+                self._interrupt()
+            if every and position.step % every == 0 and not end_of_epoch:
+                self.saver.last(self.position)
+
+    def _evaluation_due(self) -> bool:
+        epoch, interval = self.position.epoch, (self.cfg.get("evaluation") or {}).get("interval", 1)
+        due = epoch % interval == 0 or epoch == self.cfg.runner.max_epochs
+        at_the_end_of_one = epoch > 0 and not self.position.batches
+        not_done = self.trained.state.evaluated_epoch != epoch
+        return due and at_the_end_of_one and not_done and self.parts.validation is not None
+
+    def _evaluate(self) -> Mapping[str, float]:
+        stop, trained, position = self.stop, self.trained, self.position
+        split, progress = self.parts.validation, self.display.evaluating
+        try:
+            result = evaluate(trained.model, self.cfg, "val", progress, split, self.world, stop.requested)
+        except EvaluationStopped:
+            self._interrupt()
+        if trained.state.evaluated(result, position.epoch):
+            self.saver.best(position)
+        trained.recorder.validation(position.epoch, position.step, result.metrics)
+        self.saver.last(position, required=position.epoch == self.cfg.runner.max_epochs)
+        return result.metrics
+
+    def _interrupt(self) -> NoReturn:
+        """End every process of the run by the signal that one of them was sent; what is saved is on disk by then."""
+        number = max(number or 0 for number in self.world.gather(self.stop.signal_number))
+        raise Interrupted(f"stopped by {signal.Signals(number).name}", number)
+
+    def _build(self, resumption: Resumption | None) -> Parts:
+        """The parts of the run, at the point where it begins; an older run's files are cleared once all fit."""
+        cfg, world, work_dir, step = self.cfg, self.world, self.work_dir, self.position.step
+        self.seed = seed_of(self.options, cfg, resumption)
+        tell = partial(say, self.console)
+        parts = build_parts(cfg, self.seed, world, str(work_dir.root), tell)
+        loader, images = parts.loader, parts.loader.images_per_step
+        if resumption:
+            resumption.check_epoch(loader)
+            state = resumption.state(images)
+        else:
+            state = RunState(images)
+        interval = (cfg.get("log_config") or {}).get("interval", 50)
+        recorder = Recorder(min(interval, max(len(loader) // 10, 1)), [state] if world.is_main else [])
+        self.trained = Trained(parts.student, parts.distiller, parts.step, loader, state, recorder)
+        self.display = ProgressDisplay(
+            self.console, cfg.runner.max_epochs, len(loader), step, state.best.get("bbox_mAP")
+        )
+        if resumption:
+            resumption.restore(self.trained)
+            for change in resumption.changed_settings(self.config_data):
+                tell(f"warning: a setting has changed since the run began: {change}")
+            if resumption.images_per_step != images:
+                tell(f"warning: {resumption.images_per_step} images a step until now, {images} from here on")
+        if world.is_main and not self.options.dry_run:
+            self._open_files(resumed=resumption is not None)
+        return parts
+
+    def _open_files(self, resumed: bool) -> None:
+        work_dir, recorder, step = self.work_dir, self.trained.recorder, self.position.step
+        if resumed:
+            evaluated = self.trained.state.evaluated_epoch == self.position.epoch
+            forget_after(work_dir.log, step, evaluated=evaluated)
+            work_dir.result.unlink(missing_ok=True)  # of a shorter run that is now prolonged
+            work_dir.sweep()
+        else:
+            work_dir.clear()
+        write_json(work_dir.config, self.config_data)
+        warn = partial(say, self.console)
+        recorder.sinks += (JsonLines(work_dir.log, warn), TensorBoard(work_dir.tensorboard, step, warn), self.display)
+
+    def _meta(self) -> dict[str, Any]:
+        """What every checkpoint of the run says."""
+        return {
+            "format": checkpoints.FORMAT,
+            "version": checkpoints.FORMAT_VERSION,
+            "config": self.config_data,
+            "CLASSES": list(self.parts.classes),
+            "seed": self.seed,
+            "versions": versions(),
+            "distilled": self.parts.distiller is not None,
+        }
+
+    def _kept(self) -> str:
+        saved = self.saver.saved
+        return f"last.pth still holds {described(saved)}" if saved else "Nothing had been saved yet"
+
+    def _result(self) -> RunResult:
+        state = self.trained.state
+        return RunResult(
+            config=self.options.config,
+            work_dir=str(self.work_dir.root),
+            seed=self.seed,
+            distilled=self.parts.distiller is not None,
+            epochs=self.cfg.runner.max_epochs,
+            iterations=self.position.step,
+            last=state.last,
+            best=state.best,
+            best_epoch=state.best_epoch,
+            seconds=state.seconds,
+            images_per_second=state.images_per_second,
+            data_share=state.data_share,
+            device=device_name(self.world.device),
+            processes=self.world.size,
+            skipped_steps=state.skipped,
+            command=self.options.command,
+            started=self.started,
+            versions=versions(),
+        )
 
 
-def _seed(options: RunOptions, cfg: Config, resumption: Resumption | None) -> int:
-    if resumption is None:
-        return int(cfg.get("seed") or 0) if options.seed is None else options.seed
-    if options.seed not in (None, resumption.seed):
-        raise TrainError(f"--seed {options.seed}: the run that is resumed has seed {resumption.seed}; leave --seed out")
-    return resumption.seed
-
-
-def _way_on(work_dir: WorkDir, options: RunOptions) -> str:
-    """What is saved, and the command that goes on."""
-    if not work_dir.last.exists():
-        return f"no epoch was finished, so nothing is saved in {work_dir.root}. --resume or --overwrite begins anew"
-    epoch = checkpoints.load_checkpoint(work_dir.last).meta["epoch"]
-    typed = shlex.split(options.command) or ["cskd-train", "run", options.config, "--work-dir", str(work_dir.root)]
-    words = [word for word in typed if word not in ("--resume", "--overwrite")]
-    return f"epoch {epoch} is saved in {work_dir.last}. Go on with: {shlex.join([*words, '--resume'])}"
-
-
-def _say(console: Console, line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+@contextmanager
+def _explained_failures(stop: StopRequest) -> Iterator[None]:
+    """Turn torch's errors that a user can put right into messages."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TrainError(
+            f"the GPU has too little memory: {error}. Lower the batch size (--batch-size) and raise --accumulate by "
+            "as much, or train with --amp"
+        ) from error
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        stop.check()  # a signal to the whole process group ends the loader's workers too
+        raise TrainError(
+            f"a process that loads images died: {error}. Memory or shared memory (/dev/shm) may be too small: "
+            "--workers 0 loads images in the training process"
+        ) from error

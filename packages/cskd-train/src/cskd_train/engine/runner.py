@@ -1,61 +1,97 @@
-"""mmcv's epoch-based runner on one device, without its wrappers and pauses."""
+"""What mmcv's hooks see of a run: learning rate, momentum, the user's own hooks and loggers work on it unchanged."""
 
 from __future__ import annotations
 
+import copy
 import logging
+from collections.abc import Mapping
 from typing import Any
 
-import torch
-from mmcv.runner import EpochBasedRunner
+from mmcv import Config
+from mmcv.runner import EpochBasedRunner, LoggerHook, build_optimizer
 from torch import nn
 from torch.optim import Optimizer
 
-from cskd_train.engine.loader import TrainLoader, to_device
+from cskd_train.engine.loader import Position, TrainLoader
+from cskd_train.errors import TrainError
+
+# What a config may name though it is done elsewhere: the number of classes is checked as the model is built, log.jsonl
+# and TensorBoard are always written.
+_DONE_ELSEWHERE = ("NumClassCheckHook", "TextLoggerHook", "TensorboardLoggerHook")
 
 
-class EpochRunner(EpochBasedRunner):
-    """Runs the training epochs of a detector; mmcv's hooks (learning rate, optimizer, timer, custom) serve unchanged.
+class HookRunner(EpochBasedRunner):
+    """mmcv's runner without its loop: `engine.run` trains, and calls the hooks through this."""
 
-    Batches are unpacked here instead of in MMDataParallel, so that the model stays itself: its keys need no prefix. The
-    pauses of two seconds an epoch that mmcv makes are left out: they are for workers of old torch versions.
-    """
-
-    def __init__(self, model: nn.Module, optimizer: Optimizer, device: torch.device, max_epochs: int) -> None:
+    def __init__(self, model: nn.Module, optimizer: Optimizer, max_epochs: int, work_dir: str) -> None:
         logger = logging.getLogger("cskd_train.runner")
         logger.setLevel(logging.WARNING)  # mmcv lists every hook at INFO
-        super().__init__(model, optimizer=optimizer, logger=logger, max_epochs=max_epochs)
-        self.device = device
-
-    def resume_at(self, epoch: int, iteration: int) -> None:
-        """Go on after so many finished epochs and iterations."""
-        self._epoch = epoch
-        self._iter = iteration
-
-    def run_iter(self, data_batch: Any, train_mode: bool = True, **_: Any) -> None:
-        self.outputs = self.model.train_step(to_device(data_batch, self.device), self.optimizer)
-        self.log_buffer.update(self.outputs["log_vars"], self.outputs["num_samples"])
-
-    def train(self, data_loader: TrainLoader, **_: Any) -> None:
-        self.model.train()
+        super().__init__(model, optimizer=optimizer, logger=logger, max_epochs=max_epochs, meta={})
+        self.work_dir = work_dir
         self.mode = "train"
-        self.data_loader = data_loader
-        data_loader.set_epoch(self.epoch)
+
+    def begin(self, loader: TrainLoader, position: Position) -> None:
+        """The run begins, or goes on from `position`."""
+        self.data_loader = loader
+        self._max_iters = self.max_epochs * len(loader)
+        self._has_loggers = any(isinstance(hook, LoggerHook) for hook in self.hooks)
+        # Hooks count epochs and iterations from 0, one iteration a step.
+        self._epoch, self._iter, self._inner_iter = position.epoch, position.step, position.inner
+        self.call_hook("before_run")
+
+    def begin_epoch(self, position: Position) -> None:
+        """An epoch begins, or goes on from `position`."""
+        self._epoch, self._iter, self._inner_iter = position.epoch, position.step, position.inner
         self.call_hook("before_train_epoch")
-        for place, batch in enumerate(data_loader):
-            self.data_batch = batch
-            self._inner_iter = place
-            self.call_hook("before_train_iter")
-            self.run_iter(batch)
-            self.call_hook("after_train_iter")
-            self._iter += 1
+
+    def before_step(self, data: Mapping[str, Any]) -> None:
+        """A step on these data follows."""
+        self.data_batch = data
+        self.call_hook("before_train_iter")
+
+    def after_step(self, values: Mapping[str, float], images: int) -> None:
+        """The step is done, with these loss terms and times."""
+        self.outputs = {"log_vars": dict(values), "num_samples": images}
+        if self._has_loggers:
+            self.log_buffer.update(dict(values), images)
+        self.call_hook("after_train_iter")
+        self._iter += 1
+        self._inner_iter += 1
+
+    def after_epoch(self, metrics: Mapping[str, float]) -> None:
+        """The epoch is trained, saved and, if it has metrics, evaluated."""
+        if metrics:
+            self.log_buffer.output.update(metrics)
+            self.log_buffer.ready = True
         self.call_hook("after_train_epoch")
+        self.log_buffer.clear()
         self._epoch += 1
 
-    def run_epochs(self, data_loader: TrainLoader) -> None:
-        """Train until `max_epochs`."""
-        self._max_iters = self.max_epochs * len(data_loader)
-        self.data_loader = data_loader
-        self.call_hook("before_run")
-        while self.epoch < self.max_epochs:
-            self.train(data_loader)
-        self.call_hook("after_run")
+    @property
+    def learning_rate(self) -> float:
+        """Of the optimizer's first group."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+
+def build_runner(cfg: Config, model: nn.Module, lr: float, work_dir: str) -> HookRunner:
+    """The runner with the config's optimizer at learning rate `lr`, schedules, custom hooks and loggers.
+
+    Raises:
+        TrainError: one of them cannot be built.
+    """
+    loggers = [hook for hook in (cfg.get("log_config") or {}).get("hooks") or [] if hook["type"] not in _DONE_ELSEWHERE]
+    custom = [hook for hook in cfg.get("custom_hooks") or [] if hook.get("type") not in _DONE_ELSEWHERE]
+    try:
+        runner = HookRunner(model, build_optimizer(model, {**cfg.optimizer, "lr": lr}), cfg.runner.max_epochs, work_dir)
+        runner.register_training_hooks(
+            lr_config=copy.deepcopy(cfg.get("lr_config")),  # mmcv takes keys out of it
+            momentum_config=copy.deepcopy(cfg.get("momentum_config")),
+            log_config={"interval": (cfg.get("log_config") or {}).get("interval", 50), "hooks": copy.deepcopy(loggers)},
+            timer_config=None,
+            custom_hooks_config=copy.deepcopy(custom),
+        )
+    except (AssertionError, KeyError, TypeError, ValueError, ImportError) as error:
+        raise TrainError(
+            f"optimizer, lr_config, momentum_config, log_config or custom_hooks of the config cannot be built: {error}"
+        ) from error
+    return runner

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: stop after the iteration at hand instead of in the middle of anything."""
+"""Signals that end a run between two steps, with what was done saved."""
 
 from __future__ import annotations
 
@@ -8,50 +8,71 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from cskd_train.errors import TrainError
+from cskd_train.engine.distributed import SharedError, is_worker
+
+# What a terminal, a batch system or a person sends; Slurm gives notice of a time limit by the signal that it is asked
+# for, by convention SIGUSR1.
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
+)
+GRACE_SECONDS = 40  # torchrun kills what is left 30 s after it has passed a signal on
 
 
-class Interrupted(TrainError):
-    """The run was asked to stop; the exit code is the shell's own for that signal."""
+class Interrupted(SharedError):
+    """The run was stopped by a signal (exit code 128 + its number); it can be resumed."""
 
     def __init__(self, message: str, signal_number: int) -> None:
-        super().__init__(message)
+        super().__init__(message, exit_code=128 + signal_number)
         self.signal_number = signal_number
-        self.exit_code = 128 + signal_number
 
 
 class StopRequest:
-    """Remembers the signal that asked the run to stop."""
+    """Remembers the first signal that asked the run to stop.
+
+    Attributes:
+        deferred: whether the run looks at the request between its steps; until then a signal ends it at once.
+    """
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
+        self.deferred = False
 
     def note(self, signal_number: int, frame: FrameType | None) -> None:
-        """The signal handler: the first request waits for the iteration to end, a second Ctrl-C does not."""
-        if self.signal_number is not None and signal_number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signal_number = signal_number
+        """The signal handler. A second signal does not wait, unless torchrun passes on what the terminal sent too."""
+        again, self.signal_number = self.signal_number is not None, signal_number
+        if not self.deferred or (again and not is_worker()):
+            self.check()
+
+    def requested(self) -> bool:
+        """Whether a signal has come in."""
+        return self.signal_number is not None
 
     def check(self) -> None:
         """Raise Interrupted when a signal has come in."""
         if self.signal_number is not None:
-            name = signal.Signals(self.signal_number).name
-            raise Interrupted(f"stopped by {name}", self.signal_number)
+            raise Interrupted(f"stopped by {signal.Signals(self.signal_number).name}", self.signal_number)
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """While this context lasts, SIGINT and SIGTERM are noted in the StopRequest that it yields.
+    """While this context lasts, `STOP_SIGNALS` go to the StopRequest that it yields.
 
-    Outside of the main thread, where Python takes no signal handlers, nothing is noted.
+    Outside of the main thread, where Python takes no signal handlers, none does.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    previous = {number: signal.signal(number, request.note) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, request.note) for number in STOP_SIGNALS}
     try:
         yield request
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def outlive_the_step() -> None:
+    """For a process that loads images: a signal to the whole process group leaves it time for the step under way."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_SECONDS))

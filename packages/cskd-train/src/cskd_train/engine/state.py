@@ -1,4 +1,4 @@
-"""What a run carries from epoch to epoch beside its weights, and from one session to the next."""
+"""What a run carries along beside its weights, from one session to the next."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import time
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from typing import Any
-
-import torch
 
 from cskd_train.engine.records import Record
 from cskd_train.results import CocoResult
@@ -21,17 +19,20 @@ class RunState:
     """Results and times so far; a sink of records, which it takes the times from.
 
     Args:
-        batch_size: images an iteration.
+        batch_size: images a step, of all processes together.
     """
 
     batch_size: int
     best: dict[str, float] = field(default_factory=dict)  # COCO metrics
     best_epoch: int | None = None
     last: dict[str, float] = field(default_factory=dict)
-    iterations: int = 0
+    evaluated_epoch: int | None = None  # the epoch that `last` is of
+    skipped: int = 0  # steps whose float16 gradients overflowed
+    iterations: int = 0  # steps
+    images: int = 0
     training_seconds: float = 0.0
     data_seconds: float = 0.0  # of these, spent waiting for data
-    earlier_seconds: float = 0.0  # wall time of earlier sessions, up to the epoch that this one goes on from
+    earlier_seconds: float = 0.0  # wall time of earlier sessions, up to the step that this one goes on from
     began: float = field(default_factory=time.perf_counter)
 
     @property
@@ -42,7 +43,7 @@ class RunState:
     @property
     def images_per_second(self) -> float:
         """Of the training alone."""
-        return self.iterations * self.batch_size / self.training_seconds if self.training_seconds else 0.0
+        return self.images / self.training_seconds if self.training_seconds else 0.0
 
     @property
     def data_share(self) -> float:
@@ -51,7 +52,7 @@ class RunState:
 
     def evaluated(self, result: CocoResult, epoch: int) -> bool:
         """Take in an evaluation; says whether it is the best so far."""
-        self.last = dict(result.metrics)
+        self.last, self.evaluated_epoch = dict(result.metrics), epoch
         better = not self.best or result.mean_average_precision > self.best["bbox_mAP"]
         if better:
             self.best, self.best_epoch = self.last, epoch
@@ -60,6 +61,7 @@ class RunState:
     def train(self, record: Record) -> None:
         fresh = record["iter"] - self.iterations
         self.iterations = record["iter"]
+        self.images += fresh * self.batch_size
         self.training_seconds += fresh * record["time"]
         self.data_seconds += fresh * record["data_time"]
 
@@ -76,21 +78,10 @@ class RunState:
         return {**data, "earlier_seconds": self.seconds}
 
     @classmethod
-    def from_data(cls, data: dict[str, Any]) -> RunState:
-        """The state that an earlier session left."""
-        return cls(**data)
-
-
-def rng_state() -> dict[str, Any]:
-    """The states of torch's generators. NumPy's and Python's are set anew for every image (engine.loader)."""
-    return {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
-
-
-def restore_rng(state: dict[str, Any]) -> None:
-    """Put back what `rng_state` gave; CUDA's only where there are as many devices as there were."""
-    torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    def from_data(cls, data: dict[str, Any], batch_size: int) -> RunState:
+        """The state that an earlier session left; this one takes `batch_size` images a step."""
+        images = data["iterations"] * data["batch_size"]  # where the file, of 0.1.0, does not count them
+        return cls(**{"images": images, **data, "batch_size": batch_size})
 
 
 def versions() -> dict[str, str]:

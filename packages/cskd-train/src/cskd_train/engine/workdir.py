@@ -18,7 +18,7 @@ class WorkDir:
 
     @property
     def last(self) -> Path:
-        """Checkpoint of the last finished epoch, with all that `--resume` needs."""
+        """The newest checkpoint, with all that `--resume` needs."""
         return self.root / "last.pth"
 
     @property
@@ -75,8 +75,15 @@ class WorkDir:
                 "Replace that run with --overwrite, or choose another --work-dir"
             )
 
+    def sweep(self) -> None:
+        """Remove what a save that was killed has left."""
+        for path in self._files():
+            for leftover in self.root.glob(f".{path.name}.*"):
+                leftover.unlink(missing_ok=True)
+
     def clear(self) -> None:
         """Remove the files of an older run; nothing else in the folder is touched."""
+        self.sweep()
         for path in self._files():
             if path.is_dir():
                 shutil.rmtree(path)

@@ -11,6 +11,7 @@ import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,12 @@ class Checkpoint:
     classes: tuple[str, ...]
     metrics: Mapping[str, float]  # COCO box metrics in [0, 1]
     meta: Mapping[str, Any]
-    sha256: str
     path: Path
+
+    @cached_property
+    def sha256(self) -> str:
+        """The SHA-256 of the file, in hexadecimal."""
+        return sha256(self.path)
 
 
 def save(path: str | Path, contents: Mapping[str, Any]) -> None:
@@ -58,7 +63,11 @@ def load_checkpoint(path: str | Path, require_config: bool = True) -> Checkpoint
         TrainError: no such file; not a checkpoint; cut short; a pickle that asks for code; no config inside.
     """
     file = Path(path).expanduser()
-    contents = read(file)
+    return parse(read(file), file, require_config)
+
+
+def parse(contents: Mapping[str, Any], file: Path, require_config: bool = True) -> Checkpoint:
+    """The detector in the contents of a checkpoint file that was read before: see `load_checkpoint`."""
     found = contents.get("meta")
     ours = isinstance(found, Mapping) and found.get("format") == FORMAT
     meta: Mapping[str, Any] = found if isinstance(found, Mapping) and ours else {}
@@ -78,7 +87,6 @@ def load_checkpoint(path: str | Path, require_config: bool = True) -> Checkpoint
         classes=_classes_of(found),
         metrics=meta.get("metrics", {}),
         meta=meta,
-        sha256=sha256(file),
         path=file,
     )
 

@@ -13,11 +13,16 @@ from cskd_train.errors import TrainError
 # config is a slip of the pen, because mmdet would silently ignore it.
 _OPTIONAL_KEYS: dict[str, tuple[str, ...]] = {
     "": (
+        "accumulate",
+        "amp",
+        "auto_scale_lr",
         "custom_hooks",
         "cudnn_benchmark",
         "data_root",
         "distill",
+        "ema",
         "evaluation",
+        "find_unused_parameters",
         "load_from",
         "log_config",
         "momentum_config",
@@ -27,6 +32,7 @@ _OPTIONAL_KEYS: dict[str, tuple[str, ...]] = {
     "data": ("samples_per_gpu", "workers_per_gpu", "train_dataloader", "val", "test"),
     "distill": ("assistant", "loss", "prediction", "pyramid", "regions", "roi", "teacher", "tower"),
     "data.train_dataloader": ("samples_per_gpu", "workers_per_gpu"),
+    "auto_scale_lr": ("enable", "base_batch_size"),
     "evaluation": ("interval",),
     "log_config": ("interval",),
 }

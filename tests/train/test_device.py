@@ -11,7 +11,7 @@ import pytest
 MEGABYTES_KEPT = """
 from pathlib import Path
 import torch
-from cskd_train.engine.memory import keep_freed_memory
+from cskd_train.engine.device import keep_freed_memory
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6

@@ -1,0 +1,93 @@
+"""What stands before a run: its options, the check of its input, and what to say about where it stopped."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmcv import Config
+from rich.console import Console
+
+from cskd_core.plan import DistillPlan
+from cskd_train.engine.build import check_data, refuse_unsupported
+from cskd_train.engine.loader import Position
+from cskd_train.engine.resume import Resumption
+from cskd_train.engine.workdir import WorkDir
+from cskd_train.errors import TrainError
+from cskd_train.files.config import load_config
+from cskd_train.files.downloads import fetch
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What the command line says about a run, beside its config."""
+
+    config: str
+    work_dir: Path
+    resume: bool = False
+    overwrite: bool = False
+    seed: int | None = None  # None: the config's `seed`, or 0
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    device: str = "auto"
+    checkpoint_every: int | None = None  # steps; None saves at the end of an epoch only
+    dry_run: bool = False  # nothing is written
+    command: str = ""  # as typed, for result.json
+
+
+def say(console: Console, line: str) -> None:
+    """Print a line as it is."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def prepare(options: RunOptions, say: Say, look: bool = True) -> tuple[Config, WorkDir]:
+    """Read the config, and check it, the work dir, the data and the teacher's file, before anything is built.
+
+    Args:
+        look: False leaves out data and teacher, which another process of this machine looks at.
+
+    Raises:
+        TrainError: what is wrong, and what to do.
+        PlanError: the same of the `distill` block.
+    """
+    cfg = load_config(options.config, options.overrides)
+    refuse_unsupported(cfg)
+    work_dir = WorkDir(options.work_dir)
+    if not options.dry_run:
+        work_dir.prepare(resume=options.resume, overwrite=options.overwrite)
+    if look:
+        for warning in check_data(cfg):
+            say(f"warning: {warning}")
+        if cfg.get("distill"):
+            teacher = DistillPlan.parse(cfg.distill).teacher
+            fetch(teacher.checkpoint, teacher.config)
+    return cfg, work_dir
+
+
+def seed_of(options: RunOptions, cfg: Config, resumption: Resumption | None) -> int:
+    """The seed of the run: of the one that is resumed, of the command line, of the config, or 0."""
+    if resumption is None:
+        return int(cfg.get("seed") or 0) if options.seed is None else options.seed
+    if options.seed not in (None, resumption.seed):
+        raise TrainError(f"--seed {options.seed}: the run that is resumed has seed {resumption.seed}; leave --seed out")
+    return resumption.seed
+
+
+def described(position: Position) -> str:
+    """A position for a person."""
+    within = f", step {position.step}" if position.batches else ""
+    return f"epoch {position.epoch}{within}" if position.epoch or not within else f"step {position.step}"
+
+
+def way_on(options: RunOptions, saved: Position | None) -> str:
+    """What is saved, and the command that goes on."""
+    if saved is None:
+        return f"nothing is saved in {options.work_dir} yet. --resume or --overwrite begins anew"
+    default = ["cskd-train", "run", options.config, "--work-dir", str(options.work_dir)]
+    words = [word for word in shlex.split(options.command) or default if word not in ("--resume", "--overwrite")]
+    last = WorkDir(options.work_dir).last
+    return f"{described(saved)} is saved in {last}. Go on with: {shlex.join([*words, '--resume'])}"

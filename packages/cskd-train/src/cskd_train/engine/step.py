@@ -1,0 +1,151 @@
+"""One training step, top to bottom: what happens between a batch and new weights happens here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from cskd_train.engine.average import AveragedStudent
+from cskd_train.engine.distributed import SharedError, World
+from cskd_train.engine.loader import Batch, seed_generators
+
+PRECISIONS: dict[str | None, torch.dtype] = {None: torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class NotFinite(SharedError):
+    """A loss or a gradient is not finite; the weights are as they were before the step."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step found.
+
+    Attributes:
+        terms: every loss term and their sum, `loss`: means over the processes and the batches of the step.
+        stop: whether any process was asked to stop.
+        skipped: whether float16 gradients overflowed: weights are as they were, the scale is lower.
+    """
+
+    terms: dict[str, float]
+    stop: bool
+    skipped: bool
+
+
+class TrainStep:
+    """Takes optimizer steps, each over `len(batches)` batches of this process and as many of every other.
+
+    The gradient is the mean over batches and processes. Whatever is drawn at random in a step comes from (seed, epoch,
+    number of the batch in its epoch), so that nothing has to be stored to resume.
+
+    Args:
+        model: gives the losses of a batch as mmdet's detectors do; wrapped by `world.wrap`.
+        max_norm: keyword arguments of `clip_grad_norm_`; empty does not clip.
+        amp: None (float32), `bf16` or `fp16`; distillation terms and the heads' losses are float32 all the same.
+        average: takes in the student's weights after each step.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        world: World,
+        *,
+        seed: int = 0,
+        clip: Mapping[str, Any] | None = None,
+        amp: str | None = None,
+        average: AveragedStudent | None = None,
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.world = world
+        self.seed = seed
+        self.clip = dict(clip or {})
+        self.amp = amp
+        self.average = average
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=amp == "fp16")
+        self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+    def __call__(self, batches: Sequence[Batch], stop_requested: bool = False) -> StepReport:
+        """Take one step.
+
+        Raises:
+            NotFinite: in every process, when a loss or an unscaled gradient of one is not finite; the weights are as
+                they were.
+        """
+        self.optimizer.zero_grad()
+        values: dict[str, Any] = {}  # tensors on the device, until they are shared
+        stop = False
+        for place, batch in enumerate(batches):
+            last = place + 1 == len(batches)
+            seed_generators(self.seed, batch.epoch, batch.number, 1)  # not the numbers of an image (seed, epoch, index)
+            with self._synchronised(last):
+                with torch.autocast(self.world.device.type, PRECISIONS[self.amp], enabled=self.amp is not None):
+                    losses = self.model(**batch.on(self.world.device))
+                total, terms = summed(losses)
+                for name, value in terms.items():
+                    values[name] = values.get(name, 0) + value / len(batches)
+                if last:
+                    values, stop = self._shared(values, stop_requested)
+                    self._check_finite(values, batches)
+                self.scaler.scale(total / len(batches)).backward()
+        scale = self.scaler.get_scale()
+        if self.clip:
+            self.scaler.unscale_(self.optimizer)
+            norm = float(nn.utils.clip_grad_norm_(self._parameters, **self.clip))
+            if math.isfinite(norm):
+                values["grad_norm"] = norm
+            elif self.amp != "fp16":
+                self._raise_not_finite(f"the gradient is not finite (norm {norm})", batches)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        skipped = self.scaler.get_scale() < scale
+        if self.average is not None and not skipped:
+            self.average.update()
+        return StepReport(values, stop, skipped)
+
+    def _synchronised(self, last: bool) -> AbstractContextManager[Any]:
+        """Gradients travel between the processes in the backward of the last batch only."""
+        if last or not isinstance(self.model, DistributedDataParallel):
+            return nullcontext()
+        return self.model.no_sync()
+
+    def _shared(self, values: dict[str, Any], stop: bool) -> tuple[dict[str, float], bool]:
+        """The terms' means over the processes, and whether any is to stop: one all-reduce, one wait for the device."""
+        vector = torch.stack([*(value.double() for value in values.values()), torch.tensor(float(stop)).to(self._like)])
+        *means, stopping = self.world.mean(vector).tolist()
+        return dict(zip(values, means, strict=True)), stopping > 0
+
+    @property
+    def _like(self) -> Tensor:
+        return torch.zeros((), dtype=torch.float64, device=self.world.device)
+
+    def _check_finite(self, values: Mapping[str, float], batches: Sequence[Batch]) -> None:
+        if lost := [f"{name} = {value}" for name, value in values.items() if not math.isfinite(value)]:
+            self._raise_not_finite(f"the loss is not finite: {', '.join(lost)}", batches)
+
+    def _raise_not_finite(self, what: str, batches: Sequence[Batch]) -> None:
+        everyones = self.world.gather([name for batch in batches for name in batch.image_names])
+        images = ", ".join(name for names in everyones for name in names)
+        raise NotFinite(f"{what} at epoch {batches[0].epoch + 1}, in the step on images {images}")
+
+
+def summed(losses: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+    """The total of a detector's losses, with its graph, and each of them without: as mmdet's `_parse_losses` adds up.
+
+    A loss may be a tensor, of which the mean counts, or a list of tensors, of which the means are added. What has no
+    `loss` in its name (an accuracy) is shown and not added.
+    """
+    means = {
+        name: value.mean() if isinstance(value, Tensor) else torch.stack([one.mean() for one in value]).sum()
+        for name, value in losses.items()
+    }
+    total = torch.stack([value.float() for name, value in means.items() if "loss" in name]).sum()
+    return total, {**{name: value.detach() for name, value in means.items()}, "loss": total.detach()}
