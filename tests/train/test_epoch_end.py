@@ -11,7 +11,7 @@ import torch
 from cskd_train.errors import TrainError
 from cskd_train.results import COCO_METRICS, CocoResult
 
-EVALUATE = "cskd_train.engine.epochs.evaluate"  # what a run measures its student with
+EVALUATE = "cskd_train.engine.run.evaluate"  # what a run measures its student with
 
 
 @pytest.fixture
@@ -113,5 +113,5 @@ def test_an_epoch_that_was_not_evaluated_is_saved_and_is_no_best(train_upright, 
     measure()
     code, _, err = train_upright(tmp_path, "evaluation.interval=2")
     assert (code, err.splitlines()[-1]) == (2, "error: nothing to measure with")  # after the second epoch
-    assert kept(tmp_path, "last.pth")[:2] == (1, None)
+    assert kept(tmp_path, "last.pth")[:2] == (2, None)  # it was saved before
     assert not (tmp_path / "best.pth").exists()

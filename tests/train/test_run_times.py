@@ -68,7 +68,7 @@ def test_a_resumed_run_adds_its_seconds_and_iterations_to_the_earlier_ones(clock
     first.train(record(10, 0.5, 0.1))
     data = json.loads(json.dumps(first.to_data()))
     clock.now += 1000  # nobody works
-    second = RunState.from_data(data)
+    second = RunState.from_data(data, batch_size=3)
     second.began = clock.now
     clock.now += 5
     second.train(record(20, 1.5, 0.9, epoch=2))
@@ -160,21 +160,23 @@ def test_the_display_counts_the_evaluations_by_the_clock(clock):
     console = Console(file=io.StringIO(), width=200)
     display = ProgressDisplay(console, epochs=3, iterations=20, done=0, best=None)
     for epoch in (1, 2):
-        display.before_train_epoch(SimpleNamespace(epoch=epoch - 1))
+        display.begin_epoch(epoch - 1, 0, 20)
         for done in (10, 20):
+            for _ in range(10):
+                display.step()
             display.train(record((epoch - 1) * 20 + done, 0.5, 0.125, epoch))
         clock.now += 50  # nothing of this is the evaluation's
-        display.after_train_epoch(SimpleNamespace(epoch=epoch - 1))
+        display.begin_evaluation()
         clock.now += 8 * epoch
         display.validation(evaluation(epoch, 20 * epoch, 0.3 / epoch))
     display.close()
     lines = console.file.getvalue().splitlines()
-    assert [line.partition(" left")[0] for line in lines if "iter" in line][:3] == [
-        "epoch 1/3  iter 10/20  0:00:25",
-        "epoch 1/3  iter 20/20  0:00:20",
-        "epoch 2/3  iter 10/20  0:00:31",  # 30 iterations, two evaluations of 8 s
+    assert [line.partition(" left")[0] for line in lines if "step" in line][:3] == [
+        "epoch 1/3  step 10/20  0:00:25",
+        "epoch 1/3  step 20/20  0:00:20",
+        "epoch 2/3  step 10/20  0:00:31",  # 30 iterations, two evaluations of 8 s
     ]
-    assert all("0.50 s/iter, data 25%" in line for line in lines if "iter" in line)
+    assert all("0.50 s/step, data 25%" in line for line in lines if "step" in line)
     assert [line.rpartition("  ")[2] for line in lines if "val mAP" in line] == ["0:00:36 left", "0:00:26 left"]
     assert "best mAP 0.3000" in lines[-1]
     assert "val mAP 0.1500" in lines[-1]

@@ -66,6 +66,8 @@ def test_a_box_found_a_few_pixels_aside_scores_less(run_painted, monkeypatch):
     forward = SeesRectangles.forward
 
     def aside(self, **inputs):
+        if inputs.get("return_loss", True):
+            return forward(self, **inputs)
         (found,) = forward(self, **inputs)
         for boxes in found:
             boxes[:, [0, 2]] += 2

@@ -21,20 +21,21 @@ class TimeLeft:
 
     Args:
         epochs: of the whole run.
-        iterations: in an epoch.
-        done: iterations that an earlier session has done.
+        iterations: steps of an epoch.
+        done: steps that an earlier session has done.
+        interval: epochs from one evaluation to the next; the last epoch is evaluated always.
     """
 
-    def __init__(self, epochs: int, iterations: int, done: int) -> None:
-        self._epochs = epochs
-        self._iterations = iterations
+    def __init__(self, epochs: int, iterations: int, done: int, interval: int = 1) -> None:
+        self._steps = epochs * iterations
+        self._evaluations = -(-epochs // interval) - done // iterations // interval  # to come
         self._done = done
         self._trained = 0
         self._training_seconds = 0.0
         self._evaluation_seconds = 0.0
 
     def trained(self, done: int, seconds_each: float) -> None:
-        """`done` iterations of the whole run are through; the latest took `seconds_each` on average."""
+        """`done` steps of the whole run are through; the latest took `seconds_each` on average."""
         self._trained += done - self._done
         self._training_seconds += (done - self._done) * seconds_each
         self._done = done
@@ -42,11 +43,11 @@ class TimeLeft:
     def evaluated(self, seconds: float) -> None:
         """An evaluation took so long."""
         self._evaluation_seconds = seconds
+        self._evaluations -= 1
 
     def __str__(self) -> str:
-        epochs_left = self._epochs - self._done // self._iterations
-        training = self._training_seconds / max(self._trained, 1) * (self._epochs * self._iterations - self._done)
-        minutes, seconds = divmod(round(training + epochs_left * self._evaluation_seconds), 60)
+        training = self._training_seconds / max(self._trained, 1) * (self._steps - self._done)
+        minutes, seconds = divmod(round(training + self._evaluations * self._evaluation_seconds), 60)
         return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
@@ -61,13 +62,16 @@ class ProgressDisplay:
         iterations: steps of an epoch.
         done: steps that an earlier session has done.
         best: highest mAP of an earlier session.
+        interval: epochs from one evaluation to the next.
     """
 
-    def __init__(self, console: Console, epochs: int, iterations: int, done: int, best: float | None) -> None:
+    def __init__(
+        self, console: Console, epochs: int, iterations: int, done: int, best: float | None, interval: int = 1
+    ) -> None:
         self._console = console
         self._epochs = epochs
         self._inner, self._steps = 0, iterations
-        self._time_left = TimeLeft(epochs, iterations, done)
+        self._time_left = TimeLeft(epochs, iterations, done, interval)
         self._best = best
         self._numbers = ""
         self._tenths_shown = 0
@@ -89,12 +93,14 @@ class ProgressDisplay:
         self._inner += 1
         self._bar.update(self._task, completed=self._inner)
 
+    def begin_evaluation(self) -> None:
+        """The validation split is evaluated from now on."""
+        self._evaluation_began = time.perf_counter()
+        self._bar.reset(self._task, description="evaluating")
+
     def evaluating(self, done: int, total: int) -> None:
-        """One more image of the validation split is done."""
-        if done == 1:
-            self._evaluation_began = time.perf_counter()
-            self._bar.reset(self._task, total=total, description="evaluating")
-        self._bar.update(self._task, completed=done)
+        """So many images of the validation split are done."""
+        self._bar.update(self._task, completed=done, total=total)
 
     def train(self, record: Record) -> None:
         self._time_left.trained(record["iter"], record["time"])

@@ -122,6 +122,7 @@ class Run:
             due = self._evaluation_due()
             self.saver.last(self.position, required=self.position.epoch == epochs and not due)
             runner.after_epoch(self._evaluate() if due else {})
+        runner.end()
 
     def _train_epoch(self) -> None:
         parts, runner, every = self.parts, self.parts.runner, self.options.checkpoint_every
@@ -150,9 +151,13 @@ class Run:
             if every and position.step % every == 0 and not end_of_epoch:
                 self.saver.last(self.position)
 
+    @property
+    def _interval(self) -> int:
+        return int((self.cfg.get("evaluation") or {}).get("interval", 1))
+
     def _evaluation_due(self) -> bool:
-        epoch, interval = self.position.epoch, (self.cfg.get("evaluation") or {}).get("interval", 1)
-        due = epoch % interval == 0 or epoch == self.cfg.runner.max_epochs
+        epoch = self.position.epoch
+        due = epoch % self._interval == 0 or epoch == self.cfg.runner.max_epochs
         at_the_end_of_one = epoch > 0 and not self.position.batches
         not_done = self.trained.state.evaluated_epoch != epoch
         return due and at_the_end_of_one and not_done and self.parts.validation is not None
@@ -160,6 +165,7 @@ class Run:
     def _evaluate(self) -> Mapping[str, float]:
         stop, trained, position = self.stop, self.trained, self.position
         split, progress = self.parts.validation, self.display.evaluating
+        self.display.begin_evaluation()
         try:
             result = evaluate(trained.model, self.cfg, "val", progress, split, self.world, stop.requested)
         except EvaluationStopped:
@@ -190,9 +196,8 @@ class Run:
         interval = (cfg.get("log_config") or {}).get("interval", 50)
         recorder = Recorder(min(interval, max(len(loader) // 10, 1)), [state] if world.is_main else [])
         self.trained = Trained(parts.student, parts.distiller, parts.step, loader, state, recorder)
-        self.display = ProgressDisplay(
-            self.console, cfg.runner.max_epochs, len(loader), step, state.best.get("bbox_mAP")
-        )
+        epochs, best = cfg.runner.max_epochs, state.best.get("bbox_mAP")
+        self.display = ProgressDisplay(self.console, epochs, len(loader), step, best, self._interval)
         if resumption:
             resumption.restore(self.trained)
             for change in resumption.changed_settings(self.config_data):

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from mmcv import Config
 from mmcv.runner import EpochBasedRunner, LoggerHook, build_optimizer
 from torch import nn
@@ -51,7 +52,7 @@ class HookRunner(EpochBasedRunner):
 
     def after_step(self, values: Mapping[str, float], images: int) -> None:
         """The step is done, with these loss terms and times."""
-        self.outputs = {"log_vars": dict(values), "num_samples": images}
+        self.outputs = {"loss": torch.tensor(values["loss"]), "log_vars": dict(values), "num_samples": images}
         if self._has_loggers:
             self.log_buffer.update(dict(values), images)
         self.call_hook("after_train_iter")
@@ -66,6 +67,10 @@ class HookRunner(EpochBasedRunner):
         self.call_hook("after_train_epoch")
         self.log_buffer.clear()
         self._epoch += 1
+
+    def end(self) -> None:
+        """The run is through."""
+        self.call_hook("after_run")
 
     @property
     def learning_rate(self) -> float:
