@@ -145,6 +145,55 @@ def test_settings_that_mmdet_takes_may_be_new(tiny_config):
     assert (cfg.seed, cfg.load_from) == (3, "weights.pth")
 
 
+# ${key} values
+
+REFERENCES = """
+root = "data/coco/"
+sizes = dict(train=(1333, 800), batch=4)
+data = dict(
+    samples_per_gpu="${sizes.batch}",
+    train=dict(ann_file="${root}ann/${sizes.batch}.json", scales=["${sizes.train}", ("${sizes.batch}", "$root")]),
+)
+same = "${data.train.scales}"
+"""
+
+
+def test_references_are_resolved_as_mmdet_does(write_config):
+    from mmcv import Config
+    from mmdet.utils import replace_cfg_vals
+
+    path = write_config(REFERENCES.replace("${data.train.scales}", "${sizes}"))
+    cfg = load_config(path)
+    assert cfg.data.samples_per_gpu == 4
+    assert cfg.data.train.ann_file == "data/coco/ann/4.json"
+    assert cfg.data.train.scales == [(1333, 800), (4, "$root")]
+    assert cfg.same == {"train": (1333, 800), "batch": 4}
+    assert config_to_data(cfg) == config_to_data(replace_cfg_vals(Config.fromfile(str(path))))
+
+
+def test_a_reference_to_a_value_with_references_is_resolved_to_the_end(write_config):
+    assert load_config(write_config(REFERENCES)).same == [(1333, 800), (4, "$root")]
+
+
+def test_a_reference_follows_what_is_set(write_config):
+    cfg = load_config(write_config(REFERENCES), {"sizes.batch": 2, "root": "/photos/"})
+    assert (cfg.data.samples_per_gpu, cfg.data.train.ann_file) == (2, "/photos/ann/2.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a = dict(b=['${c.d}'])", "config key a.b.0: ${c.d} refers to a key that the config has not"),
+        ("a = dict(b='${a.c}')", "config key a.b: ${a.c} refers to a key that the config has not"),
+        ("a = 1\nb = '${a.c}'", "config key b: ${a.c} refers to a key that the config has not"),
+        ("a = '${b}'\nb = 'x${a}'", "refers to itself"),
+        ("a = [1]\nb = 'x${a}'", "config key b: ${a} is [1], which cannot be a part of a text"),
+    ],
+)
+def test_a_reference_that_cannot_be_resolved_is_named(write_config, text, message):
+    assert message in refused(write_config(text))
+
+
 def test_a_config_survives_the_way_into_a_checkpoint_and_back(tiny_config):
     cfg = load_config(tiny_config)
     data = config_to_data(cfg)

@@ -14,6 +14,7 @@ from typing import Any
 from cskd_train.errors import TrainError
 from cskd_train.files.mm_versions import check_versions, silence_warnings
 from cskd_train.files.overrides import apply_overrides
+from cskd_train.files.references import resolve_references
 
 check_versions()
 silence_warnings()
@@ -24,7 +25,7 @@ MMDET_PREFIX = "mmdet::"
 
 
 def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
-    """Read a Python, YAML or JSON config with its `_base_` files, then apply `overrides`.
+    """Read a Python, YAML or JSON config with its `_base_` files, apply `overrides`, then resolve `${key}` values.
 
     Args:
         path: a file, or `mmdet::FOLDER/FILE.py` for one that the mmdet package ships.
@@ -32,7 +33,7 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
 
     Raises:
         TrainError: a file that is missing, has a syntax error, or fails as it runs; a base that is missing; an unknown
-            key in `overrides`.
+            key in `overrides`; a `${key}` that refers to nothing.
     """
     file = resolve_config_path(path)
     search_path = list(sys.path)
@@ -46,7 +47,7 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
         sys.path[:] = search_path  # mmcv leaves its temporary folder there when a config fails
     data = config_to_data(config)
     apply_overrides(data, overrides or {})
-    return Config(data, cfg_text=config.text, filename=str(file))
+    return Config(resolve_references(data), cfg_text=config.text, filename=str(file))
 
 
 def resolve_config_path(path: str | Path) -> Path:
@@ -119,9 +120,9 @@ def config_to_data(config: Config | Mapping[str, Any]) -> dict[str, Any]:
 def _plain(value: Any, path: str) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(item, f"{path}.{key}") for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple, range)):  # mmdet writes a range as gpu_ids
         items = (_plain(item, f"{path}.{place}") for place, item in enumerate(value))
-        return list(items) if isinstance(value, list) else tuple(items)
+        return tuple(items) if isinstance(value, tuple) else list(items)
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
     raise TrainError(
