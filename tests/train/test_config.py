@@ -145,6 +145,34 @@ def test_settings_that_mmdet_takes_may_be_new(tiny_config):
     assert (cfg.seed, cfg.load_from) == (3, "weights.pth")
 
 
+def test_a_block_that_a_config_leaves_out_may_be_set_as_far_as_a_run_obeys_it(tiny_config):
+    cfg = load_config(tiny_config, {"ema.decay": 0.999, "auto_scale_lr.enable": True, "deterministic": True})
+    assert (cfg.ema.decay, cfg.auto_scale_lr.enable, cfg.deterministic) == (0.999, True, True)
+    assert "no key 'decya'" in refused(tiny_config, ema__decya=0.999)
+
+
+def test_a_block_that_is_none_may_be_filled(write_config):
+    path = write_config("optimizer_config = dict(grad_clip=None)\n")
+    assert load_config(path, {"optimizer_config.grad_clip.max_norm": 5}).optimizer_config.grad_clip.max_norm == 5
+
+
+def test_a_setting_that_no_run_obeys_is_not_added_and_the_message_says_what_to_do(tiny_config):
+    assert "--amp fp16" in refused(tiny_config, fp16__loss_scale=512)
+    assert "write evaluation.interval" in refused(tiny_config, evaluation__start=3)
+    assert "no key 'gpu_collect'" in refused(tiny_config, evaluation__gpu_collect=True)
+
+
+def test_a_variable_that_has_been_copied_into_settings_is_refused_with_these(tiny_config):
+    message = refused(tiny_config, classes=("a", "b"))
+    assert message.startswith("--set classes: classes is a variable of the config file")
+    assert message.endswith("set data.train.classes, data.val.classes, data.test.classes")
+    assert "set data.train.pipeline" in refused(tiny_config, train_pipeline__2__img_scale=(64, 64))
+
+
+def test_a_data_root_that_the_config_does_not_have_is_refused(write_config):
+    assert "no key 'data_root'" in refused(write_config("data = dict(train=dict(ann_file='a.json'))"), data_root="/b")
+
+
 # ${key} values
 
 REFERENCES = """

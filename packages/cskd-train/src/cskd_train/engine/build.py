@@ -13,7 +13,6 @@ import torch
 from mmcv import Config
 from torch import nn
 
-from cskd_core.plan import DistillPlan
 from cskd_train.engine.average import AveragedStudent, parse_average
 from cskd_train.engine.data import WORKERS, build_split, check_classes, check_split, has_split
 from cskd_train.engine.distributed import World
@@ -38,43 +37,6 @@ class Parts:
     loader: TrainLoader
     learning_rate: float  # after scaling
     validation: Any  # mmdet's test dataset, or None without a validation split
-
-
-def refuse_unsupported(cfg: Config) -> None:
-    """Refuse a config that misses a block, or asks for what would silently be ignored here.
-
-    Raises:
-        TrainError: names the key and what to write instead.
-        PlanError: the `distill` block does not fit its schema.
-    """
-    plan = DistillPlan.parse(cfg.distill) if cfg.get("distill") else None
-    if plan and plan.init_student and cfg.get("load_from"):
-        raise TrainError(
-            f"load_from = {cfg.load_from!r} and distill.init_student=True both say how the student's head begins: "
-            "take one of them out"
-        )
-    for key in ("model", "data", "optimizer", "runner"):
-        if key not in cfg:
-            raise TrainError(f"the config has no {key!r} block; configs/_base_ has one to build on")
-    if cfg.runner.get("type", "EpochBasedRunner") != "EpochBasedRunner" or "max_epochs" not in cfg.runner:
-        raise TrainError(
-            f"runner = {dict(cfg.runner)}: only runner = dict(type='EpochBasedRunner', max_epochs=N) is supported"
-        )
-    if cfg.get("resume_from"):
-        raise TrainError(f"resume_from = {cfg.resume_from!r}: resume with --resume and the work dir of that run")
-    if cfg.get("fp16"):
-        raise TrainError("fp16: mixed precision is not supported; take the block out of the config")
-    if any(mode != "train" for mode, _ in cfg.get("workflow") or []):
-        raise TrainError(f"workflow = {cfg.workflow}: only [('train', 1)]; every epoch is evaluated anyway")
-    counts = {
-        "runner.max_epochs": cfg.runner.max_epochs,
-        "evaluation.interval": (cfg.get("evaluation") or {}).get("interval", 1),
-        "log_config.interval": (cfg.get("log_config") or {}).get("interval", 1),
-        "data.samples_per_gpu": cfg.data.get("samples_per_gpu", 1),
-    }
-    for key, value in counts.items():
-        if not isinstance(value, int) or value < 1:
-            raise TrainError(f"{key} = {value!r}: expected a whole number of at least 1")
 
 
 def check_data(cfg: Config, splits: Iterable[str] = ("train", "val")) -> list[str]:

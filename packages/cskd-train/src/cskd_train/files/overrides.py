@@ -8,36 +8,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cskd_train.errors import TrainError
+from cskd_train.files.references import referred_names
+from cskd_train.files.unread import SETTINGS, copies, listed
+from cskd_train.files.vocabulary import TABLES
 
-# Keys that a config may leave out and a run still reads, by the place that holds them. Anything else that is not in the
-# config is a slip of the pen, because mmdet would silently ignore it.
-_OPTIONAL_KEYS: dict[str, tuple[str, ...]] = {
-    "": (
-        "accumulate",
-        "amp",
-        "auto_scale_lr",
-        "custom_hooks",
-        "cudnn_benchmark",
-        "data_root",
-        "distill",
-        "ema",
-        "evaluation",
-        "find_unused_parameters",
-        "load_from",
-        "log_config",
-        "momentum_config",
-        "optimizer_config",
-        "seed",
-    ),
-    "data": ("samples_per_gpu", "workers_per_gpu", "train_dataloader", "val", "test"),
-    "distill": ("assistant", "loss", "prediction", "pyramid", "regions", "roi", "teacher", "tower"),
-    "data.train_dataloader": ("samples_per_gpu", "workers_per_gpu"),
-    "auto_scale_lr": ("enable", "base_batch_size"),
-    "evaluation": ("interval",),
-    "log_config": ("interval",),
-}
 # Keyword arguments of a class that is named elsewhere than under `type`: the class itself refuses an unknown one.
-_KEYWORD_DICTS = ("lr_config", "momentum_config", "optimizer_config", "distill")
+_KEYWORD_DICTS = ("lr_config", "momentum_config", "distill")
 _WORDS = {"true": True, "false": False, "none": None, "null": None}
 
 
@@ -72,14 +48,27 @@ def apply_overrides(config: dict[str, Any], overrides: Mapping[str, Any]) -> Non
     configs copy the root into every split.
 
     Raises:
-        TrainError: a key that neither the config nor mmdet knows; the message names near ones.
+        TrainError: a key that neither the config nor a run knows, the message names near ones; a variable of the config
+            file, the message names the settings that were made from it.
     """
     for key, value in overrides.items():
         if key == "data_root":
             old_root = config.get("data_root")
             if isinstance(old_root, str) and isinstance(config.get("data"), dict):
                 config["data"] = _move_root(config["data"], old_root, str(value))
+        else:
+            _refuse_variable(config, key)
         _assign(config, key, value)
+
+
+def _refuse_variable(config: Mapping[str, Any], key: str) -> None:
+    """Refuse a variable that settings have been made from: they would stay as they are."""
+    name = key.partition(".")[0]
+    if name in SETTINGS or name not in config or name in referred_names(repr(config)):
+        return
+    places = list(copies(config, name, config[name]))
+    more = f"; set {listed(places)}" if places else ""
+    raise TrainError(f"--set {key}: {name} is a variable of the config file, which has been read already{more}")
 
 
 def _assign(config: dict[str, Any], key: str, value: Any) -> None:
@@ -87,7 +76,7 @@ def _assign(config: dict[str, Any], key: str, value: Any) -> None:
     holder: Any = config
     for depth, name in enumerate(parents):
         path = ".".join(parents[:depth])
-        if isinstance(holder, dict) and name not in holder and name in _OPTIONAL_KEYS.get(path, ()):
+        if isinstance(holder, dict) and holder.get(name) is None and name in _optional(path):
             holder[name] = {}
         holder = _child(holder, name, path, key)
     path = ".".join(parents)
@@ -96,11 +85,19 @@ def _assign(config: dict[str, Any], key: str, value: Any) -> None:
     elif isinstance(holder, dict):
         # A dict with `type` holds the keyword arguments of that class, which refuses an unknown one when it is built.
         keywords = "type" in holder or path.split(".")[0] in _KEYWORD_DICTS
-        if leaf not in holder and leaf not in _OPTIONAL_KEYS.get(path, ()) and not keywords:
+        if leaf not in holder and leaf not in _optional(path) and not keywords:
             raise _unknown(holder, leaf, path, key)
         holder[leaf] = value
     else:
         raise TrainError(f"--set {key}: {path} is {holder!r}, not a group of settings")
+
+
+def _optional(path: str) -> set[str]:
+    """The keys that a run obeys in a block, which the config may have left out.
+
+    Another one is a slip of the pen where the config does not have it, because mmdet would silently ignore it.
+    """
+    return {key for key, rule in TABLES.get(path, {}).items() if rule.obeyed}
 
 
 def _child(holder: Any, name: str, path: str, key: str) -> Any:
@@ -120,8 +117,10 @@ def _index(holder: list[Any], name: str, path: str, key: str) -> int:
 
 
 def _unknown(holder: Mapping[str, Any], name: str, path: str, key: str) -> TrainError:
-    known = sorted({*map(str, holder), *_OPTIONAL_KEYS.get(path, ())})
+    known = sorted({*map(str, holder), *_optional(path)})
     near = difflib.get_close_matches(name, known, n=3) or known
+    if (rule := TABLES.get(path, {}).get(name)) and rule.say and not rule.obeyed:
+        return TrainError(f"--set {key}: {rule.say}")
     where = f"{path} has" if path else "the config has"
     return TrainError(f"--set {key}: {where} no key {name!r}; did you mean {', '.join(near)}?")
 
