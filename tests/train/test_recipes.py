@@ -223,6 +223,7 @@ def test_a_recipe_for_coco_has_the_published_settings(name):
     )
     assert (schedule.policy, schedule.warmup, schedule.warmup_iters) == ("step", "linear", 500)
     assert schedule.warmup_ratio == warmup_ratio
+    assert dict(cfg.auto_scale_lr) == {"enable": True, "base_batch_size": 16}
     backbone, clip = cfg.model.backbone, cfg.optimizer_config.grad_clip
     of_teacher, of_student = (4, 1, None), (2, -1, {"max_norm": 35, "norm_type": 2})
     assert (cfg.data.samples_per_gpu, backbone.frozen_stages, clip) == (of_teacher if name in TEACHERS else of_student)
@@ -232,6 +233,11 @@ def test_a_recipe_for_coco_has_the_published_settings(name):
     assert resize.multiscale_mode == "range"
     for split in (cfg.data.val, cfg.data.test):
         assert [stage.img_scale for stage in stages(split.pipeline, "MultiScaleFlipAug")] == [(1333, 800)]
+
+
+@pytest.mark.parametrize("name", [name for name in EVERY if name not in ON_COCO])
+def test_a_recipe_for_a_processor_takes_its_learning_rate_as_it_stands(name):
+    assert "auto_scale_lr" not in load_config(EVERY[name])
 
 
 @pytest.mark.parametrize("name", ON_COCO)
