@@ -9,8 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from cskd_train.errors import TrainError
-
 DECAY, WARMUP = 0.9998, 2000
 
 
@@ -23,7 +21,7 @@ class AveragedStudent:
     Args:
         student: it stays as it is.
         decay: in [0, 1).
-        warmup: steps after which about half of the average is older than a step; 1 leaves d at `decay` from the start.
+        warmup: the larger, the longer d stays below `decay`; 0 leaves it there from the start.
     """
 
     def __init__(self, student: nn.Module, decay: float = DECAY, warmup: int = WARMUP) -> None:
@@ -59,17 +57,3 @@ class AveragedStudent:
         """Go on from averaged weights and what `state_dict` gave."""
         self.model.load_state_dict(dict(weights))
         self._average.n_averaged.fill_(state["updates"])
-
-
-def parse_average(settings: Any) -> dict[str, Any]:
-    """The keyword arguments of `AveragedStudent` in a config's `ema`.
-
-    Raises:
-        TrainError: not a dict of `decay` in [0, 1) and `warmup`, a whole number of at least 1.
-    """
-    found = {"decay": DECAY, "warmup": WARMUP, **(settings if isinstance(settings, dict) else {"": settings})}
-    decay, warmup = found["decay"], found["warmup"]
-    right = isinstance(decay, (int, float)) and 0 <= decay < 1 and isinstance(warmup, int) and warmup >= 1
-    if set(found) != {"decay", "warmup"} or not right:
-        raise TrainError(f"ema = {settings!r}: expected ema = dict(decay=0.9998, warmup=2000) or a part of it")
-    return found

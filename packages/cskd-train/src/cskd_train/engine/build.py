@@ -13,13 +13,12 @@ import torch
 from mmcv import Config
 from torch import nn
 
-from cskd_train.engine.average import AveragedStudent, parse_average
+from cskd_train.engine.average import AveragedStudent
 from cskd_train.engine.data import WORKERS, build_split, check_classes, check_split, has_split
 from cskd_train.engine.distributed import World
 from cskd_train.engine.loader import TrainLoader
 from cskd_train.engine.runner import HookRunner, build_runner
 from cskd_train.engine.step import TrainStep
-from cskd_train.errors import TrainError
 from cskd_train.files.checkpoints import load_checkpoint, load_weights
 from cskd_train.mm.detector import build_distilled, build_student
 
@@ -65,6 +64,7 @@ def build_parts(cfg: Config, seed: int, world: World, work_dir: str, say: Callab
     torch.manual_seed(seed)
     cv2.setNumThreads(0)  # the loader's workers are what runs in parallel
     torch.backends.cudnn.benchmark = cfg.get("cudnn_benchmark", False)
+    torch.use_deterministic_algorithms(cfg.get("deterministic", False), warn_only=True)
     train_set = build_split(cfg, "train")
     validation = build_split(cfg, "val") if has_split(cfg, "val") else None
     student = build_student(cfg)
@@ -76,18 +76,19 @@ def build_parts(cfg: Config, seed: int, world: World, work_dir: str, say: Callab
     student.to(world.device)
     distilled = build_distilled(student, cfg, world.device) if cfg.get("distill") else None
     trained: nn.Module = student if distilled is None else distilled
-    loading = {"samples_per_gpu": 2, "workers_per_gpu": WORKERS, **cfg.data, **cfg.data.get("train_dataloader", {})}
+    loading = {"samples_per_gpu": 2, "workers_per_gpu": WORKERS, **cfg.data, **(cfg.data.get("train_dataloader") or {})}
     accumulate = cfg.get("accumulate", 1)
     loader = TrainLoader(train_set, loading["samples_per_gpu"], loading["workers_per_gpu"], seed, world, accumulate)
     lr, sentence = scaled_learning_rate(cfg, loader.images_per_step, (loader.batch_size, world.size, accumulate))
     runner = build_runner(cfg, trained, lr, work_dir)
-    average = None if cfg.get("ema") is None else AveragedStudent(student, **parse_average(cfg.ema))
+    average = None if cfg.get("ema") is None else AveragedStudent(student, **cfg.ema)
+    clip = (cfg.get("optimizer_config") or {}).get("grad_clip")
     step = TrainStep(
         world.wrap(trained, cfg.get("find_unused_parameters", False)),
         runner.optimizer,
         world,
         seed=seed,
-        clip=(cfg.get("optimizer_config") or {}).get("grad_clip"),
+        clip={key: value for key, value in (clip or {}).items() if key in ("max_norm", "norm_type")},
         amp=cfg.get("amp"),
         average=average,
     )

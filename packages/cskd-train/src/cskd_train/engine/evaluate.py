@@ -60,13 +60,14 @@ def evaluate(
     begin = time.perf_counter()
     world = world or World()
     dataset = build_split(cfg, split) if dataset is None else dataset
-    detections = detect(model, dataset, eval_workers(cfg), progress, world, stopped)
+    detections = detect(model, dataset, eval_workers(cfg, split), progress, world, stopped)
     return _scored(dataset, detections, split, begin, world)
 
 
-def eval_workers(cfg: Config) -> int:
-    """Processes that load images for an evaluation: as many as for training."""
-    return int(cfg.data.get("workers_per_gpu", WORKERS))
+def eval_workers(cfg: Config, split: str) -> int:
+    """Processes that load images for an evaluation: as many as for training, where the config does not say."""
+    own = cfg.data.get(f"{split}_dataloader") or {}
+    return int(own.get("workers_per_gpu", cfg.data.get("workers_per_gpu", WORKERS)))
 
 
 def evaluate_checkpoint(
@@ -104,7 +105,7 @@ def evaluate_checkpoint(
     dataset = build_split(cfg, split)
     model = build_trained(cfg, checkpoint, device)
     check_classes(model, dataset.CLASSES)
-    detections = detect(model, dataset, eval_workers(cfg), progress, world)
+    detections = detect(model, dataset, eval_workers(cfg, split), progress, world)
     if out is not None and world.is_main:
         write_json(out, detections, indent=None)
     return _scored(dataset, detections, split, begin, world)

@@ -12,13 +12,14 @@ from mmcv import Config
 from rich.console import Console
 
 from cskd_core.plan import DistillPlan
-from cskd_train.engine.build import check_data, refuse_unsupported
+from cskd_train.engine.build import check_data
 from cskd_train.engine.loader import Position
 from cskd_train.engine.resume import Resumption
 from cskd_train.engine.workdir import WorkDir
 from cskd_train.errors import TrainError
 from cskd_train.files.config import load_config
 from cskd_train.files.downloads import fetch
+from cskd_train.files.settings import check_settings
 
 Say = Callable[[str], None]
 
@@ -55,12 +56,12 @@ def prepare(options: RunOptions, say: Say, look: bool = True) -> tuple[Config, W
         PlanError: the same of the `distill` block.
     """
     cfg = load_config(options.config, options.overrides)
-    refuse_unsupported(cfg)
+    notes = check_settings(cfg)
     work_dir = WorkDir(options.work_dir)
     if not options.dry_run:
         work_dir.prepare(resume=options.resume, overwrite=options.overwrite)
     if look:
-        for warning in check_data(cfg):
+        for warning in (*notes, *check_data(cfg)):
             say(f"warning: {warning}")
         if cfg.get("distill"):
             teacher = DistillPlan.parse(cfg.distill).teacher

@@ -15,10 +15,7 @@ from torch.optim import Optimizer
 
 from cskd_train.engine.loader import Position, TrainLoader
 from cskd_train.errors import TrainError
-
-# What a config may name though it is done elsewhere: the number of classes is checked as the model is built, log.jsonl
-# and TensorBoard are always written.
-_DONE_ELSEWHERE = ("NumClassCheckHook", "TextLoggerHook", "TensorboardLoggerHook")
+from cskd_train.files.settings import kept_hooks
 
 
 class HookRunner(EpochBasedRunner):
@@ -84,16 +81,13 @@ def build_runner(cfg: Config, model: nn.Module, lr: float, work_dir: str) -> Hoo
     Raises:
         TrainError: one of them cannot be built.
     """
-    loggers = [hook for hook in (cfg.get("log_config") or {}).get("hooks") or [] if hook["type"] not in _DONE_ELSEWHERE]
-    custom = [hook for hook in cfg.get("custom_hooks") or [] if hook.get("type") not in _DONE_ELSEWHERE]
     try:
         runner = HookRunner(model, build_optimizer(model, {**cfg.optimizer, "lr": lr}), cfg.runner.max_epochs, work_dir)
         runner.register_training_hooks(
             lr_config=copy.deepcopy(cfg.get("lr_config")),  # mmcv takes keys out of it
             momentum_config=copy.deepcopy(cfg.get("momentum_config")),
-            log_config={"interval": (cfg.get("log_config") or {}).get("interval", 50), "hooks": copy.deepcopy(loggers)},
             timer_config=None,
-            custom_hooks_config=copy.deepcopy(custom),
+            custom_hooks_config=copy.deepcopy(kept_hooks(cfg)),
         )
     except (AssertionError, KeyError, TypeError, ValueError, ImportError) as error:
         raise TrainError(

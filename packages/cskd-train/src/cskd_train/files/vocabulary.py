@@ -103,6 +103,8 @@ TABLES: Mapping[str, Mapping[str, Rule]] = {
         "cudnn_benchmark": FLAG,
         "deterministic": FLAG,
         "find_unused_parameters": FLAG,
+        "accumulate": AT_LEAST_1,
+        "amp": Rule(True, lambda value: value in (None, "bf16", "fp16"), "expected 'bf16' or 'fp16'"),
         "fp16": _only(None, False, {}, say=_AMP),
         "resume_from": _only(None, say=_RESUME),
         "auto_resume": _only(None, False, say=_RESUME),
