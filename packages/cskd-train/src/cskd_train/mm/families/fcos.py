@@ -76,18 +76,19 @@ class FCOSFamily(DenseFamily):
         """
         labels, box_targets = (torch.cat(levels) for levels in student.targets)
         positive = (labels >= 0) & (labels < self._head.num_classes)
+        weight = self._head.centerness_target(box_targets[positive])
+        # Both means over the processes come before the branch below: each process takes part, whatever its boxes.
+        num_positive = at_least_one(positive.sum().item(), weight)
+        total_weight = max(float(reduce_mean(weight.sum().detach())), 1e-6)
         scores = [
             self._soft_scores(teacher, level, plan) * regions.foreground(level).unsqueeze(1)
             for level in range(len(regions.sizes))
         ]
-        num_positive = at_least_one(positive.sum().item(), scores[0])
         focal = [soft_focal_loss(*pair) for pair in zip(assisted["cls"], scores, strict=True)]
         boxes, centerness = _flatten(assisted["reg"])[positive], _flatten(assisted["centerness"])[positive, 0]
         terms = {"assistant_cls": torch.stack(focal).sum() / num_positive}
-        if not positive.any():  # zeros that keep every predictor in the graph
-            nothing = 0 * (_flatten(assisted["reg"]).sum() + _flatten(assisted["centerness"]).sum())
-            return {**terms, "assistant_reg": nothing, "assistant_centerness": nothing}
-        weight = self._head.centerness_target(box_targets[positive])
+        if not positive.any():  # empty sums, zeros that keep every predictor in the graph
+            return {**terms, "assistant_reg": boxes.sum(), "assistant_centerness": centerness.sum()}
         theirs = _flatten(teacher.predictions["reg"])[positive].to(boxes.dtype)
         grid = self._head.prior_generator.grid_priors(regions.sizes, boxes.dtype, boxes.device)
         images = len(assisted["cls"][0])
@@ -96,7 +97,7 @@ class FCOSFamily(DenseFamily):
             self._head.bbox_coder.decode(points, boxes),
             self._head.bbox_coder.decode(points, theirs),
             weight=weight,
-            avg_factor=max(float(reduce_mean(weight.sum().detach())), 1e-6),
+            avg_factor=total_weight,
         )
         terms["assistant_centerness"] = self._head.loss_centerness(
             centerness, _flatten(teacher.predictions["centerness"])[positive, 0].sigmoid(), avg_factor=num_positive
