@@ -13,12 +13,13 @@ ALONE := $(RUNS)/retinanet_r18_shapes
 DISTILLED := $(RUNS)/cskd_retina_r50_distill_r18_shapes
 MODEL := $(DISTILLED)/student.onnx
 
-.PHONY: help env demo test lint golden bench clean
+.PHONY: help env demo test reliability lint golden bench clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo   from nothing to a distilled, exported and measured detector (about a quarter of an hour on two cores)"
 	@echo "make test   the whole test suite"
+	@echo "make reliability  the tests that take minutes by nature: the oldest mmdet and mmcv, for example"
 	@echo "make lint   ruff and mypy"
 	@echo "make golden the distilled step against the published code's values"
 	@echo "make bench  what a distilled step costs against what it must cost (some minutes on a quiet machine)"
@@ -74,6 +75,9 @@ $(DISTILLED)/detections.png: | $(DISTILLED)/eval.json
 
 test: env
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+reliability: env
+	$(BIN)/python -m pytest -m reliability $(PYTEST_ARGS)
 
 lint: env
 	$(BIN)/ruff check .

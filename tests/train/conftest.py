@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-import cskd_train.mm  # noqa: F401  (mends mmcv before any test imports it)
+import cskd_train.mm  # noqa: F401  (changes mmcv before any test imports it)
+
+from .narrow import NARROW, narrow
 
 FreshPython = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -22,7 +24,8 @@ def fresh_python() -> FreshPython:
     """Run code in a new interpreter, with folders put in front of its path: `fresh_python(code, folder, ...)`."""
 
     def run(code: str, *folders: Path) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders)), "OMP_NUM_THREADS": "1"}
+        path = [*map(str, folders), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"}
         return subprocess.run(
             [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
         )
@@ -122,27 +125,7 @@ def used(trained: Path, tmp_path: Path) -> Path:
     return shutil.copytree(trained, tmp_path / "used")
 
 
-_NARROW = {
-    "RetinaNet": ("mmdet::_base_/models/retinanet_r50_fpn.py", {"bbox_head": {"in_channels": 32, "feat_channels": 32}}),
-    "FCOS": (
-        "mmdet::fcos/fcos_r50_caffe_fpn_gn-head_1x_coco.py",
-        {"bbox_head": {"in_channels": 32, "feat_channels": 32}},
-    ),
-    "GFL": ("mmdet::gfl/gfl_r50_fpn_1x_coco.py", {"bbox_head": {"in_channels": 32, "feat_channels": 32}}),
-    "FasterRCNN": (
-        "mmdet::_base_/models/faster_rcnn_r50_fpn.py",
-        {
-            "rpn_head": {"in_channels": 32, "feat_channels": 32},
-            "roi_head": {
-                "bbox_roi_extractor": {"out_channels": 32},
-                "bbox_head": {"in_channels": 32, "fc_out_channels": 32},
-            },
-        },
-    ),
-}
-
-
-@pytest.fixture(params=list(_NARROW))
+@pytest.fixture(params=list(NARROW))
 def family(request: pytest.FixtureRequest) -> str:
     """The class name of each supported mmdet detector in turn."""
     return str(request.param)
@@ -151,16 +134,4 @@ def family(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def narrow_model() -> Callable[..., Any]:
     """The `model` config of a stock detector, 32 channels wide: `narrow_model("GFL", depth=18, classes=4)`."""
-    from cskd_train.files.config import load_config
-
-    def model(family: str, depth: int = 18, classes: int = 4) -> Any:
-        file, heads = _NARROW[family]
-        cfg = load_config(file)
-        widths = [8, 16, 32, 64] if depth < 50 else [32, 64, 128, 256]
-        cfg.merge_from_dict({"model": {"backbone": {"depth": depth, "base_channels": 8, "init_cfg": None}, **heads}})
-        cfg.model.neck.update(in_channels=widths, out_channels=32)
-        head = cfg.model.roi_head.bbox_head if family == "FasterRCNN" else cfg.model.bbox_head
-        head.num_classes = classes
-        return cfg.model
-
-    return model
+    return narrow

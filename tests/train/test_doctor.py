@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,7 +45,7 @@ def test_a_missing_openmmlab_package_is_reported_with_its_fix(fresh_python, pack
 
     assert done.returncode == 3, done.stderr
     assert f"error: mmdet and mmcv do not import: TrainError: {package} is not installed" in done.stdout
-    assert "fix: pip install 'mmcv-full==1.7.2' 'mmdet==2.28.2'" in done.stdout
+    assert re.search(r"fix: pip install 'mmcv-full\S+' 'mmdet\S+'", done.stdout)
     assert "Training cannot run" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
 
@@ -58,7 +59,7 @@ def test_another_line_of_mmcv_is_reported(fresh_python, tmp_path: Path) -> None:
 
     assert done.returncode == 3, done.stderr
     (fault,) = json.loads(done.stdout)["faults"]
-    assert "mmcv 2.1.0 is installed, cskd-train works with mmcv 1.x" in fault["problem"]
+    assert "mmcv 2.1.0 is installed, cskd-train works with mmcv >=1.4.7,<2" in fault["problem"]
 
 
 def test_an_mmdet_that_fails_half_way_through_its_import_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:

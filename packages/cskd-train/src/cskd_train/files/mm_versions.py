@@ -1,4 +1,4 @@
-"""The mmdet and mmcv that are installed: of the lines that work here, and without warnings about their own code."""
+"""The mmdet and mmcv that are installed: of versions that work here, and without warnings about their own code."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import re
 import warnings
 from pathlib import Path
 
+from packaging.specifiers import SpecifierSet
+
 from cskd_train.errors import TrainError
 
-# package -> (major line that works, version to install, name to install it by)
-REQUIRED = {"mmcv": ("1", "1.7.2", "mmcv-full"), "mmdet": ("2", "2.28.2", "mmdet")}
+# package -> (versions that work, as in pyproject.toml; version to install; name to install it by)
+REQUIRED = {"mmcv": (">=1.4.7,<2", "1.7.2", "mmcv-full"), "mmdet": (">=2.22,<3", "2.28.2", "mmdet")}
 
 UNACTIONABLE_WARNINGS = (
     "On January 1, 2023, MMCV will release v2.0.0",  # mmcv 1.7
@@ -21,18 +23,18 @@ UNACTIONABLE_WARNINGS = (
 
 
 def check_versions() -> None:
-    """Refuse another major line of mmdet or mmcv, whose packages share the names but not the interfaces.
+    """Refuse an mmdet or mmcv outside the versions that work; another major line shares the name, not the interface.
 
     Raises:
-        TrainError: one of them is missing or of another line; the message has the command that mends it.
+        TrainError: one of them is missing, too old or too new; the message has the command that installs a good one.
     """
-    for package, (major, version, distribution) in REQUIRED.items():
+    for package, (works, version, distribution) in REQUIRED.items():
         found = installed_version(package)
-        if found is None or found.split(".")[0] != major:
+        if found is None or not SpecifierSet(works).contains(found, prereleases=True):
             state = "is not installed" if found is None else f"{found} is installed"
             remove_first = f"pip uninstall -y {package}; " if found else ""
             raise TrainError(
-                f"{package} {state}, cskd-train works with {package} {major}.x: "
+                f"{package} {state}, cskd-train works with {package} {works}: "
                 f"{remove_first}pip install '{distribution}=={version}'"
             )
 
