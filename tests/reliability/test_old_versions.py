@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.reliability, pytest.mark.timeout(900)]
 OLDEST = ["2.22.0", "1.4.7"]
 SCRIPT = Path(__file__).with_name("step_every_family.py")
 TINY_CONFIG = Path(__file__).parents[1] / "train" / "tiny_retinanet.py"
-# mmdet 2.28 divides by avg_factor + EPSILON, 2.22 by avg_factor; of all the terms only these have an avg_factor as small as 1.
+# mmdet 2.28 divides by avg_factor + EPSILON, 2.22 by avg_factor; no other terms have one as small as 1.
 EPSILON = torch.finfo(torch.float32).eps
 DIVIDED_BY_ONE = {"GFL": ("loss_bbox", "loss_assistant_reg", "loss")}
 
