@@ -15,6 +15,7 @@ from cskd_train.errors import TrainError
 from cskd_train.mm.class_map import keep_classes, match_classes
 from cskd_train.mm.families import family_of
 from cskd_train.mm.fit import check_fit
+from cskd_train.mm.float32_heads import float32_heads
 from cskd_train.mm.inherit import inherit
 from cskd_train.mm.normalization import Normalization, renormalize
 from cskd_train.mm.plain import build_detector
@@ -91,8 +92,11 @@ class DistilledDetector(nn.Module):
         self._normalizations = normalizations
 
     def forward(self, img: Tensor, img_metas: list[dict[str, Any]], **targets: Any) -> dict[str, Any]:
-        """The student's own losses and the distillation terms, each under a name with `loss` in it."""
-        with self.distiller.watch() as recording:
+        """The student's own losses and the distillation terms, each under a name with `loss` in it.
+
+        Under autocast, losses and terms are computed in float32 from what the layers gave in half precision.
+        """
+        with float32_heads(self.student), self.distiller.watch() as recording:
             losses: dict[str, Any] = self.student(img=img, img_metas=img_metas, return_loss=True, **targets)
         shapes = [meta["img_shape"][:2] for meta in img_metas]
         batch = Batch(
