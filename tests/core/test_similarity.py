@@ -158,6 +158,40 @@ def test_identical_inputs_cost_nothing():
     assert cosine_guided_loss(student, student.clone()).item() == pytest.approx(0, abs=1e-12)
 
 
+@pytest.mark.parametrize("avg_factor", [None, 2.0])
+@pytest.mark.parametrize("guidance_min", [None, 0.1])
+def test_no_features_give_zeros_that_are_connected_to_the_graph(guidance_min, avg_factor):
+    student = torch.zeros(0, 4, 7, 7, requires_grad=True)
+    variants = [Variant((1.0, 0.5), None, avg_factor), Variant((2.0, 1.0), torch.zeros(0, 7, 7))]
+    options = LossOptions(guidance_min=guidance_min)
+    losses = cosine_guided_losses(student, torch.zeros(0, 4, 7, 7), variants, options)
+    losses.sum().backward()
+    assert losses.tolist() == [0.0, 0.0]
+    assert student.grad.shape == student.shape
+
+
+@pytest.mark.parametrize("avg_factor", [0, 0.0, -1.0, math.nan])
+def test_a_normaliser_that_is_not_positive_is_refused(avg_factor):
+    student, teacher = random_pair((1, 2, 3, 3))
+    with pytest.raises(ValueError, match=f"avg_factor = {avg_factor}: expected a positive number, or None"):
+        cosine_guided_loss(student, teacher, avg_factor=avg_factor)
+
+
+def test_a_normaliser_in_a_tensor_divides_as_it_is():
+    student, teacher = random_pair((1, 2, 3, 3))
+    assert not cosine_guided_loss(student, teacher, avg_factor=torch.tensor(0.0)).isfinite()
+    found = cosine_guided_loss(student, teacher, avg_factor=torch.tensor(2.5))
+    assert torch.equal(found, cosine_guided_loss(student, teacher, avg_factor=2.5))
+
+
+def test_a_graph_of_the_gradient_is_an_error_and_not_one_that_lacks_a_part():
+    student, teacher = random_pair((1, 2, 3, 3))
+    student.requires_grad_()
+    total = student.square().sum() + cosine_guided_loss(student, teacher)
+    with pytest.raises(RuntimeError, match=r"cosine-guided loss has no second derivative: .* without create_graph"):
+        torch.autograd.grad(total, student, create_graph=True)
+
+
 def test_empty_mask_is_zero_and_connected_to_the_graph():
     student = torch.randn(1, 3, 4, 4, requires_grad=True)
     loss = masked_cosine_guided_loss(student, torch.randn(1, 3, 4, 4), torch.zeros(1, 4, 4))

@@ -50,3 +50,18 @@ def test_large_logits_stay_finite():
 def test_shapes_that_differ_are_refused():
     with pytest.raises(ShapeError, match=r"logits \(2,\) and targets \(3,\) differ"):
         soft_focal_loss(torch.zeros(2), torch.zeros(3))
+
+
+def test_a_graph_of_the_gradient_is_an_error_and_not_one_that_lacks_a_part():
+    logits = torch.randn(4, requires_grad=True)
+    total = logits.square().sum() + soft_focal_loss(logits, torch.rand(4))
+    with pytest.raises(RuntimeError, match=r"soft focal loss has no second derivative: .* without create_graph"):
+        torch.autograd.grad(total, logits, create_graph=True)
+
+
+def test_no_elements_give_a_zero_that_is_connected_to_the_graph():
+    logits = torch.zeros(0, 3, requires_grad=True)
+    loss = soft_focal_loss(logits, torch.zeros(0, 3))
+    loss.backward()
+    assert loss.item() == 0
+    assert logits.grad.shape == (0, 3)

@@ -11,7 +11,7 @@ import torch
 from cskd_core.similarity import cosine_guided_vector_loss
 
 from . import pairs
-from .pairs import BOXES, IMAGES, METAS, moved, step
+from .pairs import BOXES, IMAGES, METAS, TERMS, check_gradients, moved, step
 
 
 @pytest.fixture
@@ -172,3 +172,32 @@ def generalised_iou(one, other):
     union = area(*one) + area(*other) - overlap
     enclosing = area(*map(max, one, other))
     return overlap / union - (enclosing - union) / enclosing
+
+
+# A second stage without any RoI
+
+
+@pytest.mark.parametrize(
+    "empty", [("student",), ("teacher",), ("student", "teacher")], ids=["student", "teacher", "both"]
+)
+@pytest.mark.parametrize("agnostic", [False, True], ids=["by class", "for all classes"])
+def test_a_detector_that_samples_no_roi_leaves_all_terms_finite_and_every_parameter_in_the_graph(pair, empty, agnostic):
+    head = {"roi_head": {"bbox_head": {"reg_class_agnostic": agnostic}}}
+    model = pair("FasterRCNN", head, head)
+    detectors = {"student": model.student, "teacher": model.distiller.teacher.detector}
+    for role in empty:  # without proposals and without true boxes, which are sampled too
+        detectors[role].rpn_head.get_bboxes = lambda *_, **__: [torch.zeros(0, 5), torch.zeros(0, 5)]
+    boxes, labels = [torch.zeros(0, 4)] * 2, [torch.zeros(0, dtype=torch.long)] * 2
+    losses = model(img=IMAGES, img_metas=METAS, gt_bboxes=boxes, gt_labels=labels)
+    terms = {
+        name.removeprefix("loss_"): value
+        for name, value in losses.items()
+        if name.removeprefix("loss_") in TERMS["FasterRCNN"]
+    }
+    assert set(terms) == TERMS["FasterRCNN"]
+    assert all(torch.isfinite(value) for value in terms.values()), terms
+    at_student, at_teacher = {"roi_features_student"}, {name for name in terms if name.startswith("roi_")}
+    zero = (at_student if "student" in empty else set()) | (at_teacher - at_student if "teacher" in empty else set())
+    assert {name for name in at_teacher if terms[name] == 0} - {"roi_assistant_reg"} == zero - {"roi_assistant_reg"}
+    sum(terms.values()).backward()
+    check_gradients(model)

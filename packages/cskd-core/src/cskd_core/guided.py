@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cskd_core.derivatives import refuse_second_derivative
+
 EPS = 1e-6
 """Lower clamp of each norm of a cosine (docs/algorithm.md 1.3)."""
 
@@ -72,6 +74,7 @@ class GuidedLosses(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative("the cosine-guided loss")
         student, teacher, masks, squared, spatial, channel, u, a_c, b_c, v, a_p, b_p, over_channels, over_positions = (
             ctx.saved_tensors
         )

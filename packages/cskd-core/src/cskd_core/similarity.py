@@ -50,12 +50,19 @@ class Variant:
         mask: (B, H, W) of zeros and ones: the loss of the masked features, normalised by the number of masked elements.
             A mask of zeros gives a zero that is still connected to the graph.
         avg_factor: without a mask, what normalises squared error and spatial distance in place of their numbers of
-            elements; positive.
+            elements. It is positive: a number that is not is refused, a tensor is not looked at and divides as it is.
+
+    Raises:
+        ValueError: `avg_factor` is a number that is not positive.
     """
 
     weight: WeightPair = (1.0, 0.5)
     mask: Tensor | None = None
     avg_factor: Tensor | float | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.avg_factor, (int, float)) and not self.avg_factor > 0:
+            raise ValueError(f"avg_factor = {self.avg_factor}: expected a positive number, or None for the elements")
 
 
 def cosine_guided_losses(
@@ -78,7 +85,7 @@ def cosine_guided_losses(
 
     The sum over the guidance is :math:`|u|^T (S-T)^2 |v|`: no (B, C, P) guidance is ever built, unless
     `options.guidance_min` asks for it. All arithmetic is in float32 or better, also under autocast. Nothing flows back
-    to the teacher.
+    to the teacher. Features without any element, as those of no RoI, give zeros that are still connected to the graph.
 
     Args:
         student: features (B, C, H, W).
@@ -102,6 +109,8 @@ def cosine_guided_losses(
     """
     for variant in variants:
         _check_shapes(student, teacher, variant.mask)
+    if not student.numel():
+        return at_least_float32(student).sum().expand(len(variants))
     with torch.autocast(device_type=student.device.type, enabled=False):
         s, t = at_least_float32(student).flatten(2), at_least_float32(teacher.detach()).flatten(2)
         masks = _masks(s, variants)
@@ -133,9 +142,9 @@ def _coefficients(
     first, second = s.new_tensor([variant.weight for variant in variants]).T
     inside = masks.sum(2)  # (B, K)
     masked = torch.tensor([variant.mask is not None for variant in variants], device=s.device)
-    given = torch.stack(
-        [torch.as_tensor(variant.avg_factor or images * channels * positions).to(s) for variant in variants]
-    )
+    everything = images * channels * positions
+    factors = [everything if variant.avg_factor is None else variant.avg_factor for variant in variants]
+    given = torch.stack([torch.as_tensor(factor).to(s) for factor in factors])
     plain = torch.tensor([variant.mask is None and variant.avg_factor is None for variant in variants], device=s.device)
     elements = torch.where(masked, (inside.sum(0) * channels).clamp_min(1), given)
     per_position = torch.where(plain, images * positions, elements)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from cskd_core.derivatives import refuse_second_derivative
 from cskd_core.errors import ShapeError
 
 ALPHA = 0.25
@@ -69,5 +70,6 @@ class _SoftFocal(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative("the soft focal loss")
         (slope,) = ctx.saved_tensors
         return slope * gradients[0], None, None

@@ -167,9 +167,11 @@ class FasterRCNNFamily(Family):
         if not assisted:
             return {}
         targets: _RoiTargets = rois.targets
+        count = len(targets.labels)
+        if not count:  # empty sums, zeros that keep every predictor in the graph
+            return {"roi_assistant_cls": assisted["cls"].sum(), "roi_assistant_reg": assisted["reg"].sum()}
         scores, deltas = rois.predictions["cls"][1].sigmoid(), rois.predictions["reg"][1]
         positive = (targets.box_weights > 0).any(1)
-        count = len(targets.labels)
         of_class = targets.labels[positive]
         distance = (assisted["reg"] - deltas).abs().reshape(count, -1, 4)[positive]
         if distance.shape[1] == 1:  # one box for all classes
@@ -177,5 +179,5 @@ class FasterRCNNFamily(Family):
         chosen = distance[torch.arange(len(of_class), device=of_class.device), of_class]
         return {
             "roi_assistant_cls": F.binary_cross_entropy_with_logits(assisted["cls"], scores),
-            "roi_assistant_reg": (chosen * targets.box_weights[positive]).sum() / max(count, 1),
+            "roi_assistant_reg": (chosen * targets.box_weights[positive]).sum() / count,
         }
