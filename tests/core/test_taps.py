@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from cskd_core.errors import TapError
 from cskd_core.taps import Taps
@@ -78,3 +79,39 @@ def test_inputs_of_a_module_are_recorded_too():
     assert [level.shape[-1] for (level,) in recording.calls("inputs")] == [1, 2]
     assert recording.calls("inputs")[0][0] is not recording.calls("tower")[0]
     assert not detector.head.tower._forward_pre_hooks
+
+
+class Tower(nn.Module):
+    """A layer in an activation checkpoint."""
+
+    def __init__(self, reentrant):
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+        self.reentrant = reentrant
+
+    def forward(self, x):
+        return checkpoint(lambda features: self.layer(features), x, use_reentrant=self.reentrant)
+
+
+@pytest.mark.parametrize("path", ["layer", "layer@inputs"])
+def test_a_tap_in_a_reentrant_checkpoint_is_refused_where_there_is_a_graph(path):
+    tower, x = Tower(reentrant=True), torch.ones(1, 2, requires_grad=True)
+    taps = Taps(tower, {"feature": path})
+    with (
+        pytest.raises(TapError, match=rf"tap 'feature' on '{path}' runs without gradients.*use_reentrant=False"),
+        taps.recording(),
+    ):
+        tower(x)
+    with torch.no_grad(), taps.recording() as recording:
+        tower(x)
+    assert len(recording.calls("feature")) == 1
+
+
+def test_what_a_checkpoint_gives_is_recorded_once_and_carries_gradient():
+    tower, x = Tower(reentrant=False), torch.ones(1, 2, requires_grad=True)
+    with Taps(tower, {"feature": "layer"}).recording() as recording:
+        tower(x)
+    (feature,) = recording.calls("feature")
+    feature.sum().backward()
+    assert len(recording.calls("feature")) == 1
+    torch.testing.assert_close(x.grad, tower.layer.weight.sum(0, keepdim=True))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 from cskd_core.errors import TapError
@@ -20,9 +21,24 @@ class Recording:
     def __init__(self, taps: Mapping[str, str]) -> None:
         self._taps = taps
         self._calls: dict[str, list[Any]] = {name: [] for name in taps}
+        self._with_graph = torch.is_grad_enabled()
 
     def add(self, name: str, value: Any) -> None:
         self._calls[name].append(value)
+
+    def add_feature(self, name: str, value: Any) -> None:
+        """`add` for what a submodule takes or gives.
+
+        Raises:
+            TapError: the forward has a graph, but not here: no gradient would come back through this tap.
+        """
+        if self._with_graph and not torch.is_grad_enabled():
+            raise TapError(
+                f"tap '{name}' on '{self._taps[name]}' runs without gradients, as inside a reentrant activation "
+                "checkpoint: what is recorded there teaches nothing. Call torch.utils.checkpoint.checkpoint with "
+                "use_reentrant=False"
+            )
+        self.add(name, value)
 
     def ran(self, name: str) -> bool:
         """Whether tap `name` recorded anything (a teacher assigns no targets, for example)."""
@@ -88,7 +104,11 @@ class Taps:
 
     @contextmanager
     def recording(self) -> Iterator[Recording]:
-        """Record while the context lasts; afterwards the detector is as it was."""
+        """Record while the context lasts; afterwards the detector is as it was.
+
+        Submodules may run inside activation checkpoints that are not reentrant; their second forward, in the backward
+        pass, comes after the context.
+        """
         record = Recording(self._taps)
         handles = [
             module.register_forward_hook(_module_recorder(record, name)) for name, module in self._modules.items()
@@ -110,14 +130,14 @@ class Taps:
 
 def _module_recorder(record: Recording, name: str) -> Callable[[nn.Module, Any, Any], None]:
     def hook(_module: nn.Module, _arguments: Any, output: Any) -> None:
-        record.add(name, output)
+        record.add_feature(name, output)
 
     return hook
 
 
 def _input_recorder(record: Recording, name: str) -> Callable[[nn.Module, Any], None]:
     def hook(_module: nn.Module, arguments: Any) -> None:
-        record.add(name, arguments)
+        record.add_feature(name, arguments)
 
     return hook
 

@@ -17,6 +17,7 @@ REQUIRED = {"mmcv": (">=1.4.7,<2", "1.7.2", "mmcv-full"), "mmdet": (">=2.22,<3",
 UNACTIONABLE_WARNINGS = (
     "On January 1, 2023, MMCV will release v2.0.0",  # mmcv 1.7
     r"`torch\.cuda\.amp\.",  # torch >= 2.4: mmcv names the old GradScaler
+    r"torch\.utils\.checkpoint: the use_reentrant parameter",  # torch >= 2.1: backbones with with_cp=True
     r"torch\.meshgrid: in an upcoming release",  # torch >= 1.10: the grids of some mmdet heads
     "DeprecationWarning: `num_anchors` is deprecated",  # mmdet 2.28: its GFL head asks its own base class
 )
