@@ -168,15 +168,29 @@ def test_a_caffe_teacher_sees_what_its_own_pipeline_makes_of_the_students_images
 
 @pytest.mark.parametrize(
     ("theirs", "normalization"),
-    [(CAFFE, "shared"), (RGB, "own"), (None, "own")],
-    ids=["shared as published", "equal", "a config without pipeline"],
+    [(CAFFE, "shared"), (RGB, "own")],
+    ids=["shared as published", "equal"],
 )
 def test_a_teacher_sees_the_students_very_tensor(narrow_model, save_teacher, theirs, normalization):
-    data = {"train": {"pipeline": [theirs, PAD] if theirs else [PAD]}}
-    file = save_teacher(narrow_model("FCOS", 50), data=data)
+    file = save_teacher(narrow_model("FCOS", 50), data={"train": {"pipeline": [theirs, PAD]}})
     model = under(narrow_model("FCOS"), file, pipeline=[RGB, PAD], teacher={"normalization": normalization})
     assert seen_by_teacher(model, IMAGES) is IMAGES
     assert model.remarks == ()
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "without"),
+    [([RGB, PAD], [PAD], "teacher"), ([PAD], [RGB, PAD], "student")],
+    ids=["teacher", "student"],
+)
+def test_a_config_without_normalisation_gives_the_teacher_the_students_tensor_and_says_so(
+    narrow_model, save_teacher, ours, theirs, without
+):
+    file = save_teacher(narrow_model("FCOS", 50), data={"train": {"pipeline": theirs}})
+    model = under(narrow_model("FCOS"), file, pipeline=ours)
+    assert seen_by_teacher(model, IMAGES) is IMAGES
+    note = f"the {without}'s config has no Normalize step: the teacher sees the images as the student does"
+    assert model.remarks == (note,)
 
 
 @pytest.mark.parametrize(("ours", "units"), [(True, "pixels are converted to the student's strides"),

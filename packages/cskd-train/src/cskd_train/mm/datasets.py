@@ -12,6 +12,7 @@ import contextlib
 import io
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from mmdet.datasets import DATASETS, PIPELINES, CocoDataset, build_dataset
@@ -42,10 +43,53 @@ def build(cfg: Mapping[str, Any], test_mode: bool) -> Any:
     lower than one pixel out of training; they stay in the evaluation.
 
     Raises:
-        TrainError: another dataset type, or a class that the annotation file does not have. An image that cannot be
+        TrainError: another dataset type, a file of classes that cannot be read, or a class that the annotation file
+            does not have. An image that cannot be
             loaded raises `ImageError`, a TrainError, when it is asked for, also through a data loader's worker.
     """
     return build_dataset(_with_own_types(cfg, test_mode))
+
+
+def classes_of(cfg: Any) -> tuple[str, ...]:
+    """The class names of a dataset config, in the order of its labels; () where nothing says them.
+
+    As in mmdet, text is the name of a file with one class a line, relative to the working directory; a dataset that
+    names none has those of its type (`CocoDataset`: COCO's 80); several datasets have the first one's. Wrappers are
+    looked into.
+
+    Raises:
+        TrainError: a file of classes that cannot be read, or `classes` that are no names.
+    """
+    if isinstance(cfg, (list, tuple)):
+        return next((found for member in cfg if (found := classes_of(member))), ())
+    if not isinstance(cfg, Mapping):
+        return ()
+    if cfg.get("type") in _WRAPPERS:
+        return classes_of(cfg.get("dataset") or cfg.get("datasets"))
+    names = cfg.get("classes")
+    if names is None:
+        kind = cfg.get("type")
+        return tuple(getattr(DATASETS.get(kind) if isinstance(kind, str) else kind, "CLASSES", None) or ())
+    if isinstance(names, str):
+        return _classes_in_file(names)
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        raise TrainError(f"the config's data has classes = {names!r}: expected a list of names or a file of them")
+    return tuple(names)
+
+
+def _classes_in_file(name: str) -> tuple[str, ...]:
+    try:
+        lines = Path(name).expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        fault = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
+        raise TrainError(
+            f"the config's data has classes = {name!r}, which names a file of classes: {fault} (looked in "
+            f"{Path.cwd()}). Give one with a class a line, or a list: a single class is [{name!r}]"
+        ) from error
+    names = tuple(line.strip() for line in lines if line.strip())
+    if not names:
+        raise TrainError(f"the file of classes {name} is empty: expected one class a line")
+    return names
 
 
 def _with_own_types(cfg: Any, test_mode: bool) -> Any:
@@ -54,7 +98,7 @@ def _with_own_types(cfg: Any, test_mode: bool) -> Any:
         return [_with_own_types(member, test_mode) for member in cfg]
     own = dict(cfg)
     if own["type"] in ("CocoDataset", CocoDataset):
-        return {**own, "type": CountedCocoDataset, "test_mode": test_mode}
+        return {**own, "type": CountedCocoDataset, "classes": classes_of(own), "test_mode": test_mode}
     if own["type"] not in _WRAPPERS:
         raise TrainError(
             f"dataset type {own['type']!r} is not supported: CSKD trains and evaluates on COCO annotations "

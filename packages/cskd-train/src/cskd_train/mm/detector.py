@@ -60,10 +60,17 @@ def build_distilled(student: nn.Module, cfg: Any, device: str | torch.device) ->
     remarks = check_fit(student, teacher.model)
     if plan.init_student:
         remarks.append(str(inherit(student, teacher.model)))
-    own = Normalization.of_config(cfg) if plan.teacher.normalization == "own" else None
-    if own and teacher.normalization and own != teacher.normalization:
-        remarks.append(f"the teacher sees its own normalisation of the images: {teacher.normalization}")
-    normalizations = (own, teacher.normalization) if own and teacher.normalization else None
+    normalizations = None
+    own, theirs = Normalization.of_config(cfg), teacher.normalization
+    if plan.teacher.normalization == "own" and own != theirs:
+        if own and theirs:
+            normalizations = (own, theirs)
+            remarks.append(f"the teacher sees its own normalisation of the images: {theirs}")
+        else:
+            remarks.append(
+                f"the {'teacher' if own else 'student'}'s config has no Normalize step: "
+                "the teacher sees the images as the student does"
+            )
     distiller = Distiller(student, teacher.model, family, plan)
     return DistilledDetector(student, distiller, normalizations, remarks).to(device)
 

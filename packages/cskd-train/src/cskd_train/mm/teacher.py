@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
@@ -12,7 +11,7 @@ from cskd_train.errors import TrainError
 from cskd_train.files.checkpoints import load_checkpoint, load_weights
 from cskd_train.files.config import config_from_data, load_config
 from cskd_train.files.downloads import fetch
-from cskd_train.mm.datasets import COCO_CLASSES
+from cskd_train.mm.datasets import classes_of
 from cskd_train.mm.normalization import Normalization
 from cskd_train.mm.plain import build_without_pretrained
 
@@ -30,7 +29,8 @@ def build_teacher(plan: TeacherPlan) -> Teacher:
     """The teacher with its weights loaded.
 
     Raises:
-        TrainError: config or checkpoint are missing, broken, or do not belong together.
+        TrainError: config or checkpoint are missing, broken, or do not belong together; the config's file of classes
+            cannot be read.
     """
     file = fetch(plan.checkpoint, plan.config)
     checkpoint = load_checkpoint(file, require_config=False)
@@ -42,14 +42,5 @@ def build_teacher(plan: TeacherPlan) -> Teacher:
     cfg = load_config(plan.config) if plan.config else config_from_data(checkpoint.config)
     teacher = build_without_pretrained(cfg.model)
     load_weights(teacher, checkpoint)
-    classes = checkpoint.classes or _classes_of(cfg)
+    classes = checkpoint.classes or classes_of((cfg.get("data") or {}).get("train"))
     return Teacher(teacher, classes or None, Normalization.of_config(cfg))
-
-
-def _classes_of(cfg: Any) -> tuple[str, ...]:
-    """The classes that a config trains on; a COCO data set that names none has COCO's."""
-    train = (cfg.get("data") or {}).get("train") or {}
-    names = train.get("classes")
-    if isinstance(names, (list, tuple)):
-        return tuple(names)
-    return COCO_CLASSES if train.get("type") == "CocoDataset" else ()
