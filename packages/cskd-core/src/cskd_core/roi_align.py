@@ -1,4 +1,4 @@
-"""RoIAlign with average pooling: torchvision's kernel where it loads, otherwise plain, differentiable torch.
+"""RoIAlign with average pooling: torchvision's kernel where it runs, otherwise plain, differentiable torch.
 
 A bin's average of bilinear samples is a weighted sum of cells, and the weights are products of one along the rows and
 one along the columns. With the cells as the rows of a table this is a bag of embeddings, exact, and differentiable by
@@ -58,7 +58,7 @@ def roi_align(
         )
     rows, columns = (output_size, output_size) if isinstance(output_size, int) else output_size
     rois = rois.detach().to(features)
-    kernel = _torchvision_kernel()
+    kernel = _torchvision_kernel(features.device.type)
     if kernel is not None:
         pooled: Tensor = kernel(features, rois, spatial_scale, rows, columns, sampling_ratio, aligned)
         return pooled
@@ -129,11 +129,15 @@ def _taps(start: Tensor, bin_size: Tensor, count: Tensor, bins: int, size: int) 
 
 
 @cache
-def _torchvision_kernel() -> Callable[..., Any] | None:
-    """torchvision's operator, or None where torchvision is missing or was built for another torch."""
+def _torchvision_kernel(device: str) -> Callable[..., Any] | None:
+    """torchvision's operator, or None where it is missing, was built for another torch or not for this device type.
+
+    Only trying tells: a torchvision for the CPU loads beside a torch for CUDA and fails at the first call.
+    """
     try:
         importlib.import_module("torchvision")
         kernel: Callable[..., Any] = torch.ops.torchvision.roi_align
+        kernel(torch.zeros(1, 1, 2, 2, device=device), torch.zeros(1, 5, device=device), 1.0, 1, 1, 1, True)
     except (ImportError, AttributeError, RuntimeError, ValueError):
         return None
     return kernel

@@ -1,33 +1,37 @@
 """mmcv's operators without compiled extensions.
 
 `mmcv.ops` takes its operators from the extension module `mmcv._ext`. A native mmcv-full serves where it is installed
-and loads. Everywhere else this module stands in: torchvision's kernels where torchvision loads, plain torch otherwise,
-and a clear error for every operator that nobody serves, raised when it is used and not when mmcv is imported.
+and loads. Everywhere else this module stands in: torchvision's kernels where they run, plain torch otherwise
+(`plain_ops`), and a clear error for every operator that nobody serves, raised when it is used and not when mmcv is
+imported. Whether compiled operators run on a device is known by trying: `serve`.
 
-mmcv's own Python (`NMSop`, `RoIAlignFunction`, `SigmoidFocalLossFunction`) stays in charge of arguments and autograd;
-the functions here have the signatures of the compiled ones, out-arguments included.
+mmcv's own Python (`NMSop`, `RoIAlignFunction`, `SigmoidFocalLossFunction`) stays in charge of arguments and autograd.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
-import importlib.util
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Mapping
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, NoReturn
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from cskd_core.roi_align import roi_align
 from cskd_train.errors import TrainError
+from cskd_train.mm import plain_ops
+from cskd_train.mm.compiled_ops import (
+    EXTENSION,
+    native_extension,
+    torchvision_loads,
+    torchvision_serves,
+    unserved_message,
+)
 
-EXTENSION = "mmcv._ext"
+__all__ = ["install", "native_extension", "serve", "status", "torchvision_loads"]
 
 # The operators that mmdet's models and datasets ask of mmcv, each with one function of the extension that tells whether
 # it is served.
@@ -44,7 +48,14 @@ OPERATORS = {
     "border_align": "border_align_forward",
 }
 
-NMS_BLOCK = 128  # boxes resolved together: large enough to vectorise, small enough that the block's pairs stay in cache
+PLAIN: Mapping[str, tuple[Callable[..., Any], ...]] = {
+    "nms": (plain_ops.nms,),
+    "roi_align": (plain_ops.roi_align_forward, plain_ops.roi_align_backward),
+    "sigmoid_focal_loss": (plain_ops.sigmoid_focal_loss_forward, plain_ops.sigmoid_focal_loss_backward),
+}
+"""Operator -> what stands in for the extension's functions of the same names."""
+
+_replaced: set[tuple[str, str]] = set()  # (operator, type of device) of a native mmcv-full that does not run there
 
 
 def install() -> None:
@@ -53,62 +64,83 @@ def install() -> None:
         sys.modules[EXTENSION] = PlainOperators()
 
 
-def status() -> dict[str, str]:
-    """Operator name -> who serves it: "mmcv-full", "torchvision", "torch" or "missing"."""
+def serve(device: torch.device | str) -> dict[str, str]:
+    """Make sure that the operators run on a device, by running each of them there once.
+
+    A mmcv-full that was built for the CPU, or for other GPUs, loads and then fails at the first call on a GPU. Where
+    one does, torchvision or plain torch takes its place, on this type of device alone.
+
+    Returns:
+        `status(device)`.
+    """
     install()
+    kind = torch.device(device).type
     extension = importlib.import_module(EXTENSION)
     if not isinstance(extension, PlainOperators):
-        return {name: "mmcv-full" if hasattr(extension, entry) else "missing" for name, entry in OPERATORS.items()}
-    plain_or_torchvision = "torchvision" if torchvision_loads() else "torch"
-    served = {"nms": plain_or_torchvision, "roi_align": plain_or_torchvision, "sigmoid_focal_loss": "torch"}
-    return {name: served.get(name, "missing") for name in OPERATORS}
+        for name, functions in PLAIN.items():
+            if (name, kind) not in _replaced and not _runs(name, kind):
+                _replaced.add((name, kind))
+                for function in functions:
+                    native = getattr(extension, function.__name__)
+                    setattr(extension, function.__name__, _on_device(kind, function, native))
+    return status(device)
 
 
-@dataclass(frozen=True)
-class NativeExtension:
-    """mmcv's compiled operators: whether they are installed, and why they do not load where they do not."""
-
-    installed: bool
-    error: str | None = None
-
-    @property
-    def serves(self) -> bool:
-        return self.installed and self.error is None
-
-
-@cache
-def native_extension() -> NativeExtension:
-    """Look for mmcv-full's extension module and load it."""
-    if importlib.util.find_spec(EXTENSION) is None:
-        return NativeExtension(installed=False)
+def _runs(name: str, device: str) -> bool:
+    """Whether mmcv's operator gives a result on a device, forward and backward."""
+    mmcv_ops = importlib.import_module("mmcv.ops")
     try:
-        importlib.import_module(EXTENSION)
-    except (ImportError, OSError) as error:  # built for another torch, CUDA or Python
-        return NativeExtension(installed=True, error=str(error))
-    return NativeExtension(installed=True)
-
-
-@cache
-def torchvision_loads() -> bool:
-    """Whether torchvision is there and was built for this torch."""
-    try:
-        importlib.import_module("torchvision")
-        return hasattr(torch.ops.torchvision, "nms")
-    except (ImportError, RuntimeError, OSError):
+        if name == "nms":
+            result = mmcv_ops.nms(torch.zeros(2, 4, device=device), torch.zeros(2, device=device), 0.5)[1]
+        else:
+            leaf = torch.zeros((1, 1, 2, 2) if name == "roi_align" else (1, 1), device=device, requires_grad=True)
+            with torch.enable_grad():
+                if name == "roi_align":
+                    output = mmcv_ops.roi_align(leaf, torch.zeros(1, 5, device=device), 1)
+                else:
+                    output = mmcv_ops.sigmoid_focal_loss(leaf, torch.zeros(1, dtype=torch.long, device=device))
+                (result,) = torch.autograd.grad(output.sum(), leaf)
+        result.cpu()  # a kernel that fails on a GPU says so here at the latest
+    except RuntimeError:
         return False
+    return True
+
+
+def _on_device(kind: str, plain: Callable[..., Any], native: Callable[..., Any]) -> Callable[..., Any]:
+    """`plain` for tensors on one type of device, `native` for all others."""
+
+    @functools.wraps(plain)
+    def chosen(first: Tensor, *arguments: Any, **keywords: Any) -> Any:
+        return (plain if first.device.type == kind else native)(first, *arguments, **keywords)
+
+    return chosen
+
+
+def status(device: torch.device | str = "cpu") -> dict[str, str]:
+    """Operator name -> who serves it: "mmcv-full", "torchvision", "torch" or "missing".
+
+    Args:
+        device: where it is to run. A native mmcv-full is taken to run everywhere until `serve` has tried.
+    """
+    install()
+    kind = torch.device(device).type
+    extension = importlib.import_module(EXTENSION)
+    plain_or_torchvision = "torchvision" if torchvision_serves(kind) else "torch"
+    plain = {"nms": plain_or_torchvision, "roi_align": plain_or_torchvision, "sigmoid_focal_loss": "torch"}
+    if isinstance(extension, PlainOperators):
+        return {name: plain.get(name, "missing") for name in OPERATORS}
+    native = {name: "mmcv-full" if hasattr(extension, entry) else "missing" for name, entry in OPERATORS.items()}
+    return {name: plain[name] if (name, kind) in _replaced else server for name, server in native.items()}
 
 
 class PlainOperators(ModuleType):
-    """Stands in for the extension module `mmcv._ext`: real operators below, an error on use for every other name."""
+    """Stands in for the extension module `mmcv._ext`: the operators of `plain_ops`, an error on use for all others."""
 
     def __init__(self) -> None:
         super().__init__(EXTENSION, self.__doc__)
         self.__spec__ = ModuleSpec(EXTENSION, loader=None, origin=__name__)
-        self.nms = nms
-        self.roi_align_forward = roi_align_forward
-        self.roi_align_backward = roi_align_backward
-        self.sigmoid_focal_loss_forward = sigmoid_focal_loss_forward
-        self.sigmoid_focal_loss_backward = sigmoid_focal_loss_backward
+        for functions in PLAIN.values():
+            self.__dict__.update({function.__name__: function for function in functions})
         self.get_compiler_version = self.get_compiling_cuda_version = lambda: "not compiled"
 
     def __getattr__(self, name: str) -> Callable[..., NoReturn]:
@@ -116,163 +148,6 @@ class PlainOperators(ModuleType):
             raise AttributeError(name)
 
         def unserved(*_args: Any, **_kwargs: Any) -> NoReturn:
-            raise TrainError(_unserved_message(name))
+            raise TrainError(unserved_message(name))
 
         return unserved
-
-
-def _unserved_message(what: str) -> str:
-    native = native_extension()
-    cause = f"do not load ({native.error})" if native.installed else "are not installed"
-    return (
-        f"mmcv's operator {what!r} is not available: mmcv-full's compiled operators {cause}, and without them CSKD "
-        "serves nms, roi_align (average) and sigmoid_focal_loss only. Choose a model that does not use it, or build "
-        "mmcv-full with its operators: MMCV_WITH_OPS=1 pip install --no-build-isolation mmcv-full==1.7.2"
-    )
-
-
-def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int = 0) -> Tensor:
-    """Greedy non-maximum suppression: the indices kept (K,), best score first.
-
-    Args:
-        boxes: (N, 4), x1 y1 x2 y2.
-        scores: (N,). Equal scores keep their order.
-        iou_threshold: a box overlapping a kept, better one by more than this is dropped.
-        offset: width is x2 - x1 + offset.
-    """
-    boxes, scores = _at_least_float32(boxes), _at_least_float32(scores)
-    if offset:
-        boxes = torch.cat([boxes[:, :2], boxes[:, 2:] + offset], dim=1)
-    if torchvision_loads():
-        kept: Tensor = torch.ops.torchvision.nms(boxes, scores, iou_threshold)
-        return kept
-    return greedy_nms(boxes, scores, iou_threshold)
-
-
-def greedy_nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    """`nms` in plain torch, a block of the best boxes at a time: inside the block, then the block against the rest."""
-    order = scores.argsort(descending=True, stable=True)
-    corners = boxes[order].T.contiguous()  # (4, N): each coordinate is one contiguous row
-    kept = []
-    while len(order):
-        block, rest = corners[:, :NMS_BLOCK], corners[:, NMS_BLOCK:]
-        alive = _undefeated(_pairwise_iou(block, block) > iou_threshold)
-        kept.append(order[:NMS_BLOCK][alive])
-        clear = ~(_pairwise_iou(block[:, alive], rest) > iou_threshold).any(dim=0)
-        corners, order = rest[:, clear], order[NMS_BLOCK:][clear]
-    return torch.cat(kept) if kept else order
-
-
-def _undefeated(overlaps: Tensor) -> Tensor:
-    """(N,) bool: the boxes that greedy suppression keeps, from (N, N) overlaps of boxes sorted by falling score.
-
-    A box is kept when no kept box above it overlaps it. Iterating that sentence settles the first k boxes in k rounds
-    at most (in practice a handful for all), and what is settled is the greedy answer.
-    """
-    overlapped_from_above = overlaps.triu(diagonal=1)
-    alive = overlaps.new_ones(len(overlaps))
-    while True:
-        survivors = ~(overlapped_from_above & alive.unsqueeze(1)).any(dim=0)
-        if torch.equal(survivors, alive):
-            return alive
-        alive = survivors
-
-
-def _pairwise_iou(first: Tensor, second: Tensor) -> Tensor:
-    """IoU (M, N) of boxes (4, M) with boxes (4, N); 0/0 of two empty boxes is NaN, which no threshold exceeds."""
-    x1, y1, x2, y2 = first.unsqueeze(2)
-    u1, v1, u2, v2 = second.unsqueeze(1)
-    width = (torch.minimum(x2, u2) - torch.maximum(x1, u1)).clamp_min(0)
-    height = (torch.minimum(y2, v2) - torch.maximum(y1, v1)).clamp_min(0)
-    intersection = width * height
-    return intersection / ((x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1) - intersection)
-
-
-def roi_align_forward(
-    input: Tensor,
-    rois: Tensor,
-    output: Tensor,
-    argmax_y: Tensor,
-    argmax_x: Tensor,
-    aligned_height: int,
-    aligned_width: int,
-    spatial_scale: float,
-    sampling_ratio: int,
-    pool_mode: int,
-    aligned: bool,
-) -> None:
-    """Write the pooled RoIs (N, C, rows, columns) into `output`; `pool_mode` 0 is max, 1 is average."""
-    size = (aligned_height, aligned_width)
-    output.copy_(_average_roi_align(input, rois, size, spatial_scale, sampling_ratio, pool_mode, aligned))
-
-
-def roi_align_backward(
-    grad_output: Tensor,
-    rois: Tensor,
-    argmax_y: Tensor,
-    argmax_x: Tensor,
-    grad_input: Tensor,
-    aligned_height: int,
-    aligned_width: int,
-    spatial_scale: float,
-    sampling_ratio: int,
-    pool_mode: int,
-    aligned: bool,
-) -> None:
-    """Write the gradient (B, C, H, W) into `grad_input`. Pooling is linear: its gradient does not need the features."""
-    size = (aligned_height, aligned_width)
-    features = grad_input.new_zeros(()).expand(grad_input.shape).requires_grad_()
-    with torch.enable_grad():
-        pooled = _average_roi_align(features, rois, size, spatial_scale, sampling_ratio, pool_mode, aligned)
-    (gradient,) = torch.autograd.grad(pooled, features, grad_output.to(pooled.dtype))
-    grad_input.copy_(gradient)
-
-
-def _average_roi_align(
-    features: Tensor,
-    rois: Tensor,
-    size: tuple[int, int],
-    spatial_scale: float,
-    sampling_ratio: int,
-    pool_mode: int,
-    aligned: bool,
-) -> Tensor:
-    if pool_mode != 1:
-        raise TrainError(_unserved_message("roi_align with pool_mode='max'"))
-    # Half precision has no room for coordinates of a few hundred cells with a fraction.
-    with torch.autocast(features.device.type, enabled=False):
-        return roi_align(
-            _at_least_float32(features), _at_least_float32(rois), size, spatial_scale, sampling_ratio, aligned
-        )
-
-
-def sigmoid_focal_loss_forward(
-    input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
-) -> None:
-    """Write the focal loss (N, C) of logits `input` (N, C) and class indices `target` (N,), C = background."""
-    output.copy_(_focal_loss(input, target, weight, gamma, alpha))
-
-
-def sigmoid_focal_loss_backward(
-    input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, gamma: float, alpha: float
-) -> None:
-    """Write the derivative (N, C) of each loss by its logit into `grad_input`."""
-    logits = input.detach().requires_grad_()
-    with torch.enable_grad():
-        loss = _focal_loss(logits, target, weight, gamma, alpha)
-    (gradient,) = torch.autograd.grad(loss, logits, torch.ones_like(loss))
-    grad_input.copy_(gradient)
-
-
-def _focal_loss(logits: Tensor, target: Tensor, weight: Tensor, gamma: float, alpha: float) -> Tensor:
-    """-a (1 - p)^gamma log p, with p the probability given to the truth; in logarithms, so that no logit overflows."""
-    logits = _at_least_float32(logits)
-    positive = target.unsqueeze(1) == torch.arange(logits.shape[1], device=target.device)
-    towards_truth = torch.where(positive, logits, -logits)
-    balance = torch.full_like(logits, 1 - alpha).masked_fill(positive, alpha)
-    loss = -balance * (gamma * F.logsigmoid(-towards_truth)).exp() * F.logsigmoid(towards_truth)
-    return loss * weight[target].unsqueeze(1) if weight.numel() else loss
-
-
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

@@ -1,0 +1,163 @@
+"""nms, roi_align and sigmoid_focal_loss on torchvision's kernels where they run, in plain torch elsewhere.
+
+The functions have the signatures of mmcv's compiled ones, out-arguments included.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cskd_core.roi_align import roi_align
+from cskd_train.errors import TrainError
+from cskd_train.mm.compiled_ops import torchvision_serves, unserved_message
+
+NMS_BLOCK = 128  # boxes resolved together: large enough to vectorise, small enough that the block's pairs stay in cache
+
+
+def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int = 0) -> Tensor:
+    """Greedy non-maximum suppression: the indices kept (K,), best score first.
+
+    Args:
+        boxes: (N, 4), x1 y1 x2 y2.
+        scores: (N,). Equal scores keep their order.
+        iou_threshold: a box overlapping a kept, better one by more than this is dropped.
+        offset: width is x2 - x1 + offset.
+    """
+    boxes, scores = _at_least_float32(boxes), _at_least_float32(scores)
+    if offset:
+        boxes = torch.cat([boxes[:, :2], boxes[:, 2:] + offset], dim=1)
+    if torchvision_serves(boxes.device.type):
+        kept: Tensor = torch.ops.torchvision.nms(boxes, scores, iou_threshold)
+        return kept
+    return greedy_nms(boxes, scores, iou_threshold)
+
+
+def greedy_nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    """`nms` in plain torch, a block of the best boxes at a time: inside the block, then the block against the rest."""
+    order = scores.argsort(descending=True, stable=True)
+    corners = boxes[order].T.contiguous()  # (4, N): each coordinate is one contiguous row
+    kept = []
+    while len(order):
+        block, rest = corners[:, :NMS_BLOCK], corners[:, NMS_BLOCK:]
+        alive = _undefeated(_pairwise_iou(block, block) > iou_threshold)
+        kept.append(order[:NMS_BLOCK][alive])
+        clear = ~(_pairwise_iou(block[:, alive], rest) > iou_threshold).any(dim=0)
+        corners, order = rest[:, clear], order[NMS_BLOCK:][clear]
+    return torch.cat(kept) if kept else order
+
+
+def _undefeated(overlaps: Tensor) -> Tensor:
+    """(N,) bool: the boxes that greedy suppression keeps, from (N, N) overlaps of boxes sorted by falling score.
+
+    A box is kept when no kept box above it overlaps it. Iterating that sentence settles the first k boxes in k rounds
+    at most (in practice a handful for all), and what is settled is the greedy answer.
+    """
+    overlapped_from_above = overlaps.triu(diagonal=1)
+    alive = overlaps.new_ones(len(overlaps))
+    while True:
+        survivors = ~(overlapped_from_above & alive.unsqueeze(1)).any(dim=0)
+        if torch.equal(survivors, alive):
+            return alive
+        alive = survivors
+
+
+def _pairwise_iou(first: Tensor, second: Tensor) -> Tensor:
+    """IoU (M, N) of boxes (4, M) with boxes (4, N); 0/0 of two empty boxes is NaN, which no threshold exceeds."""
+    x1, y1, x2, y2 = first.unsqueeze(2)
+    u1, v1, u2, v2 = second.unsqueeze(1)
+    width = (torch.minimum(x2, u2) - torch.maximum(x1, u1)).clamp_min(0)
+    height = (torch.minimum(y2, v2) - torch.maximum(y1, v1)).clamp_min(0)
+    intersection = width * height
+    return intersection / ((x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1) - intersection)
+
+
+def roi_align_forward(
+    input: Tensor,
+    rois: Tensor,
+    output: Tensor,
+    argmax_y: Tensor,
+    argmax_x: Tensor,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> None:
+    """Write the pooled RoIs (N, C, rows, columns) into `output`; `pool_mode` 0 is max, 1 is average."""
+    size = (aligned_height, aligned_width)
+    output.copy_(_average_roi_align(input, rois, size, spatial_scale, sampling_ratio, pool_mode, aligned))
+
+
+def roi_align_backward(
+    grad_output: Tensor,
+    rois: Tensor,
+    argmax_y: Tensor,
+    argmax_x: Tensor,
+    grad_input: Tensor,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> None:
+    """Write the gradient (B, C, H, W) into `grad_input`. Pooling is linear: its gradient does not need the features."""
+    size = (aligned_height, aligned_width)
+    features = grad_input.new_zeros(()).expand(grad_input.shape).requires_grad_()
+    with torch.enable_grad():
+        pooled = _average_roi_align(features, rois, size, spatial_scale, sampling_ratio, pool_mode, aligned)
+    (gradient,) = torch.autograd.grad(pooled, features, grad_output.to(pooled.dtype))
+    grad_input.copy_(gradient)
+
+
+def _average_roi_align(
+    features: Tensor,
+    rois: Tensor,
+    size: tuple[int, int],
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> Tensor:
+    if pool_mode != 1:
+        raise TrainError(unserved_message("roi_align with pool_mode='max'"))
+    # Half precision has no room for coordinates of a few hundred cells with a fraction.
+    with torch.autocast(features.device.type, enabled=False):
+        return roi_align(
+            _at_least_float32(features), _at_least_float32(rois), size, spatial_scale, sampling_ratio, aligned
+        )
+
+
+def sigmoid_focal_loss_forward(
+    input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
+) -> None:
+    """Write the focal loss (N, C) of logits `input` (N, C) and class indices `target` (N,), C = background."""
+    output.copy_(_focal_loss(input, target, weight, gamma, alpha))
+
+
+def sigmoid_focal_loss_backward(
+    input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, gamma: float, alpha: float
+) -> None:
+    """Write the derivative (N, C) of each loss by its logit into `grad_input`."""
+    logits = input.detach().requires_grad_()
+    with torch.enable_grad():
+        loss = _focal_loss(logits, target, weight, gamma, alpha)
+    (gradient,) = torch.autograd.grad(loss, logits, torch.ones_like(loss))
+    grad_input.copy_(gradient)
+
+
+def _focal_loss(logits: Tensor, target: Tensor, weight: Tensor, gamma: float, alpha: float) -> Tensor:
+    """-a (1 - p)^gamma log p, with p the probability given to the truth; in logarithms, so that no logit overflows."""
+    logits = _at_least_float32(logits)
+    positive = target.unsqueeze(1) == torch.arange(logits.shape[1], device=target.device)
+    towards_truth = torch.where(positive, logits, -logits)
+    balance = torch.full_like(logits, 1 - alpha).masked_fill(positive, alpha)
+    loss = -balance * (gamma * F.logsigmoid(-towards_truth)).exp() * F.logsigmoid(towards_truth)
+    return loss * weight[target].unsqueeze(1) if weight.numel() else loss
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
