@@ -1,19 +1,24 @@
-"""Where a teacher's weights come from: a path, the cache, a download; and every way in which they do not come."""
+"""Where weights come from: a path, the cache, a download, a name; and every way in which they do not come."""
 
 from __future__ import annotations
 
 import hashlib
-import http.server
 import os
-import threading
-from types import SimpleNamespace
+import re
+import socket
+import subprocess
+from pathlib import Path
 
+import mmdet
 import pytest
 import torch
+from mmcv.runner.checkpoint import get_deprecated_model_names, get_external_models, get_torchvision_models
 
 from cskd_train.errors import TrainError
-from cskd_train.files import downloads
-from cskd_train.files.downloads import fetch
+from cskd_train.files import downloads, model_zoo
+from cskd_train.files.downloads import fetch, local_file
+
+from .file_server import serving
 
 WEIGHTS = b"weights" * 1000
 DIGITS = hashlib.sha256(WEIGHTS).hexdigest()[:8]
@@ -28,28 +33,8 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def server():
-    """An HTTP server on this machine: `url`, what it `sends`, how many bytes it `announces`, and what was `asked`."""
-    state = SimpleNamespace(sends=WEIGHTS, announces=len(WEIGHTS), status=200, asked=[])
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            state.asked.append(self.path)
-            self.send_response(state.status)
-            if state.announces is not None:
-                self.send_header("Content-Length", str(state.announces))
-            self.end_headers()
-            self.wfile.write(state.sends)
-
-        def log_message(self, *_):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        thread = threading.Thread(target=running.serve_forever, args=(0.01,))
-        thread.start()
-        state.url = f"http://127.0.0.1:{running.server_port}/models"
-        yield state
-        running.shutdown()
-        thread.join()
+    with serving(WEIGHTS) as running:
+        yield running
 
 
 def refused(*arguments):
@@ -97,7 +82,7 @@ def test_an_interrupted_download_leaves_nothing_behind(server, cache, monkeypatc
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(downloads, "_read", interrupt)
+    monkeypatch.setattr(downloads._Download, "_read", interrupt)
     with pytest.raises(KeyboardInterrupt):
         fetch(f"{server.url}/{NAME}")
     assert os.listdir(cache) == []
@@ -166,3 +151,115 @@ def test_a_teacher_that_is_not_trained_yet_comes_with_its_command(tmp_path, monk
     message = refused(checkpoint, config)
     assert f"the teacher's checkpoint {checkpoint} does not exist (looked in {tmp_path}); train the teacher" in message
     assert f"{command} name another file with --set distill.teacher.checkpoint=FILE" in message
+
+
+RECORDED = "no_digits.pth"
+
+
+def refused_for(source, what="load_from", key=None):
+    with pytest.raises(TrainError) as error:
+        local_file(source, what, key)
+    return str(error.value)
+
+
+def test_a_download_without_digits_in_its_name_is_recorded_once_and_compared_each_time(server, cache, capfd):
+    url = f"{server.url}/{RECORDED}?token=secret"
+    digest = hashlib.sha256(WEIGHTS).hexdigest()
+    assert local_file(url, "load_from") == cache / RECORDED
+    assert f"note: the name {RECORDED} holds no SHA-256 to check it by; this one is {digest}" in capfd.readouterr().err
+    assert (cache / f"{RECORDED}.sha256").read_text() == f"# {server.url}/{RECORDED}\n{digest}  {RECORDED}\n"
+    assert local_file(url, "load_from") == cache / RECORDED
+    assert capfd.readouterr().err == ""
+    assert len(server.asked) == 1
+    assert subprocess.run(["sha256sum", "--strict", "-c", f"{RECORDED}.sha256"], cwd=cache).returncode == 0
+
+    (cache / RECORDED).write_bytes(WEIGHTS[::-1])
+    message = refused_for(url)
+    found = hashlib.sha256(WEIGHTS[::-1]).hexdigest()[:16]
+    assert f"load_from {cache / RECORDED} is damaged or altered: its SHA-256 begins with {found}, " in message
+    assert f"in {RECORDED}.sha256 with {digest[:16]} (7000 bytes). Remove it with `rm {cache / RECORDED}" in message
+    assert len(server.asked) == 1
+
+
+def test_a_recorded_sha256_that_was_altered_is_reported(server, cache):
+    local_file(f"{server.url}/{RECORDED}", "load_from")
+    record = cache / f"{RECORDED}.sha256"
+    record.write_text(record.read_text().replace(hashlib.sha256(WEIGHTS).hexdigest(), "0" * 64))
+    assert f"in {RECORDED}.sha256 with 0000000000000000" in refused_for(f"{server.url}/{RECORDED}")
+    record.write_text("nothing of use")
+    assert f"{record} is not a record of load_from's SHA-256. Remove it" in refused_for(f"{server.url}/{RECORDED}")
+
+
+def test_two_addresses_with_one_file_name_are_not_taken_for_each_other(server, cache):
+    local_file(f"{server.url}/one/{RECORDED}", "load_from")
+    message = refused_for(f"{server.url}/two/{RECORDED}")
+    assert f"where the file of that name from {server.url}/one/{RECORDED} is" in message
+    assert server.asked == [f"/models/one/{RECORDED}"]
+
+
+def test_a_file_that_was_placed_in_the_cache_without_digits_is_recorded_at_its_first_use(server, cache, capfd):
+    cache.mkdir()
+    (cache / RECORDED).write_bytes(WEIGHTS)
+    local_file(f"{server.url}/{RECORDED}", "load_from")
+    assert "holds no SHA-256 to check it by" in capfd.readouterr().err
+    (cache / RECORDED).write_bytes(WEIGHTS[1:])
+    assert "is damaged or altered" in refused_for(f"{server.url}/{RECORDED}")
+    assert server.asked == []
+
+
+def test_a_server_that_does_not_listen_gives_the_command_that_fetches_the_file(cache):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and never listens
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/{NAME}"
+        message = refused_for(url, "the backbone's pretrained weights", "model.backbone.init_cfg.checkpoint")
+    assert message.startswith("the backbone's pretrained weights could not be downloaded (<urlopen error [Errno 111]")
+    assert f"`curl -fL -o {NAME} {url}`; then copy {NAME} to {cache}" in message
+    assert "Or name another file with --set model.backbone.init_cfg.checkpoint=FILE" in message
+
+
+def test_a_path_that_does_not_exist_names_its_key(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    message = refused_for("none.pth")
+    assert (
+        message
+        == f"load_from none.pth: no such file (looked in {tmp_path}); name another file with --set load_from=FILE"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("torchvision://resnet51", "torchvision://resnet50"),
+        ("open-mmlab://detectron3/resnet50_caffe", "open-mmlab://detectron2/resnet50_caffe"),
+        ("jit://resnet50", "torchvision://resnet50"),
+    ],
+)
+def test_an_unknown_name_is_refused_with_the_nearest_ones(name, nearest):
+    message = refused_for(name)
+    assert f"load_from: {name} is no known name of pretrained weights; the nearest known names: " in message
+    assert nearest in message
+    assert "Give its http(s) URL, or name another file with --set load_from=FILE" in message
+
+
+def test_every_name_leads_to_the_file_that_mmcv_means_by_it_and_its_name_ends_in_digits():
+    of_mmcv = {f"torchvision://{name}": url for name, url in get_torchvision_models().items()}
+    of_mmcv |= {f"open-mmlab://{name}": url for name, url in get_external_models().items()}
+    assert len(model_zoo._FILES) >= 40
+    for name, url in model_zoo._FILES.items():
+        assert of_mmcv[name] == url
+        assert re.search(r"-[0-9a-f]{8}\.pth$", url)
+    for old, new in model_zoo._NAMES.items():
+        assert get_deprecated_model_names()[old.removeprefix("open-mmlab://")] == new.removeprefix("open-mmlab://")
+    assert model_zoo.address_of("openmmlab://resnet50_caffe").endswith("resnet50_caffe-788b5fa3.pth")
+    assert model_zoo.address_of("modelzoo://resnet50").endswith("resnet50-0676ba61.pth")
+
+
+def test_every_name_in_mmdets_own_configs_is_known():
+    configs = Path(mmdet.__file__).parent / ".mim" / "configs"
+    named = {
+        name
+        for file in configs.rglob("*.py")
+        for name in re.findall(r"[\"']((?:torchvision|open-mmlab)://[\w/.+-]+)", file.read_text())
+    }
+    assert len(named) > 30
+    assert {name for name in named if name not in model_zoo._FILES} - {"open-mmlab://resnet50_caffe"} == set()

@@ -82,7 +82,7 @@ def parse(contents: Mapping[str, Any], file: Path, require_config: bool = True) 
             "install the cskd-train that wrote it"
         )
     return Checkpoint(
-        state_dict=_weights_of(contents, file),
+        state_dict=weights_of(contents, file),
         config=dict(meta.get("config", {})),
         classes=_classes_of(found),
         metrics=meta.get("metrics", {}),
@@ -138,12 +138,15 @@ def sha256(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def _weights_of(contents: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    """The weights inside any checkpoint: under `state_dict` (mmdet's and ours) or the whole file (a bare state dict).
+def weights_of(contents: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    """The weights inside any checkpoint: under `state_dict` (mmdet's and ours) or `model`, or the whole file.
 
     A `module.` in front of every key (a checkpoint of a parallel wrapper) is taken off; see `to_stock_keys` for more.
+
+    Raises:
+        TrainError: there are none.
     """
-    weights = contents.get("state_dict", contents)
+    weights = contents.get("state_dict", contents.get("model", contents))
     if not isinstance(weights, Mapping) or not weights or not all(isinstance(v, Tensor) for v in weights.values()):
         keys = ", ".join(map(str, list(contents)[:5])) or "none"
         raise TrainError(f"checkpoint {path}: holds no weights (keys: {keys}); expected a state_dict of tensors")

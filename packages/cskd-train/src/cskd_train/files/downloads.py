@@ -1,4 +1,4 @@
-"""The file of a teacher's weights: on this machine, in the cache, or downloaded into it."""
+"""The file behind a path, a URL or a name of pretrained weights: here already, in the cache, or downloaded into it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlparse
@@ -19,39 +20,72 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from cskd_train.errors import TrainError
 from cskd_train.files.atomic import write_atomically
 from cskd_train.files.checkpoints import sha256
+from cskd_train.files.model_zoo import address_of
 
 CACHE_VARIABLE = "CSKD_CACHE"
 
-_ANOTHER_FILE = "name another file with --set distill.teacher.checkpoint=FILE"
+_TEACHER, _TEACHER_KEY = "the teacher's checkpoint", "distill.teacher.checkpoint"
 _SILENCE = 60  # seconds without a byte after which a server counts as gone
 _BLOCK = 1 << 20
 
 
 def fetch(checkpoint: str, config: str | None = None) -> Path:
-    """The local file of a teacher's checkpoint.
-
-    A download is kept in the cache and taken from there the next time. Where its name ends in the first digits of its
-    SHA-256, as the names of mmdet's model zoo do (`...-fdb43119.pth`), it has to agree with them each time.
+    """The local file of a teacher's checkpoint (see `local_file`).
 
     Args:
-        checkpoint: a path, or an http(s) URL.
+        checkpoint: a path, an http(s) URL, or a name of pretrained weights.
         config: the teacher's config, for the command that trains it.
 
     Raises:
-        TrainError: no such file; a download that failed, was cut short, or is not what its name says; a file in the
-            cache that is not what its name says.
+        TrainError: as `local_file`.
     """
-    if not checkpoint.startswith(("http://", "https://")):
-        return _local(Path(checkpoint).expanduser(), config)
-    name = Path(urlparse(checkpoint).path).name
-    if not name:
-        raise TrainError(f"distill.teacher.checkpoint = {checkpoint!r} names no file; expected a URL that ends in one")
-    target = cache_folder() / name
-    if target.is_file():
-        _check_cached(target, checkpoint)
-    else:
-        _download(checkpoint, target)
-    return target
+    path = Path(checkpoint).expanduser()
+    if "://" in checkpoint or path.is_file():
+        return local_file(checkpoint, _TEACHER, _TEACHER_KEY)
+    train = "train the teacher first"
+    if path.name in ("best.pth", "last.pth"):
+        train += f": {_training_command(path.parent, config)}"
+    raise TrainError(
+        f"{_TEACHER} {path} does not exist (looked in {Path.cwd()}); {train}, or {_another_file(_TEACHER_KEY)}"
+    )
+
+
+def local_file(source: str, what: str, key: str | None = None) -> Path:
+    """The local file of weights that a config names.
+
+    A download is kept in the cache and taken from there the next time. Each time it has to agree with a SHA-256: with
+    the first digits of it in which its name ends, as the names of mmdet's model zoo and torchvision do
+    (`...-fdb43119.pth`), else with the one that was recorded beside it (`FILE.sha256`) when it came. A path is taken
+    as it is.
+
+    Args:
+        source: a path, an http(s) URL, or a name of pretrained weights (`torchvision://resnet18`).
+        what: what the file is, for messages: "the teacher's checkpoint".
+        key: of the config, where another file can be named; without it, `what` is such a key.
+
+    Raises:
+        TrainError: no such file; an unknown name; a download that failed, was cut short, or is not what its name says;
+            a file in the cache that is not what its name or its record says.
+    """
+    instead = _another_file(key or what)
+    url = _url(source, what, instead)
+    if url is None:
+        path = Path(source).expanduser()
+        if not path.is_file():
+            raise TrainError(f"{what} {path}: no such file (looked in {Path.cwd()}); {instead}")
+        return path
+    name = Path(urlparse(url).path).name
+    if name in ("", ".."):
+        raise TrainError(f"{key or what} = {source!r} names no file; expected a URL that ends in one")
+    download = _Download(url, cache_folder() / name, what, instead)
+    if not download.target.is_file():
+        download.run()
+        return download.target
+    try:
+        download.check_cached()
+    except OSError as error:
+        raise TrainError(f"{what} {download.target} cannot be read ({error.strerror}); {instead}") from error
+    return download.target
 
 
 def cache_folder() -> Path:
@@ -60,15 +94,8 @@ def cache_folder() -> Path:
     return Path(chosen).expanduser() if chosen else Path(torch.hub.get_dir()) / "checkpoints"
 
 
-def _local(path: Path, config: str | None) -> Path:
-    if path.is_file():
-        return path
-    train = "train the teacher first"
-    if path.name in ("best.pth", "last.pth"):
-        train += f": {_training_command(path.parent, config)}"
-    raise TrainError(
-        f"the teacher's checkpoint {path} does not exist (looked in {Path.cwd()}); {train}, or {_ANOTHER_FILE}"
-    )
+def _another_file(key: str) -> str:
+    return f"name another file with --set {key}=FILE"
 
 
 def _training_command(work_dir: Path, config: str | None) -> str:
@@ -79,75 +106,160 @@ def _training_command(work_dir: Path, config: str | None) -> str:
     return shlex.join(command)
 
 
-def _promised_digits(name: str) -> str | None:
-    """The beginning of the SHA-256 that a file name ends in."""
-    found = re.search(r"-([0-9a-f]{8,64})\.\w+$", name)
-    return found[1] if found else None
+def _url(source: str, what: str, instead: str) -> str | None:
+    """The URL of a source; None for a path."""
+    if source.startswith(("http://", "https://")):
+        return source
+    if "://" not in source:
+        return None
+    try:
+        return address_of(source)
+    except TrainError as error:
+        raise TrainError(f"{what}: {error}. Give its http(s) URL, or {instead}") from None
 
 
-def _check_cached(file: Path, url: str) -> None:
-    promised = _promised_digits(file.name)
-    if promised and not (found := sha256(file)).startswith(promised):
-        raise TrainError(
-            f"the teacher's checkpoint {file} is damaged or altered: its SHA-256 begins with "
-            f"{found[: len(promised)]}, by its name with {promised} ({file.stat().st_size} bytes). Remove it with "
-            f"`{shlex.join(['rm', str(file)])}`; it is then downloaded again from {url}. Or {_ANOTHER_FILE}"
+@dataclass(frozen=True)
+class _Download:
+    """A file that comes from a URL, what it is for, and what to do without it."""
+
+    url: str
+    target: Path
+    what: str
+    instead: str
+
+    @property
+    def promised(self) -> str | None:
+        """The beginning of the SHA-256 that the file's name ends in."""
+        found = re.search(r"-([0-9a-f]{8,64})\.\w+$", self.target.name)
+        return found[1] if found else None
+
+    @property
+    def record(self) -> Path:
+        """Where the SHA-256 of a file is kept whose name promises none, in a form that `sha256sum -c` reads."""
+        return self.target.with_name(f"{self.target.name}.sha256")
+
+    @property
+    def origin(self) -> str:
+        """The URL without what may be secret in it: user, password, query."""
+        parts = urlparse(self.url)
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+    def check_cached(self) -> None:
+        """Compare a file in the cache with what its name or its record says; without either, record it now.
+
+        Raises:
+            TrainError: it differs, or it came from another URL.
+        """
+        found = sha256(self.target)
+        if self.promised:
+            expected, source = self.promised, "by its name with"
+        elif self.record.is_file():
+            origin, expected = self._recorded()
+            if origin != self.origin:
+                raise TrainError(
+                    f"{self.what} {self.url} would be kept as {self.target}, where the file of that name from {origin} "
+                    f"is. {self._removal()}; {self.instead}; or keep the two apart by the environment variable "
+                    f"{CACHE_VARIABLE}"
+                )
+            source = f"in {self.record.name} with"
+        else:
+            self._record(found, _console())
+            return
+        if not found.startswith(expected):
+            raise TrainError(
+                f"{self.what} {self.target} is damaged or altered: its SHA-256 begins with "
+                f"{found[: min(len(expected), 16)]}, {source} {expected[:16]} ({self.target.stat().st_size} bytes). "
+                f"{self._removal()}; it is then downloaded again from {self.url}. Or {self.instead}"
+            )
+
+    def run(self) -> None:
+        """Download the file.
+
+        Raises:
+            TrainError: it cannot be had, or written.
+        """
+        try:
+            self.target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise TrainError(
+                f"the folder {self.target.parent} for downloaded files cannot be made ({error.strerror}): "
+                f"name another in the environment variable {CACHE_VARIABLE}"
+            ) from error
+        console = _console()
+        _say(console, f"downloading {self.what}: {self.url} to {self.target}")
+        request = urllib.request.Request(self.url, headers={"User-Agent": "cskd-train"})
+        try:
+            with urllib.request.urlopen(request, timeout=_SILENCE) as response:
+                write_atomically(self.target, lambda file: self._receive(response, file, console))
+        except (OSError, http.client.HTTPException) as error:
+            raise self._failed(str(error)) from error
+
+    def _receive(self, response: http.client.HTTPResponse, file: BinaryIO, console: Console) -> None:
+        """Copy the body of `response` into `file`.
+
+        Raises:
+            TrainError: the connection broke, or the body is shorter than announced, or not what the name says.
+        """
+        announced = response.headers.get("Content-Length") or ""
+        total = int(announced) if announced.isdecimal() else None
+        digest, received = hashlib.sha256(), 0
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+            task = bar.add_task(self.target.name, total=total)
+            while block := self._read(response):
+                file.write(block)
+                digest.update(block)
+                received += len(block)
+                bar.update(task, completed=received)
+        # http.client ends a body that stops early as if it were whole.
+        if total is not None and received != total:
+            raise self._failed(f"the connection ended after {received} of {total} bytes")
+        found = digest.hexdigest()
+        if self.promised is None:
+            self._record(found, console)  # before the file has its name: no file that was downloaded lacks its record
+        elif not found.startswith(self.promised):
+            raise self._failed(
+                f"its SHA-256 begins with {found[: len(self.promised)]}, by its name with {self.promised}"
+            )
+
+    def _read(self, response: http.client.HTTPResponse) -> bytes:
+        try:
+            return response.read(_BLOCK)
+        except (OSError, http.client.HTTPException) as error:
+            raise self._failed(str(error)) from error
+
+    def _record(self, found: str, console: Console) -> None:
+        text = f"# {self.origin}\n{found}  {self.target.name}\n"
+        write_atomically(self.record, lambda file: file.write(text.encode()))
+        _say(
+            console,
+            f"note: the name {self.target.name} holds no SHA-256 to check it by; this one is {found}, "
+            f"kept in {self.record} and compared with each time",
+        )
+
+    def _recorded(self) -> tuple[str, str]:
+        """The URL and the SHA-256 in the record."""
+        found = re.fullmatch(r"# (\S+)\n([0-9a-f]{64})  .+\n", self.record.read_text(errors="replace"))
+        if not found:
+            raise TrainError(f"{self.record} is not a record of {self.what}'s SHA-256. {self._removal()}")
+        return found[1], found[2]
+
+    def _removal(self) -> str:
+        files = [str(self.target)] + ([] if self.promised else [str(self.record)])
+        return f"Remove it with `{shlex.join(['rm', *files])}`"
+
+    def _failed(self, reason: str) -> TrainError:
+        name, folder = self.target.name, self.target.parent
+        command = shlex.join(["curl", "-fL", "-o", name, self.url])
+        return TrainError(
+            f"{self.what} could not be downloaded ({reason}); nothing of it is kept. On a machine with a "
+            f"connection: `{command}`; then copy {name} to {folder}. Or {self.instead}"
         )
 
 
-def _download(url: str, target: Path) -> None:
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TrainError(
-            f"the folder {target.parent} for downloaded teachers cannot be made ({error.strerror}): "
-            f"name another in the environment variable {CACHE_VARIABLE}"
-        ) from error
-    console = Console(stderr=True)
-    console.print(f"downloading the teacher: {url} to {target}", markup=False, highlight=False, soft_wrap=True)
-    request = urllib.request.Request(url, headers={"User-Agent": "cskd-train"})
-    try:
-        with urllib.request.urlopen(request, timeout=_SILENCE) as response:
-            write_atomically(target, lambda file: _receive(response, file, target, url, console))
-    except (OSError, http.client.HTTPException) as error:
-        raise _failed(url, target, str(error)) from error
+def _console() -> Console:
+    return Console(stderr=True)
 
 
-def _receive(response: http.client.HTTPResponse, file: BinaryIO, target: Path, url: str, console: Console) -> None:
-    """Copy the body of `response` into `file`.
-
-    Raises:
-        TrainError: the connection broke, or the body is shorter than announced, or not what the file's name says.
-    """
-    announced = response.headers.get("Content-Length")
-    digest, received = hashlib.sha256(), 0
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(target.name, total=int(announced) if announced else None)
-        while block := _read(response, url, target):
-            file.write(block)
-            digest.update(block)
-            received += len(block)
-            bar.update(task, completed=received)
-    # http.client ends a body that stops early as if it were whole.
-    if announced and received != int(announced):
-        raise _failed(url, target, f"the connection ended after {received} of {announced} bytes")
-    promised = _promised_digits(target.name)
-    if promised and not digest.hexdigest().startswith(promised):
-        found = digest.hexdigest()[: len(promised)]
-        raise _failed(url, target, f"its SHA-256 begins with {found}, by its name with {promised}")
-
-
-def _read(response: http.client.HTTPResponse, url: str, target: Path) -> bytes:
-    try:
-        return response.read(_BLOCK)
-    except (OSError, http.client.HTTPException) as error:
-        raise _failed(url, target, str(error)) from error
-
-
-def _failed(url: str, target: Path, reason: str) -> TrainError:
-    command = shlex.join(["curl", "-fL", "-o", target.name, url])
-    return TrainError(
-        f"the teacher's checkpoint could not be downloaded ({reason}); nothing of it is kept. On a machine with a "
-        f"connection: `{command}`; then copy {target.name} to {target.parent}. Or {_ANOTHER_FILE}"
-    )
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,24 +19,25 @@ from cskd_train.mm.float32_heads import float32_heads
 from cskd_train.mm.inherit import inherit
 from cskd_train.mm.normalization import Normalization, renormalize
 from cskd_train.mm.plain import build_detector
+from cskd_train.mm.pretrained import init_weights
 from cskd_train.mm.teacher import build_teacher
 
 
-def build_student(cfg: Any) -> nn.Module:
+def build_student(cfg: Any, note: Callable[[str], None] = lambda line: None) -> nn.Module:
     """The plain mmdet detector of `cfg.model`, with its weights initialised as the config says.
 
+    Args:
+        cfg: of the run.
+        note: called with one line for each part with pretrained weights: what was taken from which file.
+
     Raises:
-        TrainError: the model cannot be built, or its pretrained weights cannot be had.
+        TrainError: the model cannot be built or initialised, or its pretrained weights cannot be had.
     """
     student = build_detector(cfg.model)
     try:
-        student.init_weights()  # type: ignore[operator]
-    except (OSError, ImportError, RuntimeError) as error:
-        raise TrainError(
-            f"the pretrained weights that the config's model asks for could not be loaded ({error}). "
-            "Name a local file with --set model.backbone.init_cfg.checkpoint=FILE, "
-            "or train from scratch with --set model.backbone.init_cfg=None"
-        ) from error
+        init_weights(student, cfg.model, note)
+    except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise TrainError(f"the config's model cannot be initialised as an init_cfg in it says: {error}") from error
     return student
 
 

@@ -9,16 +9,18 @@ from mmdet import models
 from torch import nn
 
 from cskd_train.errors import TrainError
+from cskd_train.mm.pretrained import barred_mmcv_loader
 
 
 def build_detector(model: Any) -> nn.Module:
     """The detector of a `model` config, its weights not initialised.
 
     Raises:
-        TrainError: the model cannot be built.
+        TrainError: the model cannot be built, or reads a file of weights while it is (see `barred_mmcv_loader`).
     """
     try:
-        detector: nn.Module = models.build_detector(model)
+        with barred_mmcv_loader():
+            detector: nn.Module = models.build_detector(model)
     except (KeyError, TypeError, ValueError, AssertionError) as error:
         raise TrainError(f"the config's model cannot be built: {error}") from error
     return detector
