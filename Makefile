@@ -19,7 +19,7 @@ MODEL := $(DISTILLED)/student.onnx
 help:
 	@echo "make demo   from nothing to a distilled, exported and measured detector (about a quarter of an hour on two cores)"
 	@echo "make test   the whole test suite"
-	@echo "make reliability  the tests that take minutes by nature: the oldest mmdet and mmcv, for example"
+	@echo "make reliability  the long tests: kills, old versions (about half an hour)"
 	@echo "make lint   ruff and mypy"
 	@echo "make golden the distilled step against the published code's values"
 	@echo "make bench  what a distilled step costs against what it must cost (some minutes on a quiet machine)"
@@ -77,7 +77,7 @@ test: env
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 reliability: env
-	$(BIN)/python -m pytest -m reliability $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m reliability tests $(PYTEST_ARGS)
 
 lint: env
 	$(BIN)/ruff check .

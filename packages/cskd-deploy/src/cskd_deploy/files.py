@@ -3,37 +3,56 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
+import glob
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO
 
 from cskd_deploy.errors import DeployError
 
+# What file systems answer that cannot sync a folder, or do not let it be opened for that.
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EPERM)
+
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Let `write` fill a file beside `path`, then give it that name; the folder is made if it is not there.
 
+    In this order, so that a power cut at any moment leaves the old file or the new one, whole: write, flush, sync the
+    file, rename, sync the folder.
+
     Raises:
-        DeployError: the folder cannot be written. What `path` held before stays.
+        DeployError: the file cannot be written. What `path` held before stays.
     """
     temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with _open_locked(temporary) as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+            temporary.replace(path)
     except OSError as error:
         raise _not_writable(path, error) from error
     finally:
         _remove(temporary)
+    _sync_folder_of(path)
+
+
+def sweep(paths: Iterable[Path]) -> None:
+    """Remove the temporary files that killed processes left when they wrote `paths`; not those of a save going on."""
+    for path in paths:
+        for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+            with contextlib.suppress(OSError), leftover.open("r+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its writer lives
+                leftover.unlink()
 
 
 def check_writable(path: Path) -> None:
-    """Fail before long work, not after it, when `path` could not be written.
+    """Fail before long work, not after it, when `path` could not be written; sweeps leftovers of killed work.
 
     Raises:
         DeployError: as `write_atomically`; also when `path` is a folder.
@@ -43,6 +62,7 @@ def check_writable(path: Path) -> None:
     temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        sweep([path])
         temporary.touch()
     except OSError as error:
         raise _not_writable(path, error) from error
@@ -61,6 +81,36 @@ def sha256_of_file(path: Path) -> str:
 
 def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _open_locked(path: Path) -> BinaryIO:
+    """An empty file, locked as long as it is open, which keeps `sweep` from it."""
+    while True:
+        file = path.open("wb")
+        with contextlib.suppress(OSError):  # without locks on this file system, `sweep` leaves everything
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()  # a sweep was quicker than the lock
+
+
+def _sync_folder_of(path: Path) -> None:
+    """Have the new name of a file on the disk too, where the file system can.
+
+    Raises:
+        DeployError: the disk reports an error.
+    """
+    try:
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise DeployError(
+                f"output {path} is written, but a power cut may undo it: its folder gave {error}"
+            ) from error
 
 
 def _remove(path: Path) -> None:

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cskd_train.errors import TrainError
-from cskd_train.files.atomic import write_atomically
+from cskd_train.files.atomic import sweep, write_atomically
 from cskd_train.files.checkpoints import sha256
 from cskd_train.files.model_zoo import address_of
 
@@ -185,6 +185,7 @@ class _Download:
                 f"the folder {self.target.parent} for downloaded files cannot be made ({error.strerror}): "
                 f"name another in the environment variable {CACHE_VARIABLE}"
             ) from error
+        sweep([self.target])
         console = _console()
         _say(console, f"downloading {self.what}: {self.url} to {self.target}")
         request = urllib.request.Request(self.url, headers={"User-Agent": "cskd-train"})
