@@ -20,7 +20,9 @@ from cskd_train.engine.loader import TrainLoader
 from cskd_train.engine.runner import HookRunner, build_runner
 from cskd_train.engine.step import TrainStep
 from cskd_train.files.checkpoints import load_checkpoint, load_weights
+from cskd_train.files.downloads import local_file
 from cskd_train.mm.detector import build_distilled, build_student
+from cskd_train.mm.ops import serve
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,15 @@ def build_parts(cfg: Config, seed: int, world: World, work_dir: str, say: Callab
     torch.use_deterministic_algorithms(cfg.get("deterministic", False), warn_only=True)
     train_set = build_split(cfg, "train")
     validation = build_split(cfg, "val") if has_split(cfg, "val") else None
-    student = build_student(cfg)
+    serve(world.device)
+    notes: list[str] = []
+    student = world.in_turn(lambda: build_student(cfg, notes.append))
     classes = tuple(train_set.CLASSES)
     check_classes(student, classes)
     student.CLASSES = classes  # type: ignore[assignment]
     if cfg.get("load_from"):
-        load_weights(student, load_checkpoint(cfg.load_from, require_config=False))
+        file = world.in_turn(lambda: local_file(cfg.load_from, "load_from"))
+        load_weights(student, load_checkpoint(file, require_config=False))
     student.to(world.device)
     distilled = build_distilled(student, cfg, world.device) if cfg.get("distill") else None
     trained: nn.Module = student if distilled is None else distilled
@@ -92,7 +97,7 @@ def build_parts(cfg: Config, seed: int, world: World, work_dir: str, say: Callab
         amp=cfg.get("amp"),
         average=average,
     )
-    for note in (*(() if distilled is None else distilled.remarks), sentence):
+    for note in (*notes, *(() if distilled is None else distilled.remarks), sentence):
         say(note)
     distiller = None if distilled is None else distilled.distiller
     return Parts(student, trained, classes, distiller, runner, step, loader, lr, validation)

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from cskd_train.engine.average import AveragedStudent
 from cskd_train.engine.distributed import SharedError, World
 from cskd_train.engine.loader import Batch, seed_generators
+from cskd_train.mm.float32_heads import float32_heads
 
 PRECISIONS: dict[str | None, torch.dtype] = {None: torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -71,6 +72,8 @@ class TrainStep:
         self.amp = amp
         self.average = average
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=amp == "fp16")
+        # A distilled student's heads are taken care of by `DistilledDetector`.
+        self._detector = model.module if isinstance(model, DistributedDataParallel) else model
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     def __call__(self, batches: Sequence[Batch], stop_requested: bool = False) -> StepReport:
@@ -81,13 +84,17 @@ class TrainStep:
                 they were.
         """
         self.optimizer.zero_grad()
+        device = self.world.device.type
         values: dict[str, Any] = {}  # tensors on the device, until they are shared
         stop = False
         for place, batch in enumerate(batches):
             last = place + 1 == len(batches)
             seed_generators(self.seed, batch.epoch, batch.number, 1)  # not the numbers of an image (seed, epoch, index)
             with self._synchronised(last):
-                with torch.autocast(self.world.device.type, PRECISIONS[self.amp], enabled=self.amp is not None):
+                with (
+                    float32_heads(self._detector),
+                    torch.autocast(device, PRECISIONS[self.amp], enabled=bool(self.amp)),
+                ):
                     losses = self.model(**batch.on(self.world.device))
                 total, terms = summed(losses)
                 for name, value in terms.items():

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cskd_train.errors import TrainError
+from cskd_train.files.atomic import sweep
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,7 @@ class WorkDir:
 
     def sweep(self) -> None:
         """Remove what a save that was killed has left."""
-        for path in self._files():
-            for leftover in self.root.glob(f".{path.name}.*"):
-                leftover.unlink(missing_ok=True)
+        sweep(self._files())
 
     def clear(self) -> None:
         """Remove the files of an older run; nothing else in the folder is touched."""
