@@ -7,6 +7,8 @@ import os
 import re
 import socket
 import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mmdet
@@ -263,3 +265,19 @@ def test_every_name_in_mmdets_own_configs_is_known():
     }
     assert len(named) > 30
     assert {name for name in named if name not in model_zoo._FILES} - {"open-mmlab://resnet50_caffe"} == set()
+
+
+@pytest.mark.parametrize("name", [NAME, RECORDED])
+def test_two_that_download_one_file_at_the_same_time_both_get_it(server, cache, monkeypatch, name):
+    both, read = threading.Barrier(2, timeout=30), downloads._Download._read
+
+    def read_together(download, response):
+        both.wait()  # each has its temporary file by now, and has swept those of others
+        return read(download, response)
+
+    monkeypatch.setattr(downloads._Download, "_read", read_together)
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(fetch, [f"{server.url}/{name}"] * 2)) == [cache / name] * 2
+    assert len(server.asked) == 2
+    assert (cache / name).read_bytes() == WEIGHTS
+    assert set(os.listdir(cache)) - {f"{name}.sha256"} == {name}
