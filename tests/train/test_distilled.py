@@ -11,10 +11,10 @@ from mmcv import Config
 from mmdet.datasets.pipelines import Compose
 
 from cskd_core.errors import TapError
-from cskd_train.engine.build import refuse_unsupported
 from cskd_train.errors import TrainError
 from cskd_train.files.checkpoints import FORMAT, FORMAT_VERSION, save
 from cskd_train.files.config import config_to_data, load_config
+from cskd_train.files.settings import check_settings
 from cskd_train.mm.detector import build_distilled, build_student
 from cskd_train.mm.families import family_of
 from cskd_train.mm.plain import build_without_pretrained
@@ -240,7 +240,7 @@ def test_two_beginnings_of_a_student_are_refused(cfg):
     cfg.load_from = "first.pth"
     cfg.distill = {"teacher": {"checkpoint": "teacher.pth"}, "init_student": True}
     with pytest.raises(TrainError, match=r"load_from = 'first\.pth' and distill\.init_student=True"):
-        refuse_unsupported(cfg)
+        check_settings(cfg)
 
 
 # Classes

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
+from cskd_core.plan import DistillPlan
 from cskd_train.errors import TrainError
 
 _PARTS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -20,12 +23,13 @@ _PARTS: dict[str, dict[str, tuple[str, ...]]] = {
 or samplers: FreeAnchor's, PISA's and SABL's into a RetinaNet, for example."""
 
 
-def check_fit(student: Any, teacher: Any) -> list[str]:
-    """Refuse a teacher that cannot teach this student; gives remarks on what is compared all the same.
+def check_fit(student: Any, teacher: Any, plan: DistillPlan | None = None) -> list[str]:
+    """Refuse a teacher that cannot teach this student; gives notes on what is compared all the same.
 
     Raises:
         TrainError: detectors of different families, a neck or head that their family does not read, another number of
-            classes, a two-stage teacher that cannot sample.
+            classes, box deltas from other anchors or in other units that the plan compares, a two-stage teacher that
+            cannot sample.
     """
     ours, theirs = type(student).__name__, type(teacher).__name__
     if ours != theirs:
@@ -47,7 +51,31 @@ def check_fit(student: Any, teacher: Any) -> list[str]:
             "the teacher's config has no model.train_cfg.rcnn: its RoIs are sampled as it was trained, so give its "
             "training config"
         )
+    if plan is None or plan.prediction or plan.assistant:
+        _check_deltas(student, teacher)
     return _remarks(our_head, their_head)
+
+
+def _check_deltas(student: Any, teacher: Any) -> None:
+    """Box deltas say the same only from the same anchors, in the same units."""
+    modules = dict(student.named_modules()), dict(teacher.named_modules())
+    instead = "Take the teacher's setting, or compare no predictions (distill.prediction=None, distill.assistant=None)"
+    for path in _PARTS[type(student).__name__]:
+        ours, theirs = (found.get(path) for found in modules)
+        anchors = [
+            getattr(getattr(head, "prior_generator", None), "base_anchors", None) or [] for head in (ours, theirs)
+        ]
+        levels = zip(*anchors, strict=False)  # another number of anchors is found by the number of channels
+        if any(one.shape == other.shape and not torch.allclose(one, other) for one, other in levels):
+            raise TrainError(f"{path} has other anchors in the teacher: its box deltas mean other boxes. {instead}")
+        coders = [vars(getattr(head, "bbox_coder", None) or object) for head in (ours, theirs)]
+        for setting in ("means", "stds"):
+            units = [tuple(coder.get(setting, ())) for coder in coders]
+            if units[0] != units[1]:
+                raise TrainError(
+                    f"{path}.bbox_coder.target_{setting} is {units[0]} in the student and {units[1]} in the teacher: "
+                    f"their box deltas are in other units. {instead}"
+                )
 
 
 def _check_parts(role: str, detector: Any) -> None:
