@@ -32,9 +32,7 @@ def check_split(cfg: Config, split: str) -> list[str]:
     for source in _sources(_split(cfg, split)):
         root = source.get("data_root") or ""
         ann_file, image_root = (_under(root, source.get(key) or "") for key in ("ann_file", "img_prefix"))
-        warnings.extend(
-            check_annotations(ann_file, image_root, source.get("classes") or datasets.COCO_CLASSES).warnings
-        )
+        warnings.extend(check_annotations(ann_file, image_root, datasets.classes_of(source)).warnings)
     return warnings
 
 
