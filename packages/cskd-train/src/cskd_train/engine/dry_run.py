@@ -29,14 +29,17 @@ def dry_run(options: RunOptions, console: Console) -> str:
     Raises:
         TrainError: as `run`.
     """
-    with stop_on_signals() as stop, joined(options.device) as world:
+    with joined(options.device) as world, stop_on_signals() as stop:
         run = Run(options, world, stop, console if world.is_main else Console(quiet=True))
         if not run.begin():
             return f"{options.work_dir}: this run is finished already; there is nothing to do"
         run.parts.trained.train()
         run.parts.runner.begin(run.parts.loader, run.position)
         run.parts.runner.begin_epoch(run.position)
-        reports, seconds = _steps(run)
+        try:
+            reports, seconds = _steps(run)
+        finally:
+            run.parts.loader.close()
         return "\n".join(f"{name:<14}{value}" for name, value in _plan(run, reports, seconds))
 
 

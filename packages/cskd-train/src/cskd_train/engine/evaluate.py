@@ -18,7 +18,7 @@ from torch import nn
 
 from cskd_train.engine.data import WORKERS, build_split, check_classes, check_split
 from cskd_train.engine.distributed import World
-from cskd_train.engine.loader import evaluation_loader, to_device
+from cskd_train.engine.loader import end_workers, evaluation_loader, to_device
 from cskd_train.files.atomic import write_json
 from cskd_train.files.checkpoints import Checkpoint, load_checkpoint, load_weights
 from cskd_train.files.config import config_from_data, load_config
@@ -157,9 +157,10 @@ def detect(
     model.eval()
     found: list[Detections] = []
     stopping = False
+    batches = iter(evaluation_loader(dataset, workers, world))
     try:
         with torch.no_grad():
-            for batch in evaluation_loader(dataset, workers, world):
+            for batch in batches:
                 index = world.rank + len(found) * world.size
                 boxes_by_class = model(return_loss=False, rescale=True, **to_device(batch, device))[0]
                 found.append(_coco_results(dataset.img_ids[index], dataset.cat_ids, boxes_by_class))
@@ -168,6 +169,7 @@ def detect(
                 if stopping := stopped():
                     break
     finally:
+        end_workers(batches)
         model.train(was_training)
     if any(world.gather(stopping)):
         raise EvaluationStopped

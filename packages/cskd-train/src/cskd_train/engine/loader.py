@@ -20,6 +20,7 @@ import torch
 from mmcv.parallel import DataContainer, collate
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from cskd_train.engine.device import keep_freed_memory
 from cskd_train.engine.distributed import World
@@ -163,6 +164,10 @@ class TrainLoader:
             )
             yield batches, position
 
+    def close(self) -> None:
+        """End the processes that load images."""
+        end_workers(self._loader._iterator)
+
 
 class _View:
     """Iterates a list that changes from epoch to epoch; a DataLoader keeps its batch sampler."""
@@ -175,6 +180,16 @@ class _View:
 
     def __len__(self) -> int:
         return len(self._places)
+
+
+def end_workers(batches: Any) -> None:
+    """End the processes of a DataLoader's iterator, if it has any.
+
+    What is left of them at the end of the interpreter is sent SIGTERM and waited for, and they take it as notice of an
+    end to come (`outlive_the_step`).
+    """
+    if isinstance(batches, _MultiProcessingDataLoaderIter):
+        batches._shutdown_workers()
 
 
 def evaluation_loader(dataset: Any, workers: int, world: World | None = None) -> DataLoader:
