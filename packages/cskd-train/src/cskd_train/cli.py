@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import time
 from typing import Any
 
 import click
@@ -69,13 +70,15 @@ def main(args: list[str] | None = None) -> Any:
 
 def _worker_failed(error: CskdError | OSError, exit_code: int) -> None:
     """One of several processes failed: what launched them prints, or else the main process, or the one concerned."""
-    from cskd_train.engine.distributed import SharedError, is_launched
+    from cskd_train.engine.distributed import ConnectionLost, SharedError, is_launched
     from cskd_train.engine.launch import report_failure
 
     report_failure(error, exit_code)
     rank = os.environ.get("RANK", "0")
     if not is_launched() and (rank == "0" or not isinstance(error, SharedError)):
         click.echo(f"error: {f'process {rank}: ' if rank != '0' else ''}{error}", err=True)
+    if isinstance(error, ConnectionLost):
+        time.sleep(5)  # the launcher ends this process when it sees the one that failed, which is to be the first
 
 
 if __name__ == "__main__":

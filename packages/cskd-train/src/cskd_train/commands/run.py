@@ -84,9 +84,10 @@ def command(
     from rich.console import Console
 
     from cskd_train.engine.distributed import is_launched
-    from cskd_train.engine.launch import check_processes, launch
+    from cskd_train.engine.launch import check_processes, end_with_launcher, launch
     from cskd_train.engine.prepare import RunOptions, prepare, say, way_on
     from cskd_train.engine.resume import saved_position
+    from cskd_train.engine.signals import stop_on_signals
     from cskd_train.engine.workdir import WorkDir
     from cskd_train.files.overrides import parse_overrides
 
@@ -112,10 +113,13 @@ def command(
     if gpus:
         check_processes(gpus, device)
     if gpus and not is_launched():
-        prepare(options, lambda line: say(console, line))
-        last = WorkDir(options.work_dir).last
-        launch(gpus, arguments, lambda: way_on(options, saved_position(last)), max_restarts)
+        with stop_on_signals():
+            prepare(options, lambda line: say(console, line))
+            last = WorkDir(options.work_dir).last
+            launch(gpus, arguments, lambda: way_on(options, saved_position(last)), max_restarts)
         return
+    if is_launched():
+        end_with_launcher()
     _run(options, console)
 
 

@@ -46,8 +46,9 @@ def command(
     from cskd_train.engine.device import device_name
     from cskd_train.engine.distributed import is_launched, joined
     from cskd_train.engine.evaluate import evaluate_checkpoint
-    from cskd_train.engine.launch import check_processes, launch
+    from cskd_train.engine.launch import check_processes, end_with_launcher, launch
     from cskd_train.engine.progress import evaluation_progress
+    from cskd_train.engine.signals import stop_on_signals
     from cskd_train.errors import TrainError
     from cskd_train.files.checkpoints import load_checkpoint
     from cskd_train.files.overrides import parse_overrides
@@ -58,8 +59,11 @@ def command(
         check_processes(gpus, device)
     loaded = load_checkpoint(checkpoint, require_config=config is None)
     if gpus and not is_launched():
-        launch(gpus, arguments, lambda: "run the command again")
+        with stop_on_signals():
+            launch(gpus, arguments, lambda: "run the command again")
         return
+    if is_launched():
+        end_with_launcher()
     with joined(device) as world:
         console = Console(stderr=True, quiet=not world.is_main)
         with evaluation_progress(console) as progress:

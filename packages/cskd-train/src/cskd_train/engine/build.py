@@ -89,7 +89,7 @@ def build_parts(cfg: Config, seed: int, world: World, work_dir: str, say: Callab
     average = None if cfg.get("ema") is None else AveragedStudent(student, **cfg.ema)
     clip = (cfg.get("optimizer_config") or {}).get("grad_clip")
     step = TrainStep(
-        world.wrap(trained, cfg.get("find_unused_parameters", False)),
+        trained,
         runner.optimizer,
         world,
         seed=seed,

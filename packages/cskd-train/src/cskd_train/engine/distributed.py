@@ -125,8 +125,8 @@ class World:
         Raises:
             SharedError: names up to three settings that differ, and their values.
         """
-        for rank, other in enumerate(self.gather(settings)):
-            main = self.from_main(settings)
+        main, *others = self.gather(settings)
+        for rank, other in enumerate(others, start=1):
             keys = [key for key in {**main, **other} if main.get(key) != other.get(key)]
             if keys:
                 shown = "; ".join(f"{key}: {main.get(key, 'none')} and {other.get(key, 'none')}" for key in keys[:3])
@@ -192,7 +192,7 @@ def joined(device: str) -> Iterator[World]:
         torch.cuda.set_device(chosen)
     backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
     try:
-        dist.init_process_group(backend, timeout=TIMEOUT)
+        _join(backend)
     except (RuntimeError, ValueError) as error:
         raise TrainError(f"this process cannot join the others of the run: {error}") from error
     try:
@@ -204,6 +204,18 @@ def joined(device: str) -> Iterator[World]:
             ) from error
         raise
     dist.destroy_process_group()  # not after an error: it would wait for processes that are gone
+
+
+def _join(backend: str) -> None:
+    """`init_process_group`, in a part of the store of its own for each restart.
+
+    torchrun keeps the store when it restarts the processes, and torch 2.13 finds in it the addresses of those that are
+    gone: a process that is quicker than the others would try to connect to them.
+    """
+    store, rank, size = next(iter(dist.rendezvous("env://", timeout=TIMEOUT)))
+    store.set_timeout(TIMEOUT)
+    store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
 
 
 def is_worker() -> bool:
@@ -227,7 +239,7 @@ def is_restart() -> bool:
 
 
 def _is_lost_connection(error: RuntimeError) -> bool:
-    if isinstance(error, (dist.DistBackendError, dist.DistNetworkError)):
+    if isinstance(error, dist.DistError):
         return True
     text = str(error)
     return any(

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import ctypes
 import inspect
 import json
 import logging
 import os
 import signal
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
 
 import torch
-from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from cskd_train.engine.device import check_gpus, cores
 from cskd_train.engine.distributed import LAUNCHED, ConnectionLost, is_launched, is_worker
-from cskd_train.engine.signals import STOP_SIGNALS, Interrupted
+from cskd_train.engine.signals import Interrupted, taken_signals
 from cskd_train.errors import TrainError
+
+_PR_SET_PDEATHSIG = 1  # the name of <linux/prctl.h>
 
 
 class WorkerFailed(TrainError):
@@ -54,32 +61,73 @@ def launch(processes: int, arguments: Sequence[str], way_on: Callable[[], str], 
         WorkerFailed: one of the processes failed; the others are ended.
         Interrupted: a signal; it was passed on, and every process had torch's 30 s for what it had to save.
     """
-    # A worker's error is in the file that torch gives it, and becomes one message here.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    os.environ[LAUNCHED] = "1"
+    os.environ[LAUNCHED] = str(os.getpid())
     os.environ.setdefault("OMP_NUM_THREADS", str(max(cores() // processes, 1)))  # the launcher would say 1
-    names = ",".join(signal.Signals(number).name for number in (*STOP_SIGNALS, signal.SIGQUIT))
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = names
-    settings: dict[str, Any] = {
-        "min_nodes": 1,
-        "max_nodes": 1,
-        "nproc_per_node": processes,
-        "run_id": f"cskd-{os.getpid()}",
-        "rdzv_backend": "c10d",
-        "rdzv_endpoint": "localhost:0",
-        "max_restarts": max_restarts,
-        "local_addr": "localhost",
-        "signals_to_handle": names,
-    }
-    known = inspect.signature(LaunchConfig).parameters
-    config = LaunchConfig(**{key: value for key, value in settings.items() if key in known})
+    # A worker's error is in the file that torch gives it, and becomes one message here.
+    with tempfile.TemporaryDirectory(prefix="cskd-train-") as folder, _first_signal_raised(), _silent_logging():
+        settings: dict[str, Any] = {
+            "min_nodes": 1,
+            "max_nodes": 1,
+            "nproc_per_node": processes,
+            "run_id": f"cskd-{os.getpid()}",
+            "rdzv_backend": "c10d",
+            "rdzv_endpoint": "localhost:0",
+            "max_restarts": max_restarts,
+            "local_addr": "localhost",
+            "logs_specs": DefaultLogsSpecs(log_dir=folder),  # torch's own folder would stay behind
+            "signals_to_handle": "SIGQUIT",  # the others are taken here
+        }
+        known = inspect.signature(LaunchConfig).parameters
+        config = LaunchConfig(**{key: value for key, value in settings.items() if key in known})
+        try:
+            elastic_launch(config, sys.executable)("-m", "cskd_train", *arguments)
+        except ChildFailedError as error:
+            raise _explained(error.failures, way_on) from None
+        except SignalException as error:
+            reason = "".join(f"; {message}" for message in _not_saved(Path(folder)))
+            name = signal.Signals(error.sigval).name
+            raise Interrupted(f"stopped by {name}{reason}; {way_on()}", int(error.sigval)) from None
+
+
+@contextmanager
+def _silent_logging() -> Iterator[None]:
+    """Each module of torch's launcher sets its own level; this process does nothing but launch."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
-        elastic_launch(config, sys.executable)("-m", "cskd_train", *arguments)
-    except ChildFailedError as error:
-        raise _explained(error.failures, way_on) from None
-    except SignalException as error:
-        name = signal.Signals(error.sigval).name
-        raise Interrupted(f"stopped by {name}; {way_on()}", int(error.sigval)) from None
+        yield
+    finally:
+        logging.disable(before)
+
+
+def end_with_launcher() -> None:
+    """Have Linux send SIGTERM to this process when the one that launched it is gone: nobody else would end it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != int(os.environ[LAUNCHED]):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextmanager
+def _first_signal_raised() -> Iterator[None]:
+    """The first of `STOP_SIGNALS` becomes the exception on which torch's launcher passes it on to the processes.
+
+    Later ones are dropped. torch's own handler raises for each of them, and a second one ends the launcher while the
+    processes are saving.
+    """
+    taken = taken_signals()
+
+    def handler(number: int, frame: FrameType | None) -> NoReturn:
+        for one in taken:
+            signal.signal(one, signal.SIG_IGN)
+        raise SignalException(f"stopped by {signal.Signals(number).name}", signal.Signals(number))
+
+    previous = {number: signal.signal(number, handler) for number in taken}
+    try:
+        yield
+    finally:
+        for number, before in previous.items():
+            signal.signal(number, before)
 
 
 def report_failure(error: BaseException, exit_code: int) -> None:
@@ -94,10 +142,7 @@ def report_failure(error: BaseException, exit_code: int) -> None:
 
 def _explained(failures: dict[int, ProcessFailure], way_on: Callable[[], str]) -> WorkerFailed:
     """The error of the process that failed first, and not because another had."""
-    first = {
-        rank: failure for rank, failure in failures.items() if _details(failure).get("kind") != ConnectionLost.__name__
-    }
-    rank, failure = min((first or failures).items(), key=lambda item: (item[1].timestamp, item[0]))
+    rank, failure = min(failures.items(), key=lambda item: (_consequence(item[1]), item[1].timestamp, item[0]))
     details = _details(failure)
     if "kind" in details:
         return WorkerFailed(str(details["message"]), int(details["errorCode"]))
@@ -110,6 +155,24 @@ def _explained(failures: dict[int, ProcessFailure], way_on: Callable[[], str]) -
     return WorkerFailed(
         f"process {rank} of the run ended with exit code {failure.exitcode}; its traceback is above; {way_on()}", 1
     )
+
+
+def _consequence(failure: ProcessFailure) -> int:
+    """How likely the failure of a process follows from that of another: 0, 1 or 2.
+
+    When one has failed, the launcher sends SIGTERM to the others.
+    """
+    kind = _details(failure).get("kind")
+    if kind == ConnectionLost.__name__:
+        return 2
+    return int(kind == Interrupted.__name__ or failure.exitcode == -signal.SIGTERM)
+
+
+def _not_saved(folder: Path) -> list[str]:
+    """Why a process could not save what it had done when it was stopped; empty where nothing went wrong."""
+    reports = [json.loads(path.read_text(encoding="utf-8"))["message"] for path in sorted(folder.rglob("error.json"))]
+    expected = (ConnectionLost.__name__, Interrupted.__name__)
+    return [report["message"] for report in reports if report["kind"] not in expected][:1]
 
 
 def _details(failure: ProcessFailure) -> dict[str, Any]:

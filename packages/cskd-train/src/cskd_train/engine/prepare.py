@@ -13,6 +13,7 @@ from rich.console import Console
 
 from cskd_core.plan import DistillPlan
 from cskd_train.engine.build import check_data
+from cskd_train.engine.distributed import is_launched, is_worker
 from cskd_train.engine.loader import Position
 from cskd_train.engine.resume import Resumption
 from cskd_train.engine.workdir import WorkDir
@@ -88,7 +89,9 @@ def way_on(options: RunOptions, saved: Position | None) -> str:
     """What is saved, and the command that goes on."""
     if saved is None:
         return f"nothing is saved in {options.work_dir} yet. --resume or --overwrite begins anew"
+    last = WorkDir(options.work_dir).last
+    if is_worker() and not is_launched():
+        return f"{described(saved)} is saved in {last}. Go on by starting all processes again, with --resume"
     default = ["cskd-train", "run", options.config, "--work-dir", str(options.work_dir)]
     words = [word for word in shlex.split(options.command) or default if word not in ("--resume", "--overwrite")]
-    last = WorkDir(options.work_dir).last
     return f"{described(saved)} is saved in {last}. Go on with: {shlex.join([*words, '--resume'])}"

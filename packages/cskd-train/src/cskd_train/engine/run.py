@@ -55,7 +55,8 @@ def run(options: RunOptions, console: Console) -> RunResult:
     """
     if is_restart():
         options = replace(options, resume=True, overwrite=False)
-    with stop_on_signals() as stop, joined(options.device) as world:
+    # A process that waits for the others to join is ended by a signal as it is: it looks at none until then.
+    with joined(options.device) as world, stop_on_signals() as stop:
         if not world.is_main:
             console = Console(quiet=True, force_terminal=False)
         return Run(options, world, stop, console).train()
@@ -71,7 +72,8 @@ class Run:
         look = not is_launched() and world.local_rank == 0
         self.cfg, self.work_dir = world.together(lambda: prepare(options, partial(say, console), look))
         self.config_data = config_to_data(self.cfg)
-        world.check_equal("settings", {**dict(flat(self.config_data)), "--seed": options.seed})
+        asked = {"--seed": options.seed, "--checkpoint-every": options.checkpoint_every}
+        world.check_equal("settings", {**dict(flat(self.config_data)), **asked})
         if world.device.type == "cpu":
             keep_freed_memory()
 
@@ -85,7 +87,15 @@ class Run:
             say(self.console, f"{work_dir.root}: this run is finished already ({resumption.position.epoch} epochs)")
             return False
         self.position = resumption.position if resumption else Position()
+        if is_restart():
+            done = f"step {self.position.step}"
+            say(self.console, f"warning: a process of the run failed: all are started again, from {done}")
         self.parts = world.together(lambda: self._build(resumption))
+        validation = self.parts.validation
+        sizes = {"training batches": self.parts.loader.batches, "validation images": len(validation or ())}
+        world.check_equal("data", sizes)
+        # The wrapper talks to the other processes: not inside of `together`, which a process that fails leaves early.
+        self.parts.step.model = world.wrap(self.parts.trained, self.cfg.get("find_unused_parameters", False))
         return True
 
     def train(self) -> RunResult:
@@ -105,6 +115,7 @@ class Run:
             way = way_on(self.options, self.saver.saved)
             raise Interrupted(f"{error}; {way}", error.signal_number) from None
         finally:
+            self.parts.loader.close()
             self.trained.recorder.close()
         result = self._result()
         if world.is_main:

@@ -63,12 +63,18 @@ def stop_on_signals() -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    previous = {number: signal.signal(number, request.note) for number in STOP_SIGNALS}
+    previous = {number: signal.signal(number, request.note) for number in taken_signals()}
     try:
         yield request
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def taken_signals() -> list[signal.Signals]:
+    """`STOP_SIGNALS`, without a SIGHUP that `nohup` has turned off: a run that was started so outlives its terminal."""
+    hangup = getattr(signal, "SIGHUP", None)
+    return [one for one in STOP_SIGNALS if one != hangup or signal.getsignal(one) is not signal.SIG_IGN]
 
 
 def outlive_the_step() -> None:
