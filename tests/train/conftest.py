@@ -135,3 +135,11 @@ def family(request: pytest.FixtureRequest) -> str:
 def narrow_model() -> Callable[..., Any]:
     """The `model` config of a stock detector, 32 channels wide: `narrow_model("GFL", depth=18, classes=4)`."""
     return narrow
+
+
+@pytest.fixture(scope="session")
+def small_runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Configs of runs that take a second, in this process: see `runs.SmallRuns`."""
+    from .runs import SmallRuns
+
+    return SmallRuns(tmp_path_factory.mktemp("small_runs"))

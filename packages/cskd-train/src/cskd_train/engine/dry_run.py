@@ -16,7 +16,7 @@ from torch import nn
 from cskd_train.engine.device import device_name
 from cskd_train.engine.distributed import joined
 from cskd_train.engine.prepare import RunOptions
-from cskd_train.engine.run import Run
+from cskd_train.engine.run import Run, explained_failures, stopped_at_start
 from cskd_train.engine.signals import stop_on_signals
 from cskd_train.engine.step import StepReport
 
@@ -29,13 +29,20 @@ def dry_run(options: RunOptions, console: Console) -> str:
     Raises:
         TrainError: as `run`.
     """
-    with joined(options.device) as world, stop_on_signals() as stop:
+    with (
+        joined(options.device) as world,
+        stop_on_signals() as stop,
+        stopped_at_start(stop, options),
+        explained_failures(stop),
+    ):
         run = Run(options, world, stop, console if world.is_main else Console(quiet=True))
         if not run.begin():
             return f"{options.work_dir}: this run is finished already; there is nothing to do"
+        runner = run.parts.runner
+        runner.drop_loggers()
         run.parts.trained.train()
-        run.parts.runner.begin(run.parts.loader, run.position)
-        run.parts.runner.begin_epoch(run.position)
+        runner.begin(run.parts.loader, run.position)
+        runner.begin_epoch(run.position)
         try:
             reports, seconds = _steps(run)
         finally:
@@ -54,13 +61,15 @@ def _steps(run: Run) -> tuple[list[StepReport], float]:
         if run.world.device.type == "cuda":
             torch.cuda.synchronize()
         seconds = time.perf_counter() - began
+    run.parts.loader.close()
     return reports, seconds
 
 
 def _plan(run: Run, reports: list[StepReport], seconds: float) -> Iterable[tuple[str, str]]:
     cfg, parts, world, loader = run.cfg, run.parts, run.world, run.parts.loader
     steps = cfg.runner.max_epochs * len(loader)
-    left = steps - run.position.step
+    after = cfg.runner.max_epochs - run.position.epoch - 1
+    left = after * len(loader) + loader.steps_left(run.position) if after >= 0 else 0
     yield "processes", f"{world.size}, each on {device_name(world.device)}"
     yield (
         "a step",

@@ -59,8 +59,11 @@ def prepare(options: RunOptions, say: Say, look: bool = True) -> tuple[Config, W
     cfg = load_config(options.config, options.overrides)
     notes = check_settings(cfg)
     work_dir = WorkDir(options.work_dir)
+    if options.checkpoint_every is not None and options.checkpoint_every < 1:
+        raise TrainError(f"--checkpoint-every {options.checkpoint_every}: expected a number of steps, at least 1")
+    work_dir.check(resume=options.resume, overwrite=options.overwrite)
     if not options.dry_run:
-        work_dir.prepare(resume=options.resume, overwrite=options.overwrite)
+        work_dir.make()
     if look:
         for warning in (*notes, *check_data(cfg)):
             say(f"warning: {warning}")
@@ -86,12 +89,21 @@ def described(position: Position) -> str:
 
 
 def way_on(options: RunOptions, saved: Position | None) -> str:
-    """What is saved, and the command that goes on."""
-    if saved is None:
-        return f"nothing is saved in {options.work_dir} yet. --resume or --overwrite begins anew"
-    last = WorkDir(options.work_dir).last
-    if is_worker() and not is_launched():
-        return f"{described(saved)} is saved in {last}. Go on by starting all processes again, with --resume"
+    """What is saved, and the command that goes on.
+
+    Args:
+        saved: None where no step was taken since the command was given.
+    """
     default = ["cskd-train", "run", options.config, "--work-dir", str(options.work_dir)]
     words = [word for word in shlex.split(options.command) or default if word not in ("--resume", "--overwrite")]
-    return f"{described(saved)} is saved in {last}. Go on with: {shlex.join([*words, '--resume'])}"
+    resume = f"Go on with: {shlex.join([*words, '--resume'])}"
+    last = WorkDir(options.work_dir).last
+    if is_worker() and not is_launched():
+        resume = "Go on by starting all processes again, with --resume"
+    if saved is not None:
+        return f"{described(saved)} is saved in {last}. {resume}"
+    if not last.exists():
+        return f"nothing is saved in {options.work_dir} yet. {resume}"
+    if options.resume:
+        return f"{last} is as it was. {resume}"
+    return f"the older run in {options.work_dir} is as it was. Begin with: {shlex.join([*words, '--overwrite'])}"

@@ -79,7 +79,10 @@ class ProgressDisplay:
         self._bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         self._task = self._bar.add_task("", total=iterations)
         self._live = Live(get_renderable=self._draw, console=console, refresh_per_second=4, transient=True)
-        if console.is_terminal:
+
+    def start(self) -> None:
+        """Begin the live display; `close` has to follow, or a terminal stays without its cursor."""
+        if self._console.is_terminal:
             self._live.start()
 
     def begin_epoch(self, epoch: int, done: int, steps: int) -> None:

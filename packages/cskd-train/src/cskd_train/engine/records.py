@@ -40,17 +40,17 @@ class Recorder:
         self.interval = interval
         self.sinks = tuple(sinks)
         self.sums: dict[str, float] = {}
-        self.steps = 0
+        self.counts: dict[str, int] = {}  # steps that had the value: a skipped one has no gradient norm
 
     def step(self, position: Position, values: Mapping[str, float], lr: float, end_of_epoch: bool) -> None:
         """The step that led to `position` is done."""
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
-        self.steps += 1
+            self.counts[name] = self.counts.get(name, 0) + 1
         if position.inner % self.interval and not end_of_epoch:
             return
-        averages = {name: total / self.steps for name, total in self.sums.items()}
-        self.sums, self.steps = {}, 0
+        averages = {name: total / self.counts[name] for name, total in self.sums.items()}
+        self.sums, self.counts = {}, {}
         for sink in self.sinks:
             sink.train({"mode": "train", "epoch": position.epoch + 1, "iter": position.step, "lr": lr, **averages})
 
@@ -69,6 +69,9 @@ class JsonLines:
     """Appends each record to a file as one line of JSON, written at once.
 
     A line that cannot be written (disk full) is kept and written with the next one.
+
+    Args:
+        warn: takes why lines wait, once for each time that it begins, and in the end how many are lost.
     """
 
     def __init__(self, path: Path, warn: Callable[[str], None]) -> None:
@@ -86,9 +89,13 @@ class JsonLines:
     def close(self) -> None:
         if self._pending:
             self._write(b"")
+        if self._pending:
+            lost = self._pending.count(b"\n")
+            self._warn(f"warning: {self._file.name} cannot be written; its last {lost} lines are lost")
         self._file.close()
 
     def _write(self, lines: bytes) -> None:
+        waiting = bool(self._pending)
         self._pending += lines
         try:
             self._file.truncate(self._end)  # of a line that was cut short
@@ -96,7 +103,9 @@ class JsonLines:
             if written != len(self._pending):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            self._warn(f"{self._file.name} cannot be written ({error.strerror}); its lines are kept for later")
+            if not waiting:
+                why = f"warning: {self._file.name} cannot be written ({error.strerror})"
+                self._warn(f"{why}; its lines are kept until it can")
             return
         self._end, self._pending = self._end + written, b""
 
@@ -137,7 +146,7 @@ class TensorBoard:
             if record["mode"] == "val":
                 self._writer.flush()
         except OSError as error:
-            self._warn(f"TensorBoard's files cannot be written ({error}); the run goes on without them")
+            self._warn(f"warning: TensorBoard's files cannot be written ({error}); the run goes on without them")
             self._writer = None
 
 

@@ -75,7 +75,9 @@ class Saver:
         one = self._trained
         averages = [] if one.average is None else [one.average.model]
         self._world.share_statistics(one.student, *averages)
-        check_finite(one.student, position.step)
+        for part in (one.student, one.distiller):
+            if part is not None:
+                check_finite(part, position.step)
         if not self._world.is_main:
             return
         contents = {
@@ -85,7 +87,7 @@ class Saver:
             "optimizer": one.step.optimizer.state_dict(),
             "scaler": one.step.scaler.state_dict(),
             "run": one.state.to_data(),
-            "records": {"sums": one.recorder.sums, "steps": one.recorder.steps},
+            "records": {"sums": one.recorder.sums, "counts": one.recorder.counts},
         }
         if one.distiller is not None:
             contents["distiller"] = one.distiller.state_dict()
@@ -101,13 +103,15 @@ class Saver:
         else:
             self.saved = position
 
-    def best(self, position: Position) -> None:
-        """Write `best.pth`: the detector alone."""
+    def best(self, position: Position) -> bool:
+        """Write `best.pth`: the detector alone. Says whether it could be written."""
         if self._world.is_main:
             try:
                 checkpoints.save(self._work_dir.best, self._checkpoint(position))
             except TrainError as error:
                 self._warn(f"{error}. The run goes on; the best weights of epoch {position.epoch} are not kept")
+                return False
+        return True
 
     def _checkpoint(self, position: Position) -> dict[str, Any]:
         state = self._trained.state
@@ -201,8 +205,8 @@ class Resumption:
                 f"{self._checkpoint.path} does not fit this config's distillation or optimizer: {error}. "
                 "Resume with the config of the run"
             ) from error
-        records = contents.get("records", {"sums": {}, "steps": 0})
-        trained.recorder.sums, trained.recorder.steps = dict(records["sums"]), records["steps"]
+        records = contents.get("records", {"sums": {}, "counts": {}})
+        trained.recorder.sums, trained.recorder.counts = dict(records["sums"]), dict(records["counts"])
 
 
 def saved_position(last: Path) -> Position | None:

@@ -59,7 +59,8 @@ def run(options: RunOptions, console: Console) -> RunResult:
     with joined(options.device) as world, stop_on_signals() as stop:
         if not world.is_main:
             console = Console(quiet=True, force_terminal=False)
-        return Run(options, world, stop, console).train()
+        with stopped_at_start(stop, options):
+            return Run(options, world, stop, console).train()
 
 
 class Run:
@@ -107,7 +108,8 @@ class Run:
         self.saver.saved = self.position if self.position.step else None
         self.stop.deferred = True
         try:
-            with _explained_failures(self.stop):
+            with explained_failures(self.stop):
+                self.display.start()
                 self._train_epochs()
         except NotFinite as error:
             raise SharedError(f"{error}. {self._kept()}. {_ADVICE}") from error
@@ -127,12 +129,12 @@ class Run:
         runner, epochs = self.parts.runner, self.cfg.runner.max_epochs
         runner.begin(self.parts.loader, self.position)
         if self._evaluation_due():  # of an epoch that was saved when an earlier session stopped
-            runner.after_epoch(self._evaluate())
+            runner.after_epoch(self.position.epoch, self._evaluate())
         while self.position.epoch < epochs:
             self._train_epoch()
             due = self._evaluation_due()
             self.saver.last(self.position, required=self.position.epoch == epochs and not due)
-            runner.after_epoch(self._evaluate() if due else {})
+            runner.after_epoch(self.position.epoch, self._evaluate() if due else {})
         runner.end()
 
     def _train_epoch(self) -> None:
@@ -181,8 +183,8 @@ class Run:
             result = evaluate(trained.model, self.cfg, "val", progress, split, self.world, stop.requested)
         except EvaluationStopped:
             self._interrupt()
-        if trained.state.evaluated(result, position.epoch):
-            self.saver.best(position)
+        if trained.state.evaluated(result, position.epoch) and self.saver.best(position):
+            trained.state.best_saved()
         trained.recorder.validation(position.epoch, position.step, result.metrics)
         self.saver.last(position, required=position.epoch == self.cfg.runner.max_epochs)
         return result.metrics
@@ -273,7 +275,23 @@ class Run:
 
 
 @contextmanager
-def _explained_failures(stop: StopRequest) -> Iterator[None]:
+def stopped_at_start(stop: StopRequest, options: RunOptions) -> Iterator[None]:
+    """Say how to begin again after a signal that came before the first step.
+
+    It ends whatever is under way by an exception, which mmcv and torch may have turned into another by then.
+    """
+    try:
+        yield
+    except Exception as error:
+        if stop.deferred or stop.signal_number is None:
+            raise
+        name = signal.Signals(stop.signal_number).name
+        message = f"stopped by {name} before the first step; {way_on(options, None)}"
+        raise Interrupted(message, stop.signal_number) from error
+
+
+@contextmanager
+def explained_failures(stop: StopRequest) -> Iterator[None]:
     """Turn torch's errors that a user can put right into messages."""
     try:
         yield

@@ -28,6 +28,10 @@ class HookRunner(EpochBasedRunner):
         self.work_dir = work_dir
         self.mode = "train"
 
+    def drop_loggers(self) -> None:
+        """Take the loggers out: they write files."""
+        self._hooks: list[Any] = [hook for hook in self.hooks if not isinstance(hook, LoggerHook)]
+
     def begin(self, loader: TrainLoader, position: Position) -> None:
         """The run begins, or goes on from `position`."""
         self.data_loader = loader
@@ -35,16 +39,19 @@ class HookRunner(EpochBasedRunner):
         self._has_loggers = any(isinstance(hook, LoggerHook) for hook in self.hooks)
         # Hooks count epochs and iterations from 0, one iteration a step.
         self._epoch, self._iter, self._inner_iter = position.epoch, position.step, position.inner
+        self._done = position.inner  # steps of the epoch
         self.call_hook("before_run")
 
     def begin_epoch(self, position: Position) -> None:
         """An epoch begins, or goes on from `position`."""
         self._epoch, self._iter, self._inner_iter = position.epoch, position.step, position.inner
+        self._done = position.inner
         self.call_hook("before_train_epoch")
 
     def before_step(self, data: Mapping[str, Any]) -> None:
         """A step on these data follows."""
         self.data_batch = data
+        self._inner_iter = self._done
         self.call_hook("before_train_iter")
 
     def after_step(self, values: Mapping[str, float], images: int) -> None:
@@ -54,10 +61,11 @@ class HookRunner(EpochBasedRunner):
             self.log_buffer.update(dict(values), images)
         self.call_hook("after_train_iter")
         self._iter += 1
-        self._inner_iter += 1
+        self._done += 1
 
-    def after_epoch(self, metrics: Mapping[str, float]) -> None:
-        """The epoch is trained, saved and, if it has metrics, evaluated."""
+    def after_epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Epoch `epoch` (from 1) is trained, saved and, if it has metrics, evaluated, perhaps in a later session."""
+        self._epoch, self._inner_iter = epoch - 1, len(self.data_loader) - 1
         if metrics:
             self.log_buffer.output.update(metrics)
             self.log_buffer.ready = True

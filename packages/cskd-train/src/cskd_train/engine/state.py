@@ -23,7 +23,7 @@ class RunState:
     """
 
     batch_size: int
-    best: dict[str, float] = field(default_factory=dict)  # COCO metrics
+    best: dict[str, float] = field(default_factory=dict)  # COCO metrics of what best.pth holds
     best_epoch: int | None = None
     last: dict[str, float] = field(default_factory=dict)
     evaluated_epoch: int | None = None  # the epoch that `last` is of
@@ -51,12 +51,13 @@ class RunState:
         return self.data_seconds / self.training_seconds if self.training_seconds else 0.0
 
     def evaluated(self, result: CocoResult, epoch: int) -> bool:
-        """Take in an evaluation; says whether it is the best so far."""
+        """Take in an evaluation; says whether it is better than what `best.pth` holds."""
         self.last, self.evaluated_epoch = dict(result.metrics), epoch
-        better = not self.best or result.mean_average_precision > self.best["bbox_mAP"]
-        if better:
-            self.best, self.best_epoch = self.last, epoch
-        return better
+        return not self.best or result.mean_average_precision > self.best["bbox_mAP"]
+
+    def best_saved(self) -> None:
+        """The last evaluation is that of `best.pth`."""
+        self.best, self.best_epoch = self.last, self.evaluated_epoch
 
     def train(self, record: Record) -> None:
         fresh = record["iter"] - self.iterations

@@ -80,8 +80,8 @@ class TrainStep:
         """Take one step.
 
         Raises:
-            NotFinite: in every process, when a loss or an unscaled gradient of one is not finite; the weights are as
-                they were.
+            NotFinite: in every process, when a loss of one is not finite, or a gradient that is to be clipped or has
+                overflowed at a scale of 1; the weights are as they were.
         """
         self.optimizer.zero_grad()
         device = self.world.device.type
@@ -114,6 +114,8 @@ class TrainStep:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         skipped = self.scaler.get_scale() < scale
+        if skipped and scale <= 1:  # no lower scale would help
+            self._raise_not_finite("the gradient is not finite in float16, even without a scale", batches)
         if self.average is not None and not skipped:
             self.average.update()
         return StepReport(values, stop, skipped)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -47,22 +48,30 @@ class WorkDir:
         """TensorBoard's event files."""
         return self.root / "tf_logs"
 
-    def prepare(self, *, resume: bool, overwrite: bool) -> None:
-        """Make the folder, check that it can be written, and that no older run is lost by starting here.
-
-        Nothing is removed yet: `clear` does that once the rest of the input has been found to be right.
+    def make(self) -> None:
+        """Make the folder. Nothing is removed: `clear` does that once all the input has been found to be right.
 
         Raises:
-            TrainError: the folder cannot be written, or holds a run and neither `resume` nor `overwrite` is set.
+            TrainError: it cannot be made, or not be written.
         """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.root):
                 pass
         except OSError as error:
-            raise TrainError(
-                f"work dir {self.root} cannot be written: {error.strerror}. Choose another with --work-dir"
-            ) from error
+            raise self._not_writable(error.strerror) from error
+
+    def check(self, *, resume: bool, overwrite: bool) -> None:
+        """Check that no older run is lost by starting here, and that the folder can be made; write nothing.
+
+        Raises:
+            TrainError: the folder cannot be made, or holds a run and neither `resume` nor `overwrite` is set.
+        """
+        nearest = next((folder for folder in (self.root, *self.root.parents) if folder.exists()), Path())
+        if not nearest.is_dir():
+            raise self._not_writable(f"{nearest} is not a folder")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise self._not_writable(f"no permission in {nearest}")
         used = [path for path in self._files() if path.exists()]
         if used and not resume and not overwrite:
             state = "a finished" if self.result.exists() else "an interrupted"
@@ -75,6 +84,9 @@ class WorkDir:
                 f"work dir {self.root} has no last.pth to go on from, though it holds {self.best.name}. "
                 "Replace that run with --overwrite, or choose another --work-dir"
             )
+
+    def _not_writable(self, reason: str | None) -> TrainError:
+        return TrainError(f"work dir {self.root} cannot be written: {reason}. Choose another with --work-dir")
 
     def sweep(self) -> None:
         """Remove what a save that was killed has left."""
