@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -124,6 +125,12 @@ class TensorBoard:
 
         self._writer: Any = SummaryWriter(str(folder), purge_step=after + 1 if after else None)
         self._warn = warn
+        self._hook, threading.excepthook = threading.excepthook, self._pass_over
+
+    def _pass_over(self, thread: threading.ExceptHookArgs) -> None:
+        """The writer's thread ends with an error that the next call here raises too: no traceback of it."""
+        if not (issubclass(thread.exc_type, OSError) and type(thread.thread).__module__.startswith("tensorboard")):
+            self._hook(thread)
 
     def train(self, record: Record) -> None:
         self._draw(record)
@@ -135,6 +142,7 @@ class TensorBoard:
         if self._writer is not None:
             with contextlib.suppress(OSError):
                 self._writer.close()
+        threading.excepthook = self._hook
 
     def _draw(self, record: Record) -> None:
         if self._writer is None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cskd_train.engine.average import AveragedStudent
+from cskd_train.engine.distributed import SharedError
 from cskd_train.engine.loader import Position, TrainLoader
 from cskd_train.engine.records import Recorder
 from cskd_train.engine.state import RunState
@@ -97,7 +98,7 @@ class Saver:
         try:
             checkpoints.save(self._work_dir.last, contents)
         except TrainError as error:
-            if required:
+            if required or isinstance(error, SharedError):  # a second signal
                 raise
             self._warn(f"{error}. The run goes on, and the next checkpoint will be tried")
         else:
@@ -109,6 +110,8 @@ class Saver:
             try:
                 checkpoints.save(self._work_dir.best, self._checkpoint(position))
             except TrainError as error:
+                if isinstance(error, SharedError):
+                    raise
                 self._warn(f"{error}. The run goes on; the best weights of epoch {position.epoch} are not kept")
                 return False
         return True
