@@ -11,6 +11,29 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_runtest_setup(item):
+    """The one rule for `gpu`: such a test runs where torch sees a GPU, and says why it does not elsewhere."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs an NVIDIA GPU, and torch sees none here")
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request):
+    """Each device in turn, by the name that `--device` takes; on a GPU float32 is float32, not TF32."""
+    import torch
+
+    backends = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = False
+    yield request.param
+    for backend, allowed in zip(backends, before, strict=True):
+        backend.allow_tf32 = allowed
+
+
 @pytest.fixture(scope="session")
 def shapes_root(tmp_path_factory):
     """A tiny generated set: 12 training and 6 validation images of 128 x 128."""

@@ -15,23 +15,13 @@ from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend
 from cskd_deploy.backends.tensorrt import TensorRTBackend
 from cskd_deploy.detector import Detector
 from cskd_deploy.errors import BackendMissing
-from cskd_deploy.gpu_driver import find_driver
 from cskd_deploy.tensorrt_build import BuildSettings
 from cskd_deploy.tensorrt_export import export_engine
 
 from .students import FAMILIES, SIZE
 
-
-def missing() -> str:
-    """Why these tests cannot run here; nothing where they can."""
-    try:
-        find_driver()
-    except BackendMissing as error:
-        return str(error)
-    return "" if importlib.util.find_spec("tensorrt") else "TensorRT is not installed"
-
-
-pytestmark = [pytest.mark.gpu, pytest.mark.slow, pytest.mark.skipif(bool(missing()), reason=missing())]
+no_tensorrt = pytest.mark.skipif(importlib.util.find_spec("tensorrt") is None, reason="TensorRT is not installed")
+pytestmark = [pytest.mark.gpu, pytest.mark.slow, no_tensorrt]
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
 
