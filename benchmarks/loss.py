@@ -29,7 +29,7 @@ from cskd_core.similarity import Variant, cosine_guided_losses
 from cskd_train.engine.device import keep_freed_memory
 
 sys.path.insert(0, str(Path(__file__).parent))
-from step import timed
+from timing import timed
 
 STRIDES = (8, 16, 32, 64, 128)
 PASSES = 7  # over a feature map, forward and backward

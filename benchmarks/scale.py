@@ -44,7 +44,7 @@ def main() -> None:
     print("varied   images     size  boxes   plain s  distillation s  per megapixel  per box")
     lines = []
     for varied, images, size, boxes in settings:
-        bench = Bench(options.family, images, size, boxes, torch.device(options.device), amp=False)
+        bench = Bench(options.family, images, size, boxes, torch.device(options.device))
         cost = measure(bench, options.family, options.rounds)
         extra = cost.distilled_s - cost.plain_s - cost.teacher_s
         print(

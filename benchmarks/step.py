@@ -1,6 +1,6 @@
 """What a distilled training step costs, against what it must cost.
 
-    python benchmarks/step.py [--json FILE] [--families RetinaNet FCOS ...] [--rounds 7] [--device cuda --amp]
+    python benchmarks/step.py [--json FILE] [--families RetinaNet FCOS ...] [--rounds 7] [--device cuda] [--amp bf16]
 
 For each family, on the recipe's own student and teacher (R50 -> R18, random weights) and one batch of random images,
 all in one process and interleaved:
@@ -24,9 +24,7 @@ import argparse
 import json
 import statistics
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +36,7 @@ from cskd_core.family import Batch
 from cskd_core.plan import DistillPlan
 from cskd_train import mm  # noqa: F401  (before any mmcv import)
 from cskd_train.engine.device import keep_freed_memory
+from cskd_train.engine.step import PRECISIONS, summed
 from cskd_train.files.config import load_config
 from cskd_train.mm.detector import DistilledDetector
 from cskd_train.mm.families import family_of
@@ -45,6 +44,9 @@ from cskd_train.mm.plain import build_without_pretrained
 
 sys.path.insert(0, str(Path(__file__).parent))
 import memory
+from cost import Cost, table
+from timing import Step, timed
+from width import scaled
 
 ROOT = Path(__file__).parents[1]
 RECIPES = {
@@ -53,37 +55,21 @@ RECIPES = {
     "GFL": "cskd_gfl_r50_distill_r18_fpn_coco_1x",
     "FasterRCNN": "cskd_faster_rcnn_r50_distill_r18_fpn_coco_1x",
 }
-Step = Callable[[], Any]
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What one family costs; times in seconds, memory in MB (10^6 bytes)."""
-
-    family: str
-    plain_s: float
-    teacher_s: float
-    added_s: float
-    forced_s: float  # part of added_s
-    distilled_s: float
-    ratio: float
-    bound: float
-    over_bound: float
-    peak_mb: float
-    tapped_mb: float
-    images: int
-    height: int
-    width: int
-    boxes: int
-    device: str
-    amp: bool
+NARROW = 1 / 8  # of the recipe's channels
 
 
 class Bench:
     """One family's student, teacher and batch, and the four steps that are timed."""
 
     def __init__(
-        self, family: str, images: int, size: tuple[int, int], boxes: int, device: torch.device, amp: bool
+        self,
+        family: str,
+        images: int,
+        size: tuple[int, int],
+        boxes: int,
+        device: torch.device,
+        amp: str | None = None,
+        narrow: bool = False,
     ) -> None:
         torch.manual_seed(0)
         cfg = load_config(ROOT / "configs" / "cskd" / f"{RECIPES[family]}.py")
@@ -91,13 +77,15 @@ class Bench:
         teacher_config = plan.teacher.config or ""
         if not teacher_config.startswith("mmdet::"):
             teacher_config = str(ROOT / teacher_config)
-        student = build_without_pretrained(cfg.model)
+        width = NARROW if narrow else 1
+        student = build_without_pretrained(scaled(cfg.model, width))
         student.init_weights()  # type: ignore[operator]
-        teacher = build_without_pretrained(load_config(teacher_config).model)
+        teacher = build_without_pretrained(scaled(load_config(teacher_config).model, width))
         teacher.init_weights()  # type: ignore[operator]
         self.family = family_of(student)
         self.model = DistilledDetector(student, Distiller(student, teacher, self.family, plan)).to(device).train()
-        self.device, self.amp = device, amp
+        self.device, self.amp, self.narrow = device, amp, narrow
+        self._scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
         height, width = size
         self.images = torch.randn(images, 3, height, width, device=device)
         corners = torch.rand(images, boxes, 2) * torch.tensor([width * 0.7, height * 0.7])
@@ -206,12 +194,11 @@ class Bench:
         self._layers = [(layer, feature.detach().clone()) for layer, feature in layers]
 
     def _autocast(self) -> Any:
-        dtype = torch.float16 if self.device.type == "cuda" else torch.bfloat16
-        return torch.autocast(self.device.type, dtype=dtype, enabled=self.amp)
+        return torch.autocast(self.device.type, PRECISIONS[self.amp], enabled=self.amp is not None)
 
     def _backward(self, losses: dict[str, Any]) -> None:
-        total, _ = self.model.student._parse_losses(losses)  # type: ignore[operator]
-        total.backward()
+        total, _ = summed(losses)
+        self._scaler.scale(total).backward()
         self.model.zero_grad(set_to_none=True)
 
 
@@ -255,32 +242,8 @@ def measure(bench: Bench, family: str, rounds: int) -> Cost:
         if bench.device.type == "cuda"
         else f"CPU, {torch.get_num_threads()} threads",
         amp=bench.amp,
+        narrow=bench.narrow,
     )
-
-
-def timed(step: Step, device: torch.device) -> float:
-    """Seconds of one call; on a GPU, between two events."""
-    if device.type != "cuda":
-        start = time.perf_counter()
-        step()
-        return time.perf_counter() - start
-    start_event, end_event = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    start_event.record()
-    step()
-    end_event.record()
-    torch.cuda.synchronize()
-    return start_event.elapsed_time(end_event) / 1000
-
-
-def table(costs: list[Cost]) -> str:
-    header = "family       plain  teacher    added  (forced)  distilled   ratio   bound  over_bound  peak MB  tapped MB"
-    rows = [
-        f"{c.family:<11}{c.plain_s:7.3f}{c.teacher_s:9.3f}{c.added_s:9.3f}{c.forced_s:10.3f}{c.distilled_s:11.3f}"
-        f"{c.ratio:8.2f}{c.bound:8.2f}{c.over_bound:12.3f}{c.peak_mb:9.0f}{c.tapped_mb:11.0f}"
-        for c in costs
-    ]
-    return "\n".join([header, *rows])
 
 
 def main() -> None:
@@ -292,7 +255,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2, help="of the CPU [2]")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--amp", action="store_true", help="autocast: float16 on CUDA, bfloat16 on the CPU")
+    parser.add_argument("--amp", choices=[name for name in PRECISIONS if name], help="as of `cskd-train run`")
+    parser.add_argument("--narrow", action="store_true", help="an eighth of the channels, to try the benchmark itself")
     parser.add_argument("--json", type=Path, metavar="FILE", help="one JSON line a family")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -300,7 +264,8 @@ def main() -> None:
     if device.type == "cpu":
         keep_freed_memory()  # as `cskd-train run`
     for family in options.families:
-        bench = Bench(family, options.images, tuple(options.size), options.boxes, device, options.amp)
+        size = tuple(options.size)
+        bench = Bench(family, options.images, size, options.boxes, device, options.amp, options.narrow)
         costs.append(measure(bench, family, options.rounds))
         print(table(costs[-1:]) if len(costs) == 1 else table(costs[-1:]).splitlines()[1], flush=True)
     if options.json:

@@ -15,7 +15,7 @@ from cskd_train.engine.step import TrainStep
 
 from . import pairs
 
-# A level of one cell has none above it: on processors its bfloat16 convolution of stride 2 has a wrong gradient in torch.
+# Big enough for every level that has one above it: of one cell, torch's bfloat16 gradient on processors is wrong.
 DATA = {
     "img": torch.randn(2, 3, 96, 160, generator=torch.Generator().manual_seed(0)),
     "img_metas": [
