@@ -40,6 +40,7 @@ from cskd_train.engine.step import PRECISIONS, summed
 from cskd_train.files.config import load_config
 from cskd_train.mm.detector import DistilledDetector
 from cskd_train.mm.families import family_of
+from cskd_train.mm.float32_heads import float32_heads
 from cskd_train.mm.plain import build_without_pretrained
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -99,7 +100,7 @@ class Bench:
         self._probe()
 
     def plain(self) -> None:
-        with self._autocast():
+        with self._autocast(), float32_heads(self.model.student):
             losses = self.model.student(
                 img=self.images, img_metas=self.metas, return_loss=True, gt_bboxes=self.boxes, gt_labels=self.labels
             )
