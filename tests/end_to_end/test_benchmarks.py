@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import runpy
 import subprocess
@@ -12,28 +13,42 @@ import pytest
 import torch
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+DOCS = BENCHMARKS.parent / "docs"
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """A module of benchmarks/ by its name."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module
+
+
+def in_docs():
+    return {path: path.stat().st_mtime_ns for path in DOCS.rglob("*")}
 
 
 def test_the_step_benchmark_writes_a_line_a_family_whose_ratios_agree(tmp_path):
     out = tmp_path / "step.jsonl"
-    command = [sys.executable, BENCHMARKS / "step.py", "--families", "RetinaNet", "--size", "64", "64", "--images", "1"]
-    run = subprocess.run([*command, "--rounds", "1", "--json", out], capture_output=True, text=True, check=True)
+    command = [sys.executable, BENCHMARKS / "step.py", "--families", "RetinaNet", "--size", "64", "64", "--narrow"]
+    command += ["--images", "1", "--amp", "bf16", "--rounds", "1", "--threads", "1"]
+    run = subprocess.run([*command, "--json", out], capture_output=True, text=True, check=True)
     (line,) = out.read_text().splitlines()
     cost = json.loads(line)
-    assert cost["family"] == "RetinaNet"
+    assert (cost["family"], cost["amp"], cost["narrow"]) == ("RetinaNet", "bf16", True)
     assert cost["ratio"] == cost["distilled_s"] / cost["plain_s"]
     bound = (cost["plain_s"] + cost["teacher_s"] + cost["added_s"]) / cost["plain_s"]
     assert abs(cost["over_bound"] - cost["ratio"] / bound) < 1e-9
     assert 0 < cost["peak_mb"] < 100
     # Of student and teacher: five levels, eight tower maps a level and side, 720 + 36 channels of predictions.
     positions = sum(size * size for size in (8, 4, 2, 1, 1))
-    assert cost["tapped_mb"] == 2 * 4 * positions * (256 * 9 + 756) / 1e6
+    assert cost["tapped_mb"] == 2 * 4 * positions * (32 * 9 + 756) / 1e6
     assert "over_bound" in run.stdout
 
 
 def test_the_loss_benchmark_compares_equal_losses(tmp_path):
     out = tmp_path / "loss.jsonl"
     command = [sys.executable, BENCHMARKS / "loss.py", "--size", "64", "96", "--channels", "8", "--rounds", "1"]
+    command += ["--threads", "1"]
     subprocess.run([*command, "--json", out], capture_output=True, text=True, check=True)
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["way"] for row in rows] == ["equations", "cskd_core"]
@@ -44,3 +59,65 @@ def test_the_loss_benchmark_compares_equal_losses(tmp_path):
     loss = runpy.run_path(str(BENCHMARKS / "loss.py"))
     student, teacher = torch.randn(2, 8, 4, 6), torch.randn(2, 8, 4, 6)
     torch.testing.assert_close(loss["ours"](student, teacher), loss["equations"](student, teacher))
+
+
+def test_the_chain_for_a_gpu_runs_on_a_processor_says_so_and_is_resumed(tmp_path):
+    command = [sys.executable, BENCHMARKS / "gpu.py", "--device", "cpu", "--quick", "--out", tmp_path / "gpu.json"]
+    before = in_docs()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert (found["ran_on"], found["device"], found["driver"]) == ("cpu", "CPU", None)
+    assert found["versions"]["torch"] == torch.__version__
+    assert {name: part["status"] for name, part in found["parts"].items()} == dict.fromkeys(
+        ("tests", "step", "loss", "run"), "done"
+    )
+    counts = found["parts"]["tests"]["figures"]
+    assert (counts["passed"], counts["failed"], counts["skipped"]) == (2, 0, 0)
+    (speed,) = found["parts"]["run"]["figures"]
+    assert speed["images_per_second"] > 0
+    assert 0 <= speed["waiting"] < 1
+    assert 100 < speed["peak_mb"] < 10_000
+    page = (tmp_path / "gpu.md").read_text()
+    assert "This ran on a CPU" in page
+    assert f"| RetinaNet | float32 | {speed['images_per_second']:.4g} |" in page
+    (tmp_path / "loss.json").unlink()
+    again = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert [line.partition(":")[0] for line in again.stdout.splitlines() if "done before" in line] == [
+        "tests", "step", "run"
+    ]  # fmt: skip
+    assert "loss: done after" in again.stdout
+    assert in_docs() == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch sees a GPU here")
+def test_without_a_gpu_nothing_is_run_or_written(tmp_path):
+    command = [sys.executable, BENCHMARKS / "gpu.py", "--out", tmp_path / "gpu.json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 3
+    assert done.stderr == "There is no GPU here that torch sees, so nothing was run and nothing was written.\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_part_that_fails_keeps_what_it_said_and_counts_as_not_done(benchmark, tmp_path):
+    gpu = benchmark("gpu")
+    script = "import sys; sys.exit('no memory')"
+    found = gpu.measure(gpu.Part("nothing", lambda device, out: ["-c", script], gpu.read_lines), "cpu")
+    assert (found["status"], found["said"]) == ("failed", "no memory\n")
+    (file := tmp_path / "part.json").write_text(json.dumps({"environment": {"commit": "a"}, **found}))
+    assert gpu.outcome(file, {"environment": {"commit": "a"}}) == found
+    assert not gpu.done(file, {"environment": {"commit": "a"}})
+    assert gpu.outcome(file, {"environment": {"commit": "b"}}) == {"status": "not run"}
+
+
+def test_failed_and_skipped_tests_are_counted_with_their_reasons(benchmark, tmp_path):
+    (tmp_path / "test_three.py").write_text(
+        "import pytest\ndef test_good(): pass\ndef test_bad(): assert 0\n"
+        "def test_absent(): pytest.skip('no TensorRT')\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", tmp_path, f"--junitxml={tmp_path / 'tests.xml'}"]
+    subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
+    found = benchmark("gpu").read_tests(tmp_path / "tests.xml")
+    assert found == {
+        "passed": 1, "failed": 1, "skipped": 1, "failures": ["test_bad"], "reasons": ["no TensorRT"]
+    }  # fmt: skip
