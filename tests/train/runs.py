@@ -18,6 +18,7 @@ from cskd_train.engine.run import run
 from cskd_train.errors import TrainError
 from cskd_train.files import checkpoints
 from cskd_train.files.config import config_to_data, load_config
+from cskd_train.files.vocabulary import TABLES
 from cskd_train.mm.plain import build_without_pretrained
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "_base_"
@@ -92,7 +93,8 @@ class SmallRuns:
 
     def _write(self, name, cfg):
         path = self.folder / f"{name}.py"
-        path.write_text("\n".join(f"{key} = {value!r}" for key, value in config_to_data(cfg).items()))
+        settings = {key: value for key, value in config_to_data(cfg).items() if key in TABLES[""]}
+        path.write_text("\n".join(f"{key} = {value!r}" for key, value in settings.items()))
         return path
 
     def options(self, work_dir, family="RetinaNet", distilled=False, *, settings=None, **options):

@@ -236,7 +236,7 @@ def halfway(contents, file, disturb, save=checkpoints.torch.save):
 def test_what_a_killed_save_left_is_swept_when_the_run_goes_on(small_runs, tmp_path):
     outcome, _ = train(small_runs.options(tmp_path), stop_after=2)
     assert isinstance(outcome, Interrupted)
-    for name in (".last.pth.k7x_2abc", ".best.pth.q1", ".log.jsonl.zz", ".hidden"):
+    for name in (".last.pth.k7x_2abc.tmp", ".best.pth.q1.tmp", ".log.jsonl.zz.tmp", ".hidden"):
         (tmp_path / name).write_bytes(b"half")
     assert train(small_runs.options(tmp_path, resume=True))[0].iterations == STEPS
     assert names(tmp_path) == [".hidden", "best.pth", "config.json", "last.pth", "log.jsonl", "result.json", "tf_logs"]
