@@ -51,6 +51,15 @@ def undisturbed(written, tmp_path_factory):
     return folder
 
 
+def wait_for_processes(folder, count):
+    """Until so many are there, and the last of them is importing."""
+    deadline = time.monotonic() + 100
+    while len(alive(folder)) < count and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert len(alive(folder)) == count
+    time.sleep(0.5)
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"])
 def test_every_signal_to_the_launcher_saves_the_step_and_ends_all(written, tmp_path, undisturbed, name):
     arguments = written(tmp_path, action=[name], to="launcher", step=3)
@@ -87,10 +96,7 @@ def test_a_terminal_sends_sigint_to_all_and_the_launcher_once_more(written, tmp_
 
 def test_a_signal_while_the_processes_start_ends_them_in_silence(written, tmp_path):
     process = start(*CSKD, *written(tmp_path), "--gpus", 2)
-    deadline = time.monotonic() + 100
-    while len(alive(tmp_path / "work")) < 3 and time.monotonic() < deadline:
-        time.sleep(0.02)
-    time.sleep(0.5)
+    wait_for_processes(tmp_path / "work", 3)
     process.send_signal(signal.SIGINT)
     ended = end(process)
     assert ended.code == 130
@@ -162,10 +168,11 @@ def test_a_stopped_run_goes_on_in_three_processes_and_takes_every_batch_once(wri
 def test_an_image_that_one_process_cannot_read_is_named_once(written, tmp_path):
     broken = tmp_path / "shapes"
     generate(broken, images=10, val_images=2, size=(128, 128), seed=5)
-    victim = sorted((broken / "images").glob("*train*"))[0] if list((broken / "images").glob("*train*")) else None
     names = [image["file_name"] for image in json.loads((broken / "annotations/train.json").read_text())["images"]]
-    victim = victim or broken / "images" / names[0]
-    victim.write_bytes(b"not an image")
+    victim = broken / "images" / names[0]
+    whole = victim.read_bytes()
+    # Header and end are right, which is what is checked before a run; of the picture itself nothing is left.
+    victim.write_bytes(whole[: whole.index(b"\xff\xda")] + b"\xff\xd9")
     for workers in (0, 1):
         folder = tmp_path / str(workers)
         folder.mkdir()
@@ -173,8 +180,9 @@ def test_an_image_that_one_process_cannot_read_is_named_once(written, tmp_path):
         ended = command(*written(folder), *data, "--gpus", 2)
         assert ended.code == 2
         assert ended.seconds < 60
+        assert "learning rate" in ended.err  # not found before the run has begun
         assert ended.err.count("error:") == 1
-        assert victim.name in ended.err
+        assert victim.name in ended.err[ended.err.index("error:") :]
         assert "Traceback" not in ended.err
         assert alive(folder / "work", patience=10) == []
 
@@ -195,7 +203,7 @@ def test_the_command_line_evaluates_alike_with_one_two_and_three_processes(undis
 
 def test_an_evaluation_that_is_stopped_says_so_once(undisturbed, root):
     process = start(*CSKD, "test", undisturbed / "work/best.pth", "--gpus", 2, "--set", f"data_root={root}")
-    time.sleep(4)
+    wait_for_processes(undisturbed / "work", 3)
     process.send_signal(signal.SIGINT)
     ended = end(process)
     assert ended.code == 130

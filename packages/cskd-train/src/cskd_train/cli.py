@@ -6,7 +6,8 @@ import importlib
 import os
 import sys
 import time
-from typing import Any
+import traceback
+from typing import Any, NoReturn
 
 import click
 
@@ -65,7 +66,27 @@ def main(args: list[str] | None = None) -> Any:
             _worker_failed(error, exit_code)
         else:
             click.echo(f"error: {error}", err=True)
-        sys.exit(exit_code)
+        _end(exit_code)
+    except Exception:
+        if not _joined():
+            raise
+        traceback.print_exc()
+        _end(1)
+
+
+def _joined() -> bool:
+    """Whether this process has joined others, and has not left them in good order."""
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.distributed.is_initialized()
+
+
+def _end(exit_code: int) -> NoReturn:
+    """Exit; one of several processes at once: the interpreter's own end aborts where another's connection closes."""
+    if _joined():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_code)
+    sys.exit(exit_code)
 
 
 def _worker_failed(error: CskdError | OSError, exit_code: int) -> None:
