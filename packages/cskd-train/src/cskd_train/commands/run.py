@@ -159,7 +159,7 @@ def _overrides(
         "data.samples_per_gpu": batch_size,
         "data.workers_per_gpu": workers,
         "optimizer.lr": lr,
-        "auto_scale_lr.enable": None if lr is None else False,
+        "auto_scale_lr": None if lr is None else {},
         "accumulate": accumulate,
         "amp": amp,
         "ema": {} if ema else None,

@@ -61,7 +61,6 @@ def _steps(run: Run) -> tuple[list[StepReport], float]:
         if run.world.device.type == "cuda":
             torch.cuda.synchronize()
         seconds = time.perf_counter() - began
-    run.parts.loader.close()
     return reports, seconds
 
 
