@@ -19,7 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 from cskd_train.engine.build import build_parts
 from cskd_train.engine.distributed import World, joined
 from cskd_train.engine.evaluate import evaluate_checkpoint
-from cskd_train.engine.loader import Position
+from cskd_train.engine.loader import Batch, Position
+from cskd_train.engine.step import TrainStep
 from cskd_train.errors import TrainError
 from cskd_train.files.config import load_config
 
@@ -166,3 +167,25 @@ def stopped_in_evaluation(world, checkpoint, root, rank):
     except EvaluationStopped:
         return len(done)
     return None
+
+
+class LosesATerm(torch.nn.Module):
+    """Two losses, of which one process lacks the second in its second step, as a box head without a RoI does."""
+
+    def __init__(self, lacking):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+        self.lacking, self.steps = lacking, 0
+
+    def forward(self, img_metas):
+        self.steps += 1
+        losses = {"loss_cls": self.weight.sum()}
+        if not (self.lacking and self.steps == 2):
+            losses["loss_bbox"] = 3 * self.weight.sum()
+        return losses
+
+
+def lacking_a_term(world, lacking):
+    model = LosesATerm(world.rank == lacking)
+    step = TrainStep(model, torch.optim.SGD(model.parameters(), lr=0), world)
+    return [step([Batch(0, number, {"img_metas": []})]).terms for number in range(3)]

@@ -8,10 +8,9 @@ from mmcv import Config
 from mmdet.apis import init_detector
 from torch import nn
 
-from cskd_train.engine.average import AveragedStudent, parse_average
+from cskd_train.engine.average import AveragedStudent
 from cskd_train.engine.evaluate import evaluate_checkpoint
 from cskd_train.engine.signals import Interrupted
-from cskd_train.errors import TrainError
 from cskd_train.files import checkpoints
 
 from .runs import STEPS, differences, last, log, train
@@ -53,19 +52,6 @@ def test_the_student_is_left_alone():
     average.update()
     assert torch.equal(student.weight, before)
     assert torch.allclose(average.model.weight, (before + 9) / 2)
-
-
-@pytest.mark.parametrize(
-    "wrong", [True, {"decay": 1}, {"decay": -0.1}, {"decay": "0.9"}, {"warmup": 0}, {"warmup": 1.5}, {"momentum": 0.1}]
-)
-def test_settings_that_make_no_sense_are_refused(wrong):
-    with pytest.raises(TrainError, match=r"ema = .*: expected ema = dict\(decay=0.9998, warmup=2000\)"):
-        parse_average(wrong)
-
-
-def test_settings_left_out_are_the_defaults():
-    assert parse_average({}) == {"decay": 0.9998, "warmup": 2000}
-    assert parse_average({"decay": 0.99}) == {"decay": 0.99, "warmup": 2000}
 
 
 @pytest.fixture(scope="module")

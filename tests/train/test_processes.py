@@ -127,6 +127,12 @@ def test_gradients_travel_once_a_step_however_many_batches_it_has(tiny_config, s
     assert two["sent"] == one["sent"]
 
 
+@pytest.mark.parametrize("lacking", [0, 1])
+def test_a_term_that_one_process_lacks_counts_as_nothing_there(lacking):
+    for terms in in_processes(2, process_parts.lacking_a_term, lacking):
+        assert terms == [{"loss_cls": 1, "loss_bbox": both, "loss": 1 + both} for both in (3, 1.5, 3)]
+
+
 def test_what_fails_in_one_process_fails_in_all_with_its_message():
     assert in_processes(2, process_parts.together, None) == [0, 1]
     assert in_processes(2, process_parts.together, 1) == ["SharedError: no file on process 1"] * 2

@@ -86,7 +86,12 @@ def test_iterations_instead_of_epochs_are_refused():
 
 def test_another_optimizer_constructor_has_other_keys():
     paramwise = {"num_layers": 12, "decay_rate": 0.8}
-    optimizer = {"type": "AdamW", "constructor": "LearningRateDecayOptimizerConstructor", "paramwise_cfg": paramwise}
+    optimizer = {
+        "type": "AdamW",
+        "lr": 1e-4,
+        "constructor": "LearningRateDecayOptimizerConstructor",
+        "paramwise_cfg": paramwise,
+    }
     assert check_settings(with_keys({"optimizer": optimizer})) == []
     assert "paramwise_cfg.num_layers" in refusal(with_keys({"optimizer": {**optimizer, "constructor": None}}))
 

@@ -81,7 +81,8 @@ def test_the_terms_of_a_step_are_the_means_over_its_batches():
     report = taking_steps(model)([batch(number) for number in range(3)])
     assert report.terms["loss_a"] == report.terms["loss"] == pytest.approx(sum(alone) / 3, rel=1e-6)
     assert report.terms["acc"] == 50
-    assert not (report.stop or report.skipped)
+    assert not report.stop
+    assert not report.skipped
     assert taking_steps(model)([batch()], stop_requested=True).stop
 
 

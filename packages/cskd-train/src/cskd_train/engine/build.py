@@ -50,6 +50,17 @@ def check_data(cfg: Config, splits: Iterable[str] = ("train", "val")) -> list[st
     return list(dict.fromkeys(warning for split in checked for warning in check_split(cfg, split)))
 
 
+def download(cfg: Config) -> None:
+    """Have every file of weights that the student starts from on this machine.
+
+    Raises:
+        TrainError: one of them cannot be had.
+    """
+    if cfg.get("load_from"):
+        local_file(cfg.load_from, "load_from")
+    build_student(cfg)
+
+
 def build_parts(cfg: Config, seed: int, world: World, work_dir: str, say: Callable[[str], None]) -> Parts:
     """Build everything that a run needs, its random weights from `seed`.
 
@@ -71,13 +82,12 @@ def build_parts(cfg: Config, seed: int, world: World, work_dir: str, say: Callab
     validation = build_split(cfg, "val") if has_split(cfg, "val") else None
     serve(world.device)
     notes: list[str] = []
-    student = world.in_turn(lambda: build_student(cfg, notes.append))
+    student = build_student(cfg, notes.append)
     classes = tuple(train_set.CLASSES)
     check_classes(student, classes)
     student.CLASSES = classes  # type: ignore[assignment]
     if cfg.get("load_from"):
-        file = world.in_turn(lambda: local_file(cfg.load_from, "load_from"))
-        load_weights(student, load_checkpoint(file, require_config=False))
+        load_weights(student, load_checkpoint(local_file(cfg.load_from, "load_from"), require_config=False))
     student.to(world.device)
     distilled = build_distilled(student, cfg, world.device) if cfg.get("distill") else None
     trained: nn.Module = student if distilled is None else distilled

@@ -104,17 +104,6 @@ class World:
             raise SharedError(*failures[0])
         return result  # type: ignore[return-value]
 
-    def in_turn(self, action: Callable[[], T]) -> T:
-        """`together`, by one process of each machine first: the others find what it has downloaded.
-
-        Raises:
-            as `together`.
-        """
-        first = self.local_rank == 0
-        done = self.together(lambda: action() if first else None)
-        later = self.together(lambda: None if first else action())
-        return done if first else later  # type: ignore[return-value]
-
     def check_equal(self, what: str, settings: dict[str, Any]) -> None:
         """Refuse processes that were started with different settings.
 

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import torch
 from rich.console import Console
 
-from cskd_train.engine.build import Parts, build_parts
+from cskd_train.engine.build import Parts, build_parts, download
 from cskd_train.engine.device import device_name, keep_freed_memory
 from cskd_train.engine.distributed import SharedError, World, is_launched, is_restart, joined
 from cskd_train.engine.evaluate import EvaluationStopped, evaluate
@@ -91,6 +91,8 @@ class Run:
         if is_restart():
             done = f"step {self.position.step}"
             say(self.console, f"warning: a process of the run failed: all are started again, from {done}")
+        if world.size > 1:  # one process of each machine downloads, the others find what it has brought
+            world.together(lambda: download(self.cfg) if world.local_rank == 0 else None)
         self.parts = world.together(lambda: self._build(resumption))
         validation = self.parts.validation
         sizes = {"training batches": self.parts.loader.batches, "validation images": len(validation or ())}

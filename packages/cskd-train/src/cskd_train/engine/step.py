@@ -74,6 +74,7 @@ class TrainStep:
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=amp == "fp16")
         # A distilled student's heads are taken care of by `DistilledDetector`.
         self._detector = model.module if isinstance(model, DistributedDataParallel) else model
+        self._names: list[str] = []  # of the terms, the same in every process
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     def __call__(self, batches: Sequence[Batch], stop_requested: bool = False) -> StepReport:
@@ -126,15 +127,21 @@ class TrainStep:
             return nullcontext()
         return self.model.no_sync()
 
-    def _shared(self, values: dict[str, Any], stop: bool) -> tuple[dict[str, float], bool]:
-        """The terms' means over the processes, and whether any is to stop: one all-reduce, one wait for the device."""
-        vector = torch.stack([*(value.double() for value in values.values()), torch.tensor(float(stop)).to(self._like)])
-        *means, stopping = self.world.mean(vector).tolist()
-        return dict(zip(values, means, strict=True)), stopping > 0
+    def _shared(self, values: Mapping[str, Tensor], stop: bool) -> tuple[dict[str, float], bool]:
+        """The terms' means over the processes, and whether any is to stop: one all-reduce, one wait for the device.
 
-    @property
-    def _like(self) -> Tensor:
-        return torch.zeros((), dtype=torch.float64, device=self.world.device)
+        A term that a process does not have (mmdet's box head gives no loss without a RoI) counts as 0 there. Where one
+        comes up that the processes have not agreed on, they do so, and share again.
+        """
+        zero = torch.zeros((), dtype=torch.float64, device=self.world.device)
+        known = [values.get(name, zero).double() for name in self._names]
+        unknown = any(name not in self._names for name in values)
+        *means, stopping, unknown = self.world.mean(torch.stack([*known, zero + stop, zero + unknown])).tolist()
+        if unknown:
+            everyones = self.world.gather(list(values))
+            self._names = list(dict.fromkeys(name for names in everyones for name in names))
+            return self._shared(values, stop)
+        return dict(zip(self._names, means, strict=True)), stopping > 0
 
     def _check_finite(self, values: Mapping[str, float], batches: Sequence[Batch]) -> None:
         if lost := [f"{name} = {value}" for name, value in values.items() if not math.isfinite(value)]:
