@@ -94,7 +94,8 @@ def _plan(run: Run, reports: list[StepReport], seconds: float) -> Iterable[tuple
     every = f" and every {run.options.checkpoint_every} steps" if run.options.checkpoint_every else ""
     yield "saved", f"{run.work_dir.last} after every epoch{every}, best.pth beside it"
     first = reports[0].terms
-    for name, value in ((name, value) for name, value in first.items() if "loss" in name):
+    for name in ("loss", *(name for name in first if "loss" in name and name != "loss")):
+        value = first[name]
         share = f"{value / first['loss']:6.1%}" if first["loss"] else ""
         yield ("first loss" if name == "loss" else ""), f"{name:<30} {value:10.4g}  {share}"
 
