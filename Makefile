@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
 BENCH_ARGS ?=
+PART ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements/constraints.txt
 DATA := data/shapes
@@ -13,16 +14,19 @@ ALONE := $(RUNS)/retinanet_r18_shapes
 DISTILLED := $(RUNS)/cskd_retina_r50_distill_r18_shapes
 MODEL := $(DISTILLED)/student.onnx
 
-.PHONY: help env demo test reliability lint golden bench clean
+.PHONY: help env demo test reliability lint golden bench gpu clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo   from nothing to a distilled, exported and measured detector (about a quarter of an hour on two cores)"
-	@echo "make test   the whole test suite"
+	@echo "make env          the environment alone, in $(VENV); the other targets make it where they need it"
+	@echo "make demo         from nothing to a distilled, exported and measured detector (about a quarter of an hour on two cores)"
+	@echo "make test         the whole test suite"
 	@echo "make reliability  the long tests: kills, old versions (about half an hour)"
-	@echo "make lint   ruff and mypy"
-	@echo "make golden the distilled step against the published code's values"
-	@echo "make bench  what a distilled step costs against what it must cost (some minutes on a quiet machine)"
+	@echo "make lint         ruff and mypy"
+	@echo "make golden       the distilled step against the published code's values"
+	@echo "make bench        what a distilled step costs against what it must cost (some minutes on a quiet machine)"
+	@echo "make gpu          tests and benchmarks that need a GPU, by PYTHON as it is; PART=NAME runs one part"
+	@echo "make clean        removes generated data and all runs"
 
 env: $(VENV)/.ready
 
@@ -86,6 +90,10 @@ lint: env
 
 bench: env
 	$(BIN)/python benchmarks/step.py $(BENCH_ARGS)
+
+# No environment is made: a GPU machine brings its own torch.
+gpu:
+	$(PYTHON) benchmarks/gpu.py $(if $(PART),--parts $(PART))
 
 golden: env
 	$(BIN)/python tests/golden/check.py tests/golden/golden.json
