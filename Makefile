@@ -37,7 +37,7 @@ $(VENV)/.ready: requirements/constraints.txt requirements/dev.txt $(wildcard pac
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) "setuptools<81" wheel numpy opencv-python-headless
 	@$(PIP) --use-pep517 --no-build-isolation mmcv-full
-	@$(PIP) $(PIP_ARGS) -r requirements/dev.txt -e packages/cskd-core -e packages/cskd-train -e "packages/cskd-deploy[ort,export]"
+	@$(PIP) $(PIP_ARGS) -r requirements/dev.txt -e packages/cskd-core -e packages/cskd-data -e packages/cskd-train -e "packages/cskd-deploy[ort,export]"
 	@touch $@
 
 demo: $(DISTILLED)/detections.png $(DISTILLED)/eval.json $(DISTILLED)/bench.json

@@ -1,0 +1,37 @@
+"""Detection data sets in one normal form: read, checked and scored by the COCO protocol."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cskd_data.dataset import Dataset, Note
+from cskd_data.errors import CskdError, DataError
+
+if TYPE_CHECKING:
+    from cskd_data.results import CocoResult
+
+__all__ = ["CskdError", "DataError", "Dataset", "Note", "evaluate", "read"]
+
+
+def read(path: Path | str, images: Path | str | None = None) -> Dataset:
+    """The data set at a path, whatever its format.
+
+    Args:
+        path: a COCO file; a Pascal VOC folder or XML file; a YOLO folder or `data.yaml`.
+        images: folder that the file names start from; None looks for it where the format has it.
+
+    Raises:
+        DataError: nothing is there, it is of no known format, or it cannot be used: the first few faults, their count,
+            and the way out.
+    """
+    from cskd_data.formats import reader_of
+
+    return reader_of(Path(path))(path, images)
+
+
+def evaluate(dataset: Dataset, detections: Any, **settings: Any) -> CocoResult:
+    """Score detections by the COCO protocol; see `cskd_data.evaluate.evaluate`."""
+    from cskd_data import evaluate as protocol
+
+    return protocol.evaluate(dataset, detections, **settings)

@@ -1,0 +1,59 @@
+"""Read a COCO detection file into the normal form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cskd_data.dataset import Dataset
+from cskd_data.errors import DataError
+from cskd_data.json_file import load_json
+from cskd_data.normalise import normalise
+
+SECTIONS = ("images", "annotations", "categories")
+
+
+def read_coco(path: Path | str, images: Path | str | None = None, *, skip_missing: bool = False) -> Dataset:
+    """The data set of a COCO JSON file, in any of JSON's encodings, gzipped or not.
+
+    Args:
+        images: folder that the file names start from; None looks for it beside the file.
+        skip_missing: leave images out whose file is not there, or whose size cannot be read, with a note.
+
+    Raises:
+        DataError: the first few faults, their count and the way out: no such file, broken JSON (line and column), not
+            COCO, ids that are double or point nowhere, boxes that are no boxes, images missing.
+    """
+    path = Path(path)
+    content = load_json(path, "annotation file")
+    _check_sections(content, path)
+    return normalise(content, path, None if images is None else Path(images), skip_missing=skip_missing)
+
+
+def _check_sections(content: Any, path: Path) -> None:
+    """Refuse what is JSON but no COCO detection file, by what it seems to be."""
+    name = f"annotation file {path}"
+    expected = f"expected an object with {', '.join(SECTIONS)}"
+    if isinstance(content, list):
+        first = content[0] if content else None
+        if isinstance(first, dict) and "score" in first and "image_id" in first:
+            raise DataError(
+                f"{name} holds detections (COCO's results format), no annotations: give the annotation file that they "
+                "belong to, and this one as the predictions (`cskd-deploy eval --predictions`)"
+            )
+        raise DataError(f"{name} is not COCO: {expected}, found a list")
+    if not isinstance(content, dict):
+        raise DataError(f"{name} is not COCO: {expected}, found a {type(content).__name__}")
+    missing = [section for section in ("images", "categories") if not isinstance(content.get(section), list)]
+    if not isinstance(content.get("annotations", []), list):
+        missing.append("annotations")
+    if not missing:
+        return
+    if "imagePath" in content and "shapes" in content:
+        raise DataError(f"{name} is LabelMe's, one file an image: export the whole set as COCO there")
+    if "_via_img_metadata" in content:
+        raise DataError(f"{name} is a project of the VGG Image Annotator: export the annotations as COCO there")
+    raise DataError(
+        f"{name} is not COCO: it has no list {', '.join(map(repr, missing))} "
+        f"(found: {', '.join(map(repr, list(content)[:20])) or 'nothing'}); {expected}"
+    )

@@ -1,0 +1,185 @@
+"""The normal form of a detection data set: one COCO dict in memory, whatever the files were."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cskd_data.errors import SHOWN, DataError
+from cskd_data.ids import Key
+from cskd_data.names import plain_name
+
+if TYPE_CHECKING:
+    from cskd_data.check import Report
+
+
+_MOST_EXAMPLES = 100
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something that changes the meaning of a data set or could surprise; said once, with its count."""
+
+    message: str
+    count: int = 1
+    examples: tuple[str, ...] = ()  # the first hundred
+
+    @classmethod
+    def of(cls, message: str, entries: Sequence[str]) -> Note:
+        """A note on these entries; `message` begins with their count."""
+        return cls(message, len(entries), tuple(entries[:_MOST_EXAMPLES]))
+
+    def __str__(self) -> str:
+        if not self.examples:
+            return self.message
+        more = ", ..." if self.count > SHOWN else ""
+        return f"{self.message}: {', '.join(self.examples[:SHOWN])}{more}"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images with boxes and classes, as every part of CSKD reads them.
+
+    `data` is COCO: `images` (id, file_name, width, height), `annotations` (id, image_id, category_id, bbox as x, y,
+    width, height in pixels, area, iscrowd) and `categories` (id, name). Ids are integers from 1; category `i + 1` is
+    label `i`, the class `classes[i]`. The ids of the user's own file are in `image_keys` and `category_keys`, and
+    results are written with those. No box is degenerate: each has some area inside its image. Not to be changed.
+    """
+
+    data: dict[str, list[dict[str, Any]]]
+    source: Path
+    image_root: Path | None  # file names start here; None: no folder was given, and no image found
+    image_keys: Mapping[int, Key]
+    category_keys: Mapping[int, Key]
+    notes: tuple[Note, ...] = ()
+    annotated: bool = True  # False: the source holds images only, as a test set does
+    unused: Mapping[str, Key] = field(default_factory=dict)  # categories that are no classes: name -> the user's id
+
+    @property
+    def images(self) -> list[dict[str, Any]]:
+        return self.data["images"]
+
+    @property
+    def annotations(self) -> list[dict[str, Any]]:
+        return self.data["annotations"]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class of each label, in the order of the user's file."""
+        return tuple(category["name"] for category in self.data["categories"])
+
+    def path(self, image: Mapping[str, Any]) -> Path:
+        """The file of an entry of `images`.
+
+        Raises:
+            DataError: there is no image folder.
+        """
+        if self.image_root is None:
+            raise DataError(f"the images of {self.source} were not found beside it: give the folder of the images")
+        return self.image_root / image["file_name"]
+
+    def select(self, classes: Sequence[str]) -> Dataset:
+        """The same images with these classes only, in this order: classes are matched by name.
+
+        Raises:
+            DataError: the data set lacks one of them; both lists are in the message.
+        """
+        wanted = [plain_name(name) for name in classes]
+        if wanted == list(self.classes):
+            return self
+        ids = {category["name"]: category["id"] for category in self.data["categories"]}
+        missing = [name for name in wanted if name not in ids and name not in self.unused]
+        if missing or len(set(wanted)) < len(wanted):
+            what = f"has no class {_listed(missing)}" if missing else "was asked for a class twice"
+            raise DataError(
+                f"{self.source} {what}.\n  classes asked for: {_listed(wanted)}\n  its own classes: "
+                f"{_listed(self.classes)}\nGive its own names as the classes, or another data set"
+            )
+        new_ids = {ids[name]: number for number, name in enumerate(wanted, start=1) if name in ids}
+        annotations = [
+            {**annotation, "category_id": new_ids[annotation["category_id"]]}
+            for annotation in self.annotations
+            if annotation["category_id"] in new_ids
+        ]
+        entries = {category["name"]: category for category in self.data["categories"]}
+        keys = {name: self.category_keys[number] for name, number in ids.items()}
+        notes = self.notes
+        rest = [name for name in self.classes if name not in wanted]
+        if rest:
+            left = len(self.annotations) - len(annotations)
+            notes += (Note.of(f"{len(rest)} classes are not used, with their {left} boxes", rest),)
+        return replace(
+            self,
+            data={
+                "images": self.images,
+                "annotations": annotations,
+                "categories": [
+                    {**entries.get(name, {}), "id": number, "name": name} for number, name in enumerate(wanted, start=1)
+                ],
+            },
+            category_keys={
+                number: keys[name] if name in keys else self.unused[name] for number, name in enumerate(wanted, start=1)
+            },
+            notes=notes,
+            unused={**self.unused, **{name: keys[name] for name in rest}},
+        )
+
+    def subset(self, image_ids: Iterable[int]) -> Dataset:
+        """The same classes with these images (their integer ids) and their boxes only."""
+        kept = set(image_ids)
+        return replace(
+            self,
+            data={
+                **self.data,
+                "images": [image for image in self.images if image["id"] in kept],
+                "annotations": [one for one in self.annotations if one["image_id"] in kept],
+            },
+            image_keys={number: key for number, key in self.image_keys.items() if number in kept},
+        )
+
+    def check(self, *, decode: bool = False, progress: Callable[[int, int], None] | None = None) -> Report:
+        """Look at every image file and all that could stop or spoil a run; see `cskd_data.check.check`."""
+        from cskd_data.check import check
+
+        return check(self, decode=decode, progress=progress)
+
+    def to_coco(self, path: Path | str) -> None:
+        """Write the normal form as a COCO file, with the user's own image and category ids.
+
+        Raises:
+            DataError: the file cannot be written.
+        """
+        from cskd_data.files import write_atomically
+
+        content = json.dumps(self.with_keys()).encode()
+        write_atomically(Path(path), lambda file: file.write(content))
+
+    def with_keys(self) -> dict[str, list[dict[str, Any]]]:
+        """`data` with the user's own image and category ids. Without `annotations` where the source has none."""
+        images, categories = self.image_keys, self.category_keys
+        data = {
+            "images": [{**one, "id": images[one["id"]]} for one in self.images],
+            "annotations": [
+                {**one, "image_id": images[one["image_id"]], "category_id": categories[one["category_id"]]}
+                for one in self.annotations
+            ],
+            "categories": [{**one, "id": categories[one["id"]]} for one in self.data["categories"]],
+        }
+        if not self.annotated:
+            del data["annotations"]
+        return data
+
+    def split(self, *args: Any, **kwargs: Any) -> Any:
+        """Cut into parts; see `cskd_data.split.split`."""
+        from cskd_data.split import split
+
+        return split(self, *args, **kwargs)
+
+
+def _listed(names: Sequence[str], limit: int = 20) -> str:
+    """`'a', 'b'`, cut at `limit` names."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return (", ".join(map(repr, names[:limit])) or "none") + more

@@ -1,0 +1,65 @@
+"""Which format lies at a path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from cskd_data.coco import read_coco
+from cskd_data.dataset import Dataset
+from cskd_data.errors import DataError
+
+Reader = Callable[[Path | str, Path | str | None], Dataset]
+
+
+def format_of(path: Path) -> str:
+    """`coco`, `voc` or `yolo`.
+
+    Raises:
+        DataError: nothing is there, or a folder of none of these.
+    """
+    if not path.exists():
+        raise DataError(f"annotation file {path} does not exist: give a COCO file, a VOC folder or a YOLO data.yaml")
+    suffix = path.suffix.lower()
+    if path.is_file():
+        return "yolo" if suffix in (".yaml", ".yml") else "voc" if suffix == ".xml" else "coco"
+    if any(path.glob("*.yaml")) or any(path.glob("*.yml")):
+        return "yolo"
+    if (path / "Annotations").is_dir() or any(path.glob("*.xml")) or any(path.glob("*/*.xml")):
+        return "voc"
+    if (path / "labels").is_dir() or any(path.glob("*/labels")):
+        return "yolo"
+    if _coco_file(path) is not None:
+        return "coco"
+    raise DataError(
+        f"the folder {path} holds no data set: expected XML files (Pascal VOC), a data.yaml (YOLO), or give a COCO file"
+    )
+
+
+def reader_of(path: Path) -> Reader:
+    """The function that reads what lies at a path.
+
+    Raises:
+        DataError: as `format_of`.
+    """
+    kind = format_of(path)
+    if kind == "voc":
+        from cskd_data.voc import read_voc
+
+        return read_voc
+    if kind == "yolo":
+        from cskd_data.yolo import read_yolo
+
+        return read_yolo
+    return _read_coco
+
+
+def _read_coco(path: Path | str, images: Path | str | None) -> Dataset:
+    path = Path(path)
+    return read_coco((_coco_file(path) or path) if path.is_dir() else path, images)
+
+
+def _coco_file(folder: Path) -> Path | None:
+    """The one JSON file of a folder, as Roboflow leaves it beside the images."""
+    files = sorted(folder.glob("*.json"))
+    return files[0] if len(files) == 1 else None

@@ -1,0 +1,16 @@
+"""Class names as people mean them."""
+
+from __future__ import annotations
+
+_INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\u00ad"))
+
+
+def plain_name(name: str) -> str:
+    """`name` with plain spaces for every other white space, none at its ends, and no invisible characters.
+
+    Example:
+        >>> plain_name("tea\\u00a0cup ")
+        'tea cup'
+    """
+    visible = name.translate(_INVISIBLE)
+    return "".join(" " if character.isspace() else character for character in visible).strip()
