@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from cskd_data.dataset import Dataset, Note
 from cskd_data.errors import CskdError, DataError
+from cskd_data.evaluate import evaluate
+from cskd_data.results import CocoResult
 
-if TYPE_CHECKING:
-    from cskd_data.results import CocoResult
-
-__all__ = ["CskdError", "DataError", "Dataset", "Note", "evaluate", "read"]
+__all__ = ["CocoResult", "CskdError", "DataError", "Dataset", "Note", "evaluate", "read"]
 
 
 def read(path: Path | str, images: Path | str | None = None) -> Dataset:
@@ -28,10 +26,3 @@ def read(path: Path | str, images: Path | str | None = None) -> Dataset:
     from cskd_data.formats import reader_of
 
     return reader_of(Path(path))(path, images)
-
-
-def evaluate(dataset: Dataset, detections: Any, **settings: Any) -> CocoResult:
-    """Score detections by the COCO protocol; see `cskd_data.evaluate.evaluate`."""
-    from cskd_data import evaluate as protocol
-
-    return protocol.evaluate(dataset, detections, **settings)

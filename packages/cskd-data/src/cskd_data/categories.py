@@ -10,7 +10,7 @@ from typing import Any
 from cskd_data.dataset import Note
 from cskd_data.errors import refuse
 from cskd_data.ids import Key, key_of, with_aliases
-from cskd_data.names import plain_name
+from cskd_data.names import counted, plain_name
 
 _WAY_OUT = "Give each class one id and one name"
 
@@ -48,7 +48,9 @@ def normal_categories(raw: Sequence[Any], source: Path, used: set[Any]) -> Categ
     notes = []
     if changed:
         notes.append(
-            Note.of(f"{len(changed)} class names hold other white space than plain spaces: made plain", changed)
+            Note.of(
+                f"{counted(len(changed), 'class name')} with other white space than plain spaces, made plain", changed
+            )
         )
     used_keys = {str(key_of(key)) for key in used}
     roots = [entry for entry in entries if _is_root(entry, entries) and str(entry["id"]) not in used_keys]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cskd_data.errors import SHOWN, DataError
 from cskd_data.ids import Key
-from cskd_data.names import plain_name
+from cskd_data.names import counted, plain_name
 
 if TYPE_CHECKING:
     from cskd_data.check import Report
@@ -71,6 +71,22 @@ class Dataset:
         """The class of each label, in the order of the user's file."""
         return tuple(category["name"] for category in self.data["categories"])
 
+    @property
+    def countable(self) -> int:
+        """How many boxes are learnt and counted: those that are no crowds."""
+        return sum(not one["iscrowd"] for one in self.annotations)
+
+    def nothing_counts(self) -> str:
+        """Why there is nothing to learn or to find, where `countable` is 0."""
+        if not self.annotated:
+            return f"{self.source} holds no annotations: detecting on it works, training and scoring do not"
+        if self.annotations:
+            return (
+                f"all {len(self.annotations)} boxes of {self.source} are crowds (iscrowd 1), which are neither learnt "
+                "nor counted: there is nothing to learn or to find. Write iscrowd 0 for single objects"
+            )
+        return f"{self.source} has no box of the classes {_listed(self.classes)}: there is nothing to learn or to find"
+
     def path(self, image: Mapping[str, Any]) -> Path:
         """The file of an entry of `images`.
 
@@ -110,7 +126,7 @@ class Dataset:
         rest = [name for name in self.classes if name not in wanted]
         if rest:
             left = len(self.annotations) - len(annotations)
-            notes += (Note.of(f"{len(rest)} classes are not used, with their {left} boxes", rest),)
+            notes += (Note.of(f"{counted(len(rest), 'class')} not used, with {counted(left, 'box')}", rest),)
         return replace(
             self,
             data={

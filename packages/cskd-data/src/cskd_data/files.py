@@ -1,4 +1,4 @@
-"""Writing files so that a crash, a full disk or a power cut leaves the old file or the new one, whole, and no litter."""
+"""Writing files so that a crash or a power cut leaves the old file or the new one, whole, and no litter."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from cskd_data.errors import ImageFault, refuse
 from cskd_data.header import decoded, read_header
 from cskd_data.ids import Key, key_of, with_aliases
 from cskd_data.image_names import find_images
+from cskd_data.names import counted
 
 _WAY_OUT = "Correct the file, or export it again"
 
@@ -55,7 +56,7 @@ def normal_images(raw: Sequence[Any], source: Path, images: Path | None, skip_mi
     refuse(source, faults, "Give each image an id of its own")
     root, files, notes = find_images([str(image["file_name"]) for image in entries.values()], source, images)
     if repeated:
-        notes.append(Note.of(f"{len(repeated)} images are listed twice, with the same id: taken once", repeated))
+        notes.append(Note.of(f"{counted(len(repeated), 'image')} listed twice with the same id, taken once", repeated))
 
     sized: dict[Key, tuple[str, int, int]] = {}
     missing, unsized = [], []
@@ -71,7 +72,7 @@ def normal_images(raw: Sequence[Any], source: Path, images: Path | None, skip_mi
     if skip_missing and sized:
         lost = [fault for _, fault in missing + unsized]
         if lost:
-            notes.append(Note.of(f"{len(lost)} of {len(entries)} images are left out with their boxes", lost))
+            notes.append(Note.of(f"{len(lost)} of {counted(len(entries), 'image')} left out, with their boxes", lost))
     else:
         where = f"Images are looked for in {root}: give the folder that the file names start from"
         refuse(source, [fault for _, fault in missing], where)
@@ -81,7 +82,7 @@ def normal_images(raw: Sequence[Any], source: Path, images: Path | None, skip_mi
     numbers: dict[Key, int] = {key: place for place, key in enumerate(order, start=1)}
     twice = _same_file(sized)
     if twice:
-        notes.append(Note.of(f"{len(twice)} images are listed more than once, with several ids", twice))
+        notes.append(Note.of(f"{counted(len(twice), 'image')} listed more than once, under several ids", twice))
     return Images(
         entries=[
             {**entries[key], "id": numbers[key], "file_name": name, "width": width, "height": height}

@@ -10,14 +10,15 @@ from urllib.parse import unquote
 
 from cskd_data.dataset import Note
 from cskd_data.errors import DataError
+from cskd_data.names import counted
 
 _SAMPLE = 20
 
 _KINDS = {  # in the order in which they are tried
-    "backslash": "{} file names are written in Windows' way",
-    "quoted": "{} file names are quoted as in a URL",
-    "elsewhere": "{} file names give folders that are not there; the files were found by the rest of the name",
-    "alike": "{} file names differ from the files in upper and lower case, or in the form of their accents",
+    "backslash": "{} written in Windows' way",
+    "quoted": "{} quoted as in a URL",
+    "elsewhere": "{} with folders that are not there; the files were found by the rest of the name",
+    "alike": "{} in other upper or lower case, or with other accents, than the file's own",
 }
 
 
@@ -59,7 +60,7 @@ def find_images(
             if hit is not None and file is not None and hit[1] == kind
         }
         if changed:
-            notes.append(Note.of(message.format(len(changed)), sorted(changed)))
+            notes.append(Note.of(message.format(counted(len(changed), "file name")), sorted(changed)))
     return root, files, notes
 
 

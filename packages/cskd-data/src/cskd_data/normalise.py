@@ -11,6 +11,7 @@ from cskd_data.categories import Categories, normal_categories
 from cskd_data.dataset import Dataset, Note
 from cskd_data.errors import DataError, refuse
 from cskd_data.image_entries import Images, normal_images
+from cskd_data.names import counted
 
 _WAY_OUT = "Correct the file, or export it again"
 
@@ -116,7 +117,9 @@ def _annotations(
     _check_meaning(boxes, areas, box_sizes, source)
     notes = []
     if repeated:
-        notes.append(Note.of(f"{len(repeated)} annotations are listed twice, with the same id: taken once", repeated))
+        notes.append(
+            Note.of(f"{counted(len(repeated), 'annotation')} listed twice with the same id, taken once", repeated)
+        )
     if _is_placeholder(areas, boxes):
         notes.append(
             Note(f"every area is {areas[0]:g}, whatever the box: width x height is used in its place", len(areas))
@@ -144,10 +147,15 @@ def _annotations(
             }
         )
     if left_out:
-        notes.append(Note.of(f"{len(left_out)} boxes are kept out, nothing could match them", left_out))
+        notes.append(Note.of(f"{counted(len(left_out), 'box')} kept out of training and evaluation alike", left_out))
     crowds = sum(one["iscrowd"] for one in found)
     if crowds:
-        notes.append(Note(f"{crowds} of {len(found)} boxes are crowds (iscrowd 1): neither learnt nor counted", crowds))
+        notes.append(
+            Note(
+                f"{crowds} of {counted(len(found), 'box')} marked as crowds (iscrowd 1): neither learnt nor counted",
+                crowds,
+            )
+        )
     return found, notes
 
 

@@ -1,0 +1,64 @@
+"""A clean check of image files, remembered: the same files need not be opened again."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+
+from cskd_data.dataset import Dataset
+from cskd_data.errors import DataError
+from cskd_data.files import write_atomically
+
+_RULES = 1
+"""Raised when the check finds what it did not find before: what was clean then is looked at again."""
+
+
+def cache_folder() -> Path:
+    """`CSKD_CACHE`, or `cskd` in the user's cache folder."""
+    named = os.environ.get("CSKD_CACHE")
+    if named:
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cskd"
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """Of every image: its path, the size that the annotations give it, and its file's size and time of change."""
+    digest = hashlib.sha256(f"{_RULES} {cv2.__version__}".encode())
+    root = os.path.abspath(dataset.image_root or "")
+    for image in dataset.images:
+        path = os.path.join(root, image["file_name"])
+        try:
+            status = os.stat(path)
+            state = f"{status.st_size} {status.st_mtime_ns}"
+        except (OSError, ValueError):
+            state = "missing"
+        digest.update(f"{path}\0{image['width']} {image['height']} {state}\n".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def remembered(mark: str, decoded: bool) -> list[Any] | None:
+    """What was stored with `remember` for this fingerprint by a check of at least this depth; None if nothing was."""
+    for depth in ("decoded",) if decoded else ("decoded", "opened"):
+        with contextlib.suppress(OSError, ValueError, RuntimeError):
+            content = json.loads(_file(mark, depth).read_bytes())
+            if isinstance(content, list):
+                return content
+    return None
+
+
+def remember(mark: str, decoded: bool, notes: Sequence[Any]) -> None:
+    """Store that a check found no error, and its notes. Where nothing can be written, nothing is remembered."""
+    content = json.dumps(notes).encode()
+    with contextlib.suppress(DataError, OSError, RuntimeError):  # a home that is read-only, or none at all
+        write_atomically(_file(mark, "decoded" if decoded else "opened"), lambda file: file.write(content))
+
+
+def _file(mark: str, depth: str) -> Path:
+    return cache_folder() / "checks" / f"{mark}.{depth}.json"

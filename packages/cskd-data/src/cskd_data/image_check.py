@@ -1,0 +1,99 @@
+"""Check the image files of a data set: there, whole, and of the size that the annotations give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cskd_data.dataset import Dataset, Note
+from cskd_data.errors import ImageFault
+from cskd_data.header import Header, read_header
+from cskd_data.images import MOST_LOST, read_image
+from cskd_data.names import counted
+
+_REPLACE = "Replace these images, or go on without them: `cskd-train data clean` writes a set that leaves them out"
+_TURNED = (
+    "Boxes drawn on the raw picture need the EXIF orientation taken out of the file; else draw them on the picture as "
+    "viewers show it"
+)
+
+
+@dataclass(frozen=True)
+class ImageFindings:
+    """What is wrong with image files, and what is odd."""
+
+    faults: tuple[str, ...] = ()
+    way_out: str = ""
+    notes: tuple[Note, ...] = ()
+
+    def to_data(self) -> list[Any]:
+        """The notes as plain data."""
+        return [[note.message, note.count, list(note.examples)] for note in self.notes]
+
+    @classmethod
+    def from_data(cls, notes: list[Any]) -> ImageFindings:
+        """Of a check without faults."""
+        return cls(notes=tuple(Note(message, count, tuple(examples)) for message, count, examples in notes))
+
+
+def check_images(dataset: Dataset, decode: bool, progress: Callable[[int, int], None] | None = None) -> ImageFindings:
+    """Open every image of a data set.
+
+    Args:
+        decode: decode each in full.
+        progress: called with (images done, images in all).
+    """
+    if dataset.image_root is None:
+        return ImageFindings((f"no image of {dataset.source} was found beside it: give the folder of the images",))
+    faults: list[str] = []
+    cut: list[str] = []
+    quiet: list[str] = []
+    turned = False
+    done_before: set[str] = set()
+    for done, image in enumerate(dataset.images, start=1):
+        name = image["file_name"]
+        try:
+            header, is_cut = _look(dataset.path(image), decode)
+            if name not in done_before:
+                cut += [name] if is_cut else []
+                quiet += [name] if _is_turned_in_silence(header) else []
+            if (header.width, header.height) != (image["width"], image["height"]):
+                faults.append(f"image {name} {_size_fault(header, image)}")
+                turned = turned or header.turned
+        except ImageFault as fault:
+            faults.append(f"image {name} {fault}")
+        done_before.add(name)
+        if progress is not None:
+            progress(done, len(dataset.images))
+    notes = []
+    if cut:
+        what = f"without the last bytes, used all the same: at most {MOST_LOST:.0%} of the pixels are missing"
+        notes.append(Note.of(f"{counted(len(cut), 'image')} {what}", cut))
+    if quiet:
+        what = "turned or mirrored by EXIF without a change of size: boxes must fit the picture that viewers show"
+        notes.append(Note.of(f"{counted(len(quiet), 'image')} {what}", quiet))
+    where = f"Images are looked for in {dataset.image_root}. {_TURNED if turned else _REPLACE}"
+    return ImageFindings(tuple(faults), where if faults else "", tuple(notes))
+
+
+def _look(path: Path, decode: bool) -> tuple[Header, bool]:
+    """The size of an image, and whether it lacks its end."""
+    header = read_header(path)
+    is_cut = header is not None and not header.whole
+    if header is None or decode or is_cut:
+        height, width = read_image(path).shape[:2]
+        header = Header(width, height, 1 if header is None else header.orientation)
+    return header, is_cut
+
+
+def _is_turned_in_silence(header: Header) -> bool:
+    return header.orientation != 1 and (not header.turned or header.width == header.height)
+
+
+def _size_fault(header: Header, image: Mapping[str, Any]) -> str:
+    stated = f"the annotations say {image['width']} x {image['height']}"
+    if header.turned and (header.height, header.width) == (image["width"], image["height"]):
+        return f"is {header.width} x {header.height} pixels as its EXIF orientation turns it, but {stated}"
+    return f"is {header.width} x {header.height} pixels, but {stated}: its boxes would not fit"
