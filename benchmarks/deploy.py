@@ -24,17 +24,17 @@ from typing import Any
 import cv2
 import torch
 
+from cskd_data.images import list_images, read_image
 from cskd_deploy import environment
 from cskd_deploy.backends import backend_for
 from cskd_deploy.bench import measure, random_images
 from cskd_deploy.bench_report import BenchReport
 from cskd_deploy.detector import Detector
-from cskd_deploy.images import list_images, read_image
 from cskd_deploy.onnx_export import export
 from cskd_deploy.precision import CalibrationSettings, convert_to_int8
 from cskd_train.files import checkpoints
 from cskd_train.files.config import config_to_data, load_config
-from cskd_train.mm.datasets import COCO_CLASSES
+from cskd_train.mm.datasets import classes_of
 from cskd_train.mm.plain import build_without_pretrained
 
 MOST_IMAGES = 32
@@ -105,7 +105,7 @@ def with_random_weights(config: Path, folder: Path) -> Path:
     detector = build_without_pretrained(cfg.model)
     detector.init_weights()  # type: ignore[operator]
     meta = {"format": checkpoints.FORMAT, "version": checkpoints.FORMAT_VERSION, "config": config_to_data(cfg)}
-    meta |= {"CLASSES": list(COCO_CLASSES), "seed": 0, "versions": {}, "distilled": False}
+    meta |= {"CLASSES": list(classes_of({"type": "CocoDataset"})), "seed": 0, "versions": {}, "distilled": False}
     meta |= {"epoch": 0, "iter": 0, "metrics": {}}
     checkpoints.save(folder / "random.pth", {"state_dict": detector.state_dict(), "meta": meta})
     return folder / "random.pth"

@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
+from cskd_data import Dataset, evaluate
+from cskd_data.images import read_image
 from cskd_deploy.agreement import Boxes, match
-from cskd_deploy.annotations import Annotations, load_annotations
 from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend
-from cskd_deploy.coco_eval import in_coco_form, measure
+from cskd_deploy.coco_eval import in_coco_form, load_dataset
 from cskd_deploy.detector import Detector
 from cskd_deploy.environment import versions
-from cskd_deploy.images import read_image
 from cskd_deploy.manifest import GraphForm
 from cskd_deploy.onnx_export import export
 from cskd_deploy.postprocess import Detections
@@ -50,8 +50,8 @@ def main() -> None:
     rows = []
     for checkpoint in options.checkpoints:
         student = load_student(checkpoint)
-        annotations = load_annotations(options.ann, student.classes, options.limit)
-        rows += compare(student, annotations, options.images)
+        dataset, _ = load_dataset(options.ann, options.images, student.classes, options.limit)
+        rows += compare(student, dataset)
     print("| student | file | mAP | drop, points | detections | matched | scores within | pixels within |")
     print("|---|---|---|---|---|---|---|---|")
     for row in rows:
@@ -66,10 +66,10 @@ def main() -> None:
         options.json.write_text(json.dumps({"versions": packages, "rows": known + rows}, indent=2) + "\n")
 
 
-def compare(student: Student, annotations: Annotations, folder: Path) -> list[dict[str, Any]]:
+def compare(student: Student, dataset: Dataset) -> list[dict[str, Any]]:
     """One row for each form of a student."""
-    expected = {entry["id"]: simple_test(student, folder / entry["file_name"]) for entry in annotations.images}
-    reference = mean_average_precision(expected, annotations, student.classes)
+    expected = {entry["id"]: simple_test(student, dataset.path(entry)) for entry in dataset.images}
+    reference = mean_average_precision(expected, dataset)
     height, width = student.manifest().preprocessing.input_size
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
@@ -78,18 +78,15 @@ def compare(student: Student, annotations: Annotations, folder: Path) -> list[di
             path = export(student.path, Path(temporary) / "student.onnx", input_size=size, form=form).path
             with OnnxRuntimeBackend(path) as backend:
                 detector = Detector(backend)
-                found = {
-                    entry["id"]: detector.detect(read_image(folder / entry["file_name"]))
-                    for entry in annotations.images
-                }
+                found = {entry["id"]: detector.detect(read_image(dataset.path(entry))) for entry in dataset.images}
             agreements = [match(triple(expected[image]), triple(found[image])) for image in expected]
             detections = sum(max(one.reference, one.other) for one in agreements)
-            value = mean_average_precision(found, annotations, student.classes)
+            value = mean_average_precision(found, dataset)
             rows.append(
                 {
                     "student": student.path.parent.name,
                     "form": name,
-                    "images": len(annotations.images),
+                    "images": len(dataset.images),
                     "mAP": value,
                     "reference_mAP": reference,
                     "drop_points": 100 * (reference - value),
@@ -117,9 +114,10 @@ def simple_test(student: Student, path: Path) -> Detections:
     return Detections(rows[:, :4], rows[:, 4], labels)
 
 
-def mean_average_precision(found: dict[Any, Detections], annotations: Annotations, classes: tuple[str, ...]) -> float:
-    rows = [row for image, one in found.items() for row in in_coco_form(one, image, annotations.category_ids)]
-    return measure(annotations, rows, classes, 0.0).mean_average_precision
+def mean_average_precision(found: dict[int, Detections], dataset: Dataset) -> float:
+    keys = tuple(dataset.category_keys.values())
+    rows = [row for image, one in found.items() for row in in_coco_form(one, dataset.image_keys[image], keys)]
+    return evaluate(dataset, rows).mean_average_precision
 
 
 def triple(found: Detections) -> Boxes:

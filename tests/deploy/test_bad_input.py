@@ -91,13 +91,13 @@ def test_a_checkpoint_in_place_of_a_model_is_told_to_be_exported(deploy, checkpo
     ("content", "message"),
     [
         (None, "does not exist"),
-        (b"", "is not JSON"),
+        (b"", "is empty"),
         (b'{"images": [', "line 1"),
         (b"\xff\xfe\x00\x01", "not JSON"),
-        (b"[]", "is not a COCO detection file"),
+        (b"[]", "is not COCO"),
         (b'{"images": [], "annotations": []}', "'categories'"),
-        (b'{"images": [], "annotations": [], "categories": []}', "it lists no image"),
-        (b'{"images": [{"id": 1}], "annotations": [], "categories": []}', "images[0]"),
+        (b'{"images": [], "annotations": [], "categories": []}', "images is an empty list"),
+        (b'{"images": [{"id": 1}], "annotations": [], "categories": []}', "image 1 has no file_name"),
     ],
 )
 def test_a_missing_or_malformed_annotation_file_is_refused(deploy, model_file, tmp_path, content, message):
@@ -113,12 +113,12 @@ def test_a_missing_or_malformed_annotation_file_is_refused(deploy, model_file, t
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda data: data["annotations"][0].update(image_id=777), "image_id 777"),
-        (lambda data: data["annotations"][0].update(category_id=778), "category_id 778"),
-        (lambda data: data["annotations"][0].update(bbox=[1, 2, 3]), "annotations[0]"),
-        (lambda data: data["annotations"][1].update(id=data["annotations"][0]["id"]), "2 times"),
-        (lambda data: data["categories"][0].update(name="horse"), "has no category"),
-        (lambda data: data.update(annotations=[]), "mAP cannot be computed"),
+        (lambda data: data["annotations"][0].update(image_id=777), "image id 777"),
+        (lambda data: data["annotations"][0].update(category_id=778), "category id 778"),
+        (lambda data: data["annotations"][0].update(bbox=[1, 2, 3]), "annotation 1 has bbox [1, 2, 3]"),
+        (lambda data: data["images"][1].update(id=data["images"][0]["id"]), "twice"),
+        (lambda data: data["categories"][0].update(name="horse"), "has no class"),
+        (lambda data: [box.update(iscrowd=1) for box in data["annotations"]], "are crowds"),
         (lambda data: data["images"][0].update(width=99), "its boxes would not fit"),
         (lambda data: data["images"][0].update(file_name="nowhere.jpg"), "nowhere.jpg"),
     ],
@@ -142,7 +142,7 @@ def test_a_class_without_category_is_named(deploy, model_file, shapes_root, foun
     path = written(tmp_path / "annotations.json", json.dumps(data).encode())
     done = deploy("eval", model_file, "--ann", path, "--images", shapes_root / "images")
     assert done.code == 2
-    assert f"no category {classes[2]!r}" in done.err
+    assert f"no class {classes[2]!r}" in done.err
     assert "'horse'" in done.err
 
 
@@ -171,23 +171,23 @@ def test_bench_refuses_a_folder_without_images_and_a_truncated_image(deploy, mod
     assert "does not exist" in deploy("bench", model_file, "--images", tmp_path / "nowhere").err
     assert "holds no image" in deploy("bench", model_file, "--images", tmp_path).err
     image = next((shapes_root / "images").iterdir())
-    written(tmp_path / "cut.jpg", image.read_bytes()[:-200])
+    written(tmp_path / "cut.jpg", image.read_bytes()[:-2000])
     done = deploy("bench", model_file, "--images", tmp_path)
     assert done.code == 2
     assert "cut.jpg is truncated" in done.err
 
 
 def test_a_jpeg_with_a_whole_thumbnail_and_a_cut_picture_is_truncated(shapes_root, tmp_path):
-    from cskd_deploy.errors import DeployError
-    from cskd_deploy.images import read_image
+    from cskd_data import DataError
+    from cskd_data.images import read_image
 
     content = next((shapes_root / "images").glob("*.jpg")).read_bytes()
     thumbnail = b"Exif\0\0" + content[:2000] + b"\xff\xd9"
     segment = b"\xff\xe1" + (len(thumbnail) + 2).to_bytes(2, "big") + thumbnail
     whole = written(tmp_path / "whole.jpg", content[:2] + segment + content[2:] + b"trailing bytes")
     assert read_image(whole).shape == (128, 128, 3)
-    cut = written(tmp_path / "cut.jpg", content[:2] + segment + content[2:-300])
-    with pytest.raises(DeployError, match="truncated"):
+    cut = written(tmp_path / "cut.jpg", content[:2] + segment + content[2:-3000])
+    with pytest.raises(DataError, match="truncated"):
         read_image(cut)
 
 
@@ -246,12 +246,12 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(deploy, che
     file = written(tmp_path / "file", b"a file")
     done = deploy("export", "--checkpoint", checkpoint, "--output", file / "student.onnx")
     assert done.code == 2
-    assert "cannot be written" in done.err
+    assert "cannot write" in done.err
     assert "simplifying" not in done.err
     assert "is a folder" in deploy("export", "--checkpoint", checkpoint, "--output", tmp_path).err
     done = deploy("eval", model_file, "--ann", "x.json", "--images", tmp_path, "--out", file / "results.json")
     assert done.code == 2
-    assert "cannot be written" in done.err
+    assert "cannot write" in done.err
     assert file.read_bytes() == b"a file"
 
 
@@ -345,7 +345,6 @@ def test_bench_refuses_a_reference_that_does_different_work(deploy, model_file, 
 
 def test_debug_shows_the_traceback(tmp_path):
     from cskd_deploy import cli
-    from cskd_deploy.errors import DeployError
 
     with pytest.raises(DeployError):
         cli.main(["--debug", "inspect", str(tmp_path / "nowhere.onnx")])

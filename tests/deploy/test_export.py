@@ -10,12 +10,12 @@ import cv2
 import numpy as np
 import pytest
 
+from cskd_data.images import read_image
 from cskd_deploy import onnx_export
 from cskd_deploy.agreement import match
 from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend
 from cskd_deploy.backends.torch import TorchBackend
 from cskd_deploy.detector import Detector
-from cskd_deploy.images import read_image
 from cskd_deploy.preprocess import resized_size
 from cskd_deploy.student import load_student
 

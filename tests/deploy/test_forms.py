@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from cskd_data.images import read_image
 from cskd_deploy import onnx_export
 from cskd_deploy.agreement import match
 from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend
@@ -20,7 +21,6 @@ from cskd_deploy.detector import Detector
 from cskd_deploy.errors import CheckFailed, DeployError
 from cskd_deploy.graph.normalise import Normalise
 from cskd_deploy.graph.suppress import Suppress
-from cskd_deploy.images import read_image
 from cskd_deploy.manifest import GraphForm
 from cskd_deploy.mmdet_pipeline import preprocessing_of
 from cskd_deploy.postprocess import select_detections

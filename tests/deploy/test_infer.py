@@ -12,11 +12,11 @@ import cv2
 import numpy as np
 import pytest
 
+from cskd_data import DataError
+from cskd_data.images import find_images, read_image
 from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend
 from cskd_deploy.detector import Detector
 from cskd_deploy.drawing import draw
-from cskd_deploy.errors import DeployError
-from cskd_deploy.images import find_images, read_image
 from cskd_deploy.postprocess import Detections
 
 EXAMPLE = Path(__file__).parents[2] / "packages" / "cskd-deploy" / "examples" / "detect.py"
@@ -110,7 +110,7 @@ def test_a_source_without_images_and_a_threshold_below_the_files_own_are_refused
 def test_sources_give_each_image_once_in_their_order(frames):
     found = find_images([str(frames / "b.jpg"), str(frames), f"{frames}/**/*.png"])
     assert found == [frames / "b.jpg", frames / "a.jpg", frames / "late" / "a.png"]
-    with pytest.raises(DeployError, match="does not exist"):
+    with pytest.raises(DataError, match="does not exist"):
         find_images([str(frames / "c.jpg")])
 
 

@@ -13,12 +13,12 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
+from cskd_data.images import list_images, read_image
 from cskd_deploy.agreement import match
 from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend
 from cskd_deploy.calibration import CalibrationReader, calibration_images
 from cskd_deploy.detector import Detector
 from cskd_deploy.float16 import to_float16
-from cskd_deploy.images import list_images, read_image
 from cskd_deploy.layers import WEIGHTED, layers, network
 
 from .students import FAMILIES

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from cskd_deploy.images import read_image
+from cskd_data.images import read_image
 from cskd_deploy.mmdet_pipeline import preprocessing_of
 from cskd_deploy.preprocess import padded_size, prepare, resized_size
 

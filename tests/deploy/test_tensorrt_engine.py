@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cskd_data.images import read_image
 from cskd_deploy import tensorrt_export
 from cskd_deploy.backends import backend_for, backend_name, buffers, tensorrt
 from cskd_deploy.backends.base import IMAGE_SHAPE
@@ -28,7 +29,6 @@ from cskd_deploy.engine_manifest import (
 from cskd_deploy.engine_shapes import ShapeRange
 from cskd_deploy.errors import BackendMissing, DeployError
 from cskd_deploy.gpu_driver import Driver, Gpu
-from cskd_deploy.images import read_image
 from cskd_deploy.tensorrt_build import BuildSettings
 
 from .engines import (

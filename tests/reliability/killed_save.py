@@ -41,7 +41,7 @@ def save(writer, target, number):
         from cskd_train.files.checkpoints import save
 
         return lambda: save(target, contents(number))
-    from cskd_deploy.files import write_atomically
+    from cskd_data.files import write_atomically
 
     data = expected(number)
     step = len(data) // PIECES + 1

@@ -11,15 +11,13 @@ from pathlib import Path
 
 import pytest
 
-import cskd_deploy.files
-import cskd_train.files.atomic
+from cskd_data.files import sweep
 from cskd_train.files.checkpoints import read
 
 from .killed_save import expected, save
 
 pytestmark = pytest.mark.reliability
 
-SWEEP = {"train": cskd_train.files.atomic.sweep, "deploy": cskd_deploy.files.sweep}
 KILLS = 25  # of each writer
 
 
@@ -57,9 +55,8 @@ def moments(operations):
 
 
 def test_the_moments_are_spread_over_every_operation(writer, operations, moments):
-    chmod = ["chmod"] if writer == "train" else []
     flush = ["flush"] * (2 if writer == "train" else 1)  # one is torch.save's own
-    order = ["open", "lock", "write", *flush, "fsync file", *chmod, "rename", "close", "fsync folder"]
+    order = ["open", "lock", "write", *flush, "fsync file", "chmod", "rename", "close", "fsync folder"]
     assert re.sub(r"(write )+", "write ", " ".join(operations)) == " ".join(order)
     assert len(set(moments)) == KILLS
     places = [place for place, _ in moments]
@@ -88,7 +85,7 @@ def test_a_kill_leaves_the_older_file_or_the_new_one_and_the_next_save_sweeps(
     opened = (place, when) != (0, "before")
     assert len(leftovers) == (1 if opened and not renamed else 0)
 
-    SWEEP[writer]([target])
+    sweep([target])
     save(writer, target, number)()
     assert os.listdir(tmp_path) == ["last.pth"]
     assert target.read_bytes() == expected(number)

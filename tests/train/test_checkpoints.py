@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import pickle
@@ -12,9 +13,11 @@ import torch
 from mmcv.runner import load_checkpoint as load_with_mmcv
 from mmdet.models import build_detector
 
+from cskd_data import DataError
 from cskd_train.errors import TrainError
 from cskd_train.files import checkpoints
 from cskd_train.files.config import config_from_data, load_config
+from tests.file_operations import report_operations
 
 
 def refused(path, **options):
@@ -147,7 +150,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_litter(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
-        with pytest.raises(TrainError, match=r"cannot write .*the older last\.pth is untouched"):
+        with pytest.raises(DataError, match=r"cannot write .*the older last\.pth is untouched"):
             checkpoints.save(path, {"state_dict": {"weight": torch.ones(100_000)}})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -169,3 +172,17 @@ def test_a_written_checkpoint_has_the_permissions_of_any_new_file(tmp_path):
     checkpoints.save(path := tmp_path / "last.pth", {})
     (plain := tmp_path / "plain").touch()
     assert path.stat().st_mode == plain.stat().st_mode
+
+
+@pytest.mark.parametrize("operation", ["write", "flush", "fsync file", "rename"])
+def test_a_checkpoint_that_finds_the_disk_full_leaves_the_older_one_to_be_read(tmp_path, monkeypatch, operation):
+    def fail(name, when):
+        if (name, when) == (operation, "before"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    checkpoints.save(target := tmp_path / "last.pth", {"epoch": 1, "weights": torch.ones(1000)})
+    report_operations(fail, monkeypatch.setattr)
+    with pytest.raises(DataError, match=f"cannot write {target}: .*; the older last.pth is untouched"):
+        checkpoints.save(target, {"epoch": 2, "weights": torch.zeros(1000)})
+    assert os.listdir(target.parent) == ["last.pth"]
+    assert checkpoints.read(target)["epoch"] == 1

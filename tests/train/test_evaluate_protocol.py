@@ -7,7 +7,8 @@ import sys
 import pytest
 from pycocotools.cocoeval import COCOeval
 
-from cskd_train.engine.evaluate import coco_protocol, evaluate
+from cskd_data.evaluate import coco_protocol
+from cskd_train.engine.evaluate import evaluate
 
 from .known_boxes import KnownBoxes, annotations, config_of
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from cskd_data import fingerprint as memory
 from cskd_data.boxes import reaches_over
 from cskd_data.dataset import Dataset, Note
 from cskd_data.errors import DataError, refuse
-from cskd_data.fingerprint import fingerprint, remember, remembered
 from cskd_data.ids import Key
 from cskd_data.image_check import ImageFindings, check_images
 from cskd_data.names import counted
@@ -100,16 +100,17 @@ def check(
 
     Args:
         decode: decode each image in full as well (2 to 5 s per 1000 images of 640 x 480).
-        use_memory: open no image where a check of the same files was clean and none has changed since; remember this
-            check (`cskd_data.fingerprint`).
+        use_memory: open no image of a large set where a check of the same files was clean and none has changed since;
+            remember this check (`cskd_data.fingerprint`).
         progress: called with (images done, images in all).
     """
     begin = time.monotonic()
-    mark = fingerprint(dataset) if use_memory else ""
-    known = remembered(mark, decode) if use_memory else None
+    use_memory = use_memory and len(dataset.images) >= memory.REMEMBERED_FROM
+    mark = memory.fingerprint(dataset) if use_memory else ""
+    known = memory.remembered(mark, decode) if use_memory else None
     findings = ImageFindings.from_data(known) if known is not None else check_images(dataset, decode, progress)
     if use_memory and known is None and not findings.faults:
-        remember(mark, decode, findings.to_data())
+        memory.remember(mark, decode, findings.to_data())
     errors, way_out = findings.faults, findings.way_out
     if not errors and dataset.annotated and not dataset.countable:
         errors, way_out = (dataset.nothing_counts(),), ""

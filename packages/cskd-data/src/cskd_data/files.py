@@ -41,7 +41,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             temporary.chmod(0o666 & ~_umask())
             temporary.replace(path)
             temporary = None
-    except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
+    except OSError as error:
         raise _not_writable(path, error) from error
     finally:
         if temporary is not None:
@@ -121,12 +121,9 @@ def _sync_folder_of(path: Path) -> None:
             raise DataError(f"{path} is written, but a power cut may undo it: its folder gave {error}") from error
 
 
-def _not_writable(path: Path, error: Exception) -> DataError:
+def _not_writable(path: Path, error: OSError) -> DataError:
     kept = f"; the older {path.name} is untouched" if path.is_file() else ""
-    return DataError(
-        f"{path} cannot be written: {getattr(error, 'strerror', None) or error}{kept}. "
-        "Free space on that disk, or choose another folder"
-    )
+    return DataError(f"cannot write {path}: {error}{kept}. Free space on that disk, or choose another folder")
 
 
 def _umask() -> int:

@@ -20,6 +20,10 @@ _RULES = 1
 """Raised when the check finds what it did not find before: what was clean then is looked at again."""
 
 
+REMEMBERED_FROM = 1000
+"""Images; fewer are looked at anew more quickly than anybody notices."""
+
+
 def cache_folder() -> Path:
     """`CSKD_CACHE`, or `cskd` in the user's cache folder."""
     named = os.environ.get("CSKD_CACHE")

@@ -27,7 +27,19 @@ def read_image(path: Path) -> np.ndarray:
     A JPEG whose last bytes are missing is used while it lacks at most `MOST_LOST` of its pixels.
 
     Raises:
-        ImageFault: the file is missing, empty, truncated, too large or no image.
+        DataError: the file is missing, empty, truncated, too large or no image; it is named.
+    """
+    try:
+        return decode_image(path)
+    except ImageFault as fault:
+        raise DataError(f"image {path} {fault}") from fault
+
+
+def decode_image(path: Path) -> np.ndarray:
+    """As `read_image`, for callers that name the file themselves.
+
+    Raises:
+        ImageFault: the fault in words that follow the name.
     """
     header = read_header(path)
     try:
@@ -45,16 +57,6 @@ def read_image(path: Path) -> np.ndarray:
         if lost > MOST_LOST:
             raise ImageFault(f"is truncated (the JPEG has no end marker, and {lost:.0%} of its pixels are missing)")
     return _decode(content, cv2.IMREAD_COLOR)
-
-
-def is_cut(path: Path) -> bool:
-    """Whether a JPEG lacks its end marker.
-
-    Raises:
-        ImageFault: as `read_header`.
-    """
-    header = read_header(path)
-    return header is not None and not header.whole
 
 
 def list_images(folder: Path) -> list[Path]:

@@ -36,7 +36,7 @@ class CocoResult:
     twelve lines.
     """
 
-    metrics: Mapping[str, float]  # the names of COCO_METRICS
+    metrics: Mapping[str, float]  # the names of COCO_METRICS; empty where there was nothing to score against
     per_class: Mapping[str, float | None]  # AP at IoU 0.50:0.95; None where there is no box of that class
     split: str  # `val` or `test` of a config; empty where nothing names it
     images: int
@@ -68,6 +68,8 @@ class CocoResult:
         return asdict(self)
 
     def __str__(self) -> str:
+        if not self.metrics:
+            return "no mAP: there are no annotations"
         lines = (
             f" {f'Average {title}':<18} ({short}) @[ IoU={iou:<9} | area={area:>6s} | maxDets={most:>3d} ] = "
             f"{self.metrics[name]:0.3f}"
@@ -86,8 +88,10 @@ class CocoResult:
         """Draw the AP of each class as bars, the mean as a line, into an image file of any kind matplotlib writes.
 
         Raises:
-            DataError: matplotlib is not installed, or the file cannot be written.
+            DataError: nothing was scored, matplotlib is not installed, or the file cannot be written.
         """
+        if not self.metrics:
+            raise DataError(f"nothing to draw: {self}")
         try:
             from matplotlib.backends.backend_agg import FigureCanvasAgg
             from matplotlib.figure import Figure

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cskd_deploy.annotations import load_annotations
-from cskd_deploy.coco_eval import check_images_exist
+import cskd_data
+from cskd_data.images import list_images, read_image
 from cskd_deploy.detector import Detector
-from cskd_deploy.images import list_images, read_image
 
 
 def calibration_images(folder: Path, count: int, annotations: Path | None, classes: Sequence[str]) -> list[Path]:
@@ -21,14 +20,13 @@ def calibration_images(folder: Path, count: int, annotations: Path | None, class
         classes: of the model, which the file must know.
 
     Raises:
-        DeployError: there is no folder, or no image in it; the file cannot be used, or lists an image that is missing.
+        DataError: there is no folder, or no image in it; the file cannot be used, or lists an image that is missing.
     """
     if annotations is None:
         paths = list_images(folder)
     else:
-        listed = load_annotations(annotations, classes)
-        check_images_exist(listed, folder)
-        paths = sorted(folder / entry["file_name"] for entry in listed.images)
+        listed = cskd_data.read(annotations, folder).select(classes)
+        paths = sorted(listed.path(entry) for entry in listed.images)
     return [paths[place] for place in np.linspace(0, len(paths) - 1, min(count, len(paths))).round().astype(int)]
 
 
@@ -62,7 +60,7 @@ class CalibrationReader:
         """The next image's feed, or None after the last.
 
         Raises:
-            DeployError: the image cannot be read.
+            DataError: the image cannot be read.
         """
         place = next(self._places, None)
         if place is None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from cskd_deploy.errors import DeployError
+from cskd_data.errors import CskdError
 
 COMMANDS = {
     "export": "Turn a student's checkpoint into one verified file.",
@@ -61,7 +61,7 @@ def main(args: list[str] | None = None) -> Any:
     debug = "--debug" in arguments
     try:
         cli.main(args=arguments, prog_name="cskd-deploy", standalone_mode=True)
-    except (DeployError, OSError) as error:
+    except (CskdError, OSError) as error:
         if debug:
             raise
         click.echo(f"error: {error}", err=True)

@@ -1,106 +1,80 @@
-"""COCO mAP of the very file that is shipped: its own metadata, pre- and post-processing, and pycocotools."""
+"""COCO mAP of the very file that is shipped: its own metadata, pre- and post-processing."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
-from cskd_deploy.annotations import Annotations
+import cskd_data
+from cskd_data import CocoResult, Dataset
+from cskd_data.check import check
+from cskd_data.ids import Key
+from cskd_data.images import read_image
 from cskd_deploy.detector import Detector
 from cskd_deploy.errors import DeployError
-from cskd_deploy.images import read_image
 from cskd_deploy.postprocess import Detections
 from cskd_deploy.preprocess import padded_size, resized_size, unbounded
-from cskd_deploy.results import CocoMetrics
 
-CocoDetections = list[dict[str, Any]]  # COCO's results format: image_id, category_id, bbox (x, y, w, h), score
+CocoDetections = list[dict[str, Any]]  # COCO's results format, with the ids of the user's file
 
 
-def detect(
-    detector: Detector, annotations: Annotations, folder: Path, progress: Callable[[int, int], None]
-) -> CocoDetections:
-    """Detections of every annotated image, one image in memory at a time.
+def load_dataset(
+    ann: Path, images: Path | None, classes: Sequence[str] | None, limit: int | None = None
+) -> tuple[Dataset, tuple[str, ...]]:
+    """The data set of an evaluation, with its images checked, and what to warn of.
+
+    Args:
+        images: folder of the images; None looks for it beside `ann`.
+        classes: of the model; None takes the data set's own.
+        limit: keep the first so many images (by their order in the file) and their boxes.
 
     Raises:
-        DeployError: an image is missing (found before the first is read), damaged, or of another size than annotated.
+        DataError: the data set cannot be used, an image is missing, damaged or of another size than annotated, or a
+            class is missing.
     """
-    images = annotations.images
-    check_images_exist(annotations, folder)
+    dataset = cskd_data.read(ann, images)
+    if classes is not None:
+        dataset = dataset.select(classes)
+    if limit is not None:
+        dataset = dataset.subset([image["id"] for image in dataset.images[:limit]])
+    report = check(dataset, use_memory=True)
+    report.raise_for_errors()
+    return dataset, report.warnings
+
+
+def detect(detector: Detector, dataset: Dataset, progress: Callable[[int, int], None]) -> CocoDetections:
+    """Detections of every image, one image in memory at a time.
+
+    Raises:
+        DeployError, DataError: an image is damaged, or of another size than annotated.
+    """
     found: CocoDetections = []
-    for done, entry in enumerate(images, start=1):
-        path = folder / entry["file_name"]
+    keys = tuple(dataset.category_keys.values())
+    for done, entry in enumerate(dataset.images, start=1):
+        path = dataset.path(entry)
         image = read_image(path)
         if image.shape[:2] != (entry["height"], entry["width"]):
             raise DeployError(
                 f"image {path} is {image.shape[1]} x {image.shape[0]} pixels, but the annotations say "
                 f"{entry['width']} x {entry['height']}: its boxes would not fit"
             )
-        found.extend(in_coco_form(detector.detect(image), entry["id"], annotations.category_ids))
-        progress(done, len(images))
+        found.extend(in_coco_form(detector.detect(image), dataset.image_keys[entry["id"]], keys))
+        progress(done, len(dataset.images))
     return found
 
 
-def check_images_exist(annotations: Annotations, folder: Path) -> None:
-    """Every annotated image must be there.
-
-    Raises:
-        DeployError: names the folder, or the first missing images and their count.
-    """
-    if not folder.is_dir():
-        raise DeployError(f"image folder {folder} does not exist")
-    missing = [entry["file_name"] for entry in annotations.images if not (folder / entry["file_name"]).is_file()]
-    if missing:
-        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-        raise DeployError(
-            f"{len(missing)} of {len(annotations.images)} annotated images are not in {folder}: {shown}. "
-            "Give the folder that the annotation's file names start from"
-        )
-
-
-def measure(annotations: Annotations, found: CocoDetections, classes: tuple[str, ...], seconds: float) -> CocoMetrics:
-    """The twelve COCO numbers and the AP of each class.
-
-    Args:
-        seconds: how long the detection took.
-    """
+def measure(detector: Detector, dataset: Dataset, progress: Callable[[int, int], None]) -> CocoResult:
+    """The twelve COCO numbers and the AP of each class of a detector."""
     begin = time.perf_counter()
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its steps
-        truth = _coco(annotations.data)
-        # Copies: loadRes writes areas and outlines into what it is given.
-        predicted = (
-            truth.loadRes([dict(one) for one in found]) if found else _coco({**annotations.data, "annotations": []})
-        )
-        protocol = COCOeval(truth, predicted, "bbox")
-        protocol.params.catIds = list(annotations.category_ids)
-        protocol.params.imgIds = [entry["id"] for entry in annotations.images]
-        protocol.evaluate()
-        protocol.accumulate()
-        protocol.summarize()
-    # (IoU, recall, class, area, detections per image) -> all areas, most detections; -1 where the class has no box.
-    # pycocotools sorts the categories by id; the classes need not be in that order.
-    precision = protocol.eval["precision"][:, :, :, 0, -1]
-    by_category = dict(zip(protocol.params.catIds, precision.transpose(2, 0, 1), strict=True))
-    return CocoMetrics(
-        values=tuple(float(value) for value in protocol.stats),
-        per_class={
-            name: float(by_category[category].mean()) if by_category[category].max() > -1 else None
-            for name, category in zip(classes, annotations.category_ids, strict=True)
-        },
-        images=len(annotations.images),
-        detections=len(found),
-        seconds=seconds + time.perf_counter() - begin,
-    )
+    found = detect(detector, dataset, progress)
+    return cskd_data.evaluate(dataset, found, seconds=time.perf_counter() - begin)
 
 
-def differently_padded(annotations: Annotations, detector: Detector) -> int:
+def differently_padded(dataset: Dataset, detector: Detector) -> int:
     """How many images a fixed input pads, or scales, otherwise than mmdet's test pipeline does.
 
     Their detections differ a little from mmdet's for that reason alone. A dynamic input pads none otherwise.
@@ -109,24 +83,17 @@ def differently_padded(annotations: Annotations, detector: Detector) -> int:
         return 0
     rule = detector.manifest.preprocessing
     own = unbounded(rule)
-    sizes = [(entry["height"], entry["width"]) for entry in annotations.images]
+    sizes = [(entry["height"], entry["width"]) for entry in dataset.images]
     return sum(padded_size(resized_size(size, own), rule.pad_divisor) != rule.input_size for size in sizes)
 
 
-def in_coco_form(detections: Detections, image_id: Any, category_ids: tuple[int, ...]) -> CocoDetections:
+def in_coco_form(detections: Detections, image_key: Key, category_keys: Sequence[Key]) -> CocoDetections:
     """Detections of one image as rows of COCO's results format."""
     corners = detections.boxes.astype(np.float64)
     sizes = corners[:, 2:] - corners[:, :2]
     return [
-        {"image_id": image_id, "category_id": category_ids[label], "bbox": [x, y, w, h], "score": score}
+        {"image_id": image_key, "category_id": category_keys[label], "bbox": [x, y, w, h], "score": score}
         for (x, y), (w, h), score, label in zip(
             corners[:, :2].tolist(), sizes.tolist(), detections.scores.tolist(), detections.labels.tolist(), strict=True
         )
     ]
-
-
-def _coco(data: dict[str, Any]) -> COCO:
-    coco = COCO()
-    coco.dataset = data
-    coco.createIndex()
-    return coco

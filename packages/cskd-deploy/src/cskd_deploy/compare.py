@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cskd_data.images import read_image
 from cskd_deploy.agreement import Agreement, Boxes, match
 from cskd_deploy.detector import Detector
-from cskd_deploy.images import read_image
 from cskd_deploy.layer_outputs import LayerDifference
 from cskd_deploy.postprocess import Detections
 

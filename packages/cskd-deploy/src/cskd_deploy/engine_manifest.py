@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cskd_data.files import write_atomically
 from cskd_deploy.engine_shapes import Shape, ShapeRange, range_from_list
 from cskd_deploy.errors import DeployError
-from cskd_deploy.files import write_atomically
 from cskd_deploy.gpu_driver import Gpu
 from cskd_deploy.manifest import MANIFEST_KEY, Manifest, manifest_from_metadata
 from cskd_deploy.model_file import check_manifest

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from cskd_data.errors import CskdError
 
-class DeployError(Exception):
+
+class DeployError(CskdError):
     """Bad usage or bad input (exit code 2)."""
-
-    exit_code = 2
 
 
 class CheckFailed(DeployError):

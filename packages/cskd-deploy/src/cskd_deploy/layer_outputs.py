@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cskd_data.images import read_image
 from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend
 from cskd_deploy.detector import Detector
 from cskd_deploy.errors import BackendMissing, DeployError
-from cskd_deploy.images import read_image
 
 LAYERS = ("Conv", "Gemm", "MatMul", "ConvTranspose")
 # Quantisation may merge an activation into its layer, which then has the activation's name.

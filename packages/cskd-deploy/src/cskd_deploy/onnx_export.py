@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cskd_data.files import check_writable, write_atomically
 from cskd_deploy.agreement import Agreement
 from cskd_deploy.backends.interface import CANDIDATE
 from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend, import_onnxruntime
 from cskd_deploy.errors import BackendMissing
-from cskd_deploy.files import check_writable, write_atomically
 from cskd_deploy.manifest import GraphForm, Manifest
 from cskd_deploy.student import INSTALL, Student, load_student
 from cskd_deploy.verification import verify

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cskd_data.files import write_atomically
 from cskd_deploy.bench import STAGES, Latencies
 from cskd_deploy.errors import BackendMissing, DeployError
-from cskd_deploy.files import write_atomically
 
 INSTALL = "`pip install matplotlib`"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import tempfile
-import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from cskd_deploy.annotations import Annotations, load_annotations
+from cskd_data import Dataset
+from cskd_data.files import check_writable, write_atomically
 from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend
 from cskd_deploy.calibration import CalibrationReader, calibration_images
-from cskd_deploy.coco_eval import check_images_exist, detect, measure
+from cskd_deploy.coco_eval import load_dataset, measure
 from cskd_deploy.detector import Detector
 from cskd_deploy.environment import versions
 from cskd_deploy.errors import BackendMissing, CheckFailed, DeployError
-from cskd_deploy.files import check_writable, write_atomically
 from cskd_deploy.float16 import half_layers, to_float16
 from cskd_deploy.int8 import Quantizer
 from cskd_deploy.layers import WEIGHTED, layers, matching
@@ -140,7 +139,8 @@ def convert_to_int8(
         counted: called with (calibration images read, all of them).
 
     Raises:
-        DeployError: as `convert_to_fp16`; also when images or annotations cannot be used, or no layer is left.
+        DeployError, DataError: as `convert_to_fp16`; also when images or annotations cannot be used, or no layer is
+            left.
         BackendMissing: as `convert_to_fp16`; also when onnxruntime is too old.
         CheckFailed: as `convert_to_fp16`; also when the search finds nothing within its drop.
     """
@@ -150,14 +150,14 @@ def convert_to_int8(
         matching(known.layers, keep_float)  # before the images are read
         classes = known.detector.manifest.classes
         paths = calibration_images(calibration.images, calibration.count, calibration.annotations, classes)
-        annotations = None if searching is None else _annotations(searching, classes)
+        dataset = None if searching is None else _countable(searching, classes)
         reader = CalibrationReader(known.detector, paths, known.inputs, counted)
         progress(f"calibrating INT8 for {target} on {len(paths)} images")
         quantizer = Quantizer(source, target, reader, folder)
         kept = matching(quantizer.layers, keep_float)
         found = None
-        if searching is not None and annotations is not None:
-            found = _search(known, quantizer, kept, searching, annotations, folder / "tried.onnx", progress)
+        if searching is not None and dataset is not None:
+            found = _search(known, quantizer, kept, searching, dataset, folder / "tried.onnx", progress)
             kept = list(found.kept)
         return known.finish(quantizer.quantise(kept), output, f"int8-{target}", kept, len(paths), found)
 
@@ -294,10 +294,11 @@ def _noise(detector: Detector) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def _annotations(searching: SearchSettings, classes: Sequence[str]) -> Annotations:
-    annotations = load_annotations(searching.annotations, classes)
-    check_images_exist(annotations, searching.images)
-    return annotations
+def _countable(searching: SearchSettings, classes: Sequence[str]) -> Dataset:
+    dataset, _ = load_dataset(searching.annotations, searching.images, classes)
+    if not dataset.countable:
+        raise DeployError(f"mAP cannot be computed: {dataset.nothing_counts()}")
+    return dataset
 
 
 def _search(
@@ -305,19 +306,16 @@ def _search(
     quantizer: Quantizer,
     kept: Sequence[str],
     searching: SearchSettings,
-    annotations: Annotations,
+    dataset: Dataset,
     file: Path,
     progress: Progress,
 ) -> Search:
     import onnx
 
     def points(detector: Detector) -> float:
-        begin = time.perf_counter()
-        found = detect(detector, annotations, searching.images, lambda done, total: None)
-        seconds = time.perf_counter() - begin
-        return 100 * measure(annotations, found, detector.manifest.classes, seconds).mean_average_precision
+        return 100 * measure(detector, dataset, lambda done, total: None).mean_average_precision
 
-    progress(f"search: measuring FP32 on {len(annotations.images)} images")
+    progress(f"search: measuring FP32 on {len(dataset.images)} images")
     reference = points(known.detector)
 
     def drop_with(keep: Collection[str]) -> float:

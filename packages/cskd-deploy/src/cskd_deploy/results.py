@@ -2,72 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# The numbers of `COCOeval.stats` in their order: key (as mmdet and cskd-train name them), title.
-METRICS = (
-    ("bbox_mAP", "AP   IoU 0.50:0.95"),
-    ("bbox_mAP_50", "AP   IoU 0.50"),
-    ("bbox_mAP_75", "AP   IoU 0.75"),
-    ("bbox_mAP_s", "AP   small"),
-    ("bbox_mAP_m", "AP   medium"),
-    ("bbox_mAP_l", "AP   large"),
-    ("bbox_AR_1", "AR   1 detection"),
-    ("bbox_AR_10", "AR   10 detections"),
-    ("bbox_AR_100", "AR   100 detections"),
-    ("bbox_AR_s", "AR   small"),
-    ("bbox_AR_m", "AR   medium"),
-    ("bbox_AR_l", "AR   large"),
-)
+from cskd_data import CocoResult
+
+_TITLES = {
+    "bbox_mAP": "AP   IoU 0.50:0.95",
+    "bbox_mAP_50": "AP   IoU 0.50",
+    "bbox_mAP_75": "AP   IoU 0.75",
+    "bbox_mAP_s": "AP   small",
+    "bbox_mAP_m": "AP   medium",
+    "bbox_mAP_l": "AP   large",
+    "bbox_AR_1": "AR   1 detection",
+    "bbox_AR_10": "AR   10 detections",
+    "bbox_AR_100": "AR   100 detections",
+    "bbox_AR_s": "AR   small",
+    "bbox_AR_m": "AR   medium",
+    "bbox_AR_l": "AR   large",
+}
 NONE = -1.0  # pycocotools: there is no such box in the annotations
 
 
 @dataclass(frozen=True)
-class CocoMetrics:
-    """COCO box metrics of one model, in [0, 1], in the order of `METRICS`; -1 where there is no such box."""
-
-    values: tuple[float, ...]
-    per_class: Mapping[str, float | None]
-    images: int
-    detections: int
-    seconds: float
-
-    @classmethod
-    def from_training(cls, result: Mapping[str, Any]) -> CocoMetrics:
-        """From the plain data of cskd-train's `CocoResult`."""
-        return cls(
-            values=tuple(float(result["metrics"][key]) for key, _ in METRICS),
-            per_class=dict(result["per_class"]),
-            images=result["images"],
-            detections=result["detections"],
-            seconds=result["seconds"],
-        )
-
-    @property
-    def mean_average_precision(self) -> float:
-        return self.values[0]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, ready for JSON."""
-        return {
-            "metrics": {key: value for (key, _), value in zip(METRICS, self.values, strict=True)},
-            "per_class": dict(self.per_class),
-            "images": self.images,
-            "detections": self.detections,
-            "seconds": self.seconds,
-        }
-
-
-@dataclass(frozen=True)
 class EvaluationResult:
-    """The metrics of a model, and of the reference it is held against."""
+    """The metrics of a model or a predictions file, and of the reference it is held against."""
 
     model: str
-    metrics: CocoMetrics
+    metrics: CocoResult
     reference: str | None = None
-    reference_metrics: CocoMetrics | None = None
+    reference_metrics: CocoResult | None = None
     file_sha256: str | None = None  # of the model
     reference_sha256: str | None = None
 
@@ -94,7 +58,7 @@ class EvaluationResult:
     def rows(self) -> list[tuple[str, list[float | None]]]:
         """Title and points of each metric and each class: the model's, and the reference's if there is one."""
         tables = [self.metrics] + ([] if self.reference_metrics is None else [self.reference_metrics])
-        rows = [(title, [_points(table.values[place]) for table in tables]) for place, (_, title) in enumerate(METRICS)]
+        rows = [(title, [_points(table.metrics[key]) for table in tables]) for key, title in _TITLES.items()]
         rows += [
             (f"AP   {name}", [_points(table.per_class.get(name)) for table in tables])
             for name in self.metrics.per_class
@@ -102,12 +66,14 @@ class EvaluationResult:
         return rows
 
     def __str__(self) -> str:
+        if not self.metrics.metrics:
+            return str(self.metrics)
         rows = self.rows()
         width = max(len(title) for title, _ in rows)
         header = f"{'':{width}}      model" + ("  reference     drop" if self.reference_metrics else "")
         lines = [header]
         for place, (title, values) in enumerate(rows):
-            if place == len(METRICS):
+            if place == len(_TITLES):
                 lines.append("-" * len(header))
             cells = "".join(f"{'-' if value is None else format(value, '.2f'):>11}" for value in values)
             if len(values) == 2:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cskd_deploy.annotations import Annotations
+from cskd_data import CocoResult, Dataset
 from cskd_deploy.environment import versions
 from cskd_deploy.errors import BackendMissing, DeployError
 from cskd_deploy.manifest import GraphForm, Manifest
@@ -87,33 +86,28 @@ def load_student(checkpoint: Path, config: Path | None = None) -> Student:
         )
 
 
-def evaluate_student(
-    student: Student, annotations: Annotations, images: Path, progress: Callable[[int, int], None]
-) -> dict[str, Any]:
+def evaluate_student(student: Student, dataset: Dataset, progress: Callable[[int, int], None]) -> CocoResult:
     """COCO metrics of a student by cskd-train's own evaluation: mmdet's test pipeline and post-processing.
 
     Args:
-        images: folder of the annotated images.
-
-    Returns:
-        cskd-train's `CocoResult.to_dict()`.
+        dataset: with the student's classes, in their order.
     """
     with training_packages("evaluating the reference"), tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "annotations.json"  # exactly the images and boxes that the model is evaluated on
-        file.write_text(json.dumps(annotations.data))
+        dataset.to_coco(file)
         configs = importlib.import_module("cskd_train.files.config")
         evaluation = importlib.import_module("cskd_train.engine.evaluate")
         test = {
             "type": "CocoDataset",
             "ann_file": str(file),
-            "img_prefix": str(images.resolve()),
+            "img_prefix": str(Path(dataset.image_root or "").resolve()),
             "classes": list(student.classes),
             "pipeline": student.config["data"]["test"]["pipeline"],
         }
         # Images are read in this process: the threads of a runtime do not survive the fork of a loader's workers.
         data = {**student.config, "data": {**student.config["data"], "test": test, "workers_per_gpu": 0}}
-        result = evaluation.evaluate(student.model, configs.config_from_data(data), split="test", progress=progress)
-        return dict(result.to_dict())
+        settings = configs.config_from_data(data)
+        return evaluation.evaluate(student.model, settings, split="test", progress=progress)
 
 
 @contextmanager
@@ -126,14 +120,14 @@ def training_packages(purpose: str) -> Iterator[None]:
     """
     try:
         importlib.import_module("cskd_train.mm")  # first: it makes mmcv and mmdet work on today's torch
-        errors = importlib.import_module("cskd_core.errors")
+        refusals = importlib.import_module("cskd_train.errors").REFUSALS
     except ImportError as error:
         raise BackendMissing(
             f"{purpose} needs torch, mmdet and cskd-train, which cannot be imported ({error}). Install them: {INSTALL}"
         ) from error
     try:
         yield
-    except errors.CskdError as error:
+    except refusals as error:
         raise DeployError(str(error)) from error
 
 

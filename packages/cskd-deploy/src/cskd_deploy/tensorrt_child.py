@@ -13,7 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cskd_deploy.errors import BackendMissing, DeployError
+from cskd_data.errors import CskdError
+from cskd_deploy.errors import BackendMissing
 from cskd_deploy.tensorrt_api import import_tensorrt, version_text
 
 Report = Callable[[float], None]
@@ -87,7 +88,7 @@ def main() -> None:
 
         try:
             result = ACTIONS[job["action"]](job["arguments"], report)
-        except (DeployError, OSError) as error:
+        except (CskdError, OSError) as error:
             result = {"error": str(error), "missing": isinstance(error, BackendMissing)}
         except Exception as error:  # TensorRT's own: a TypeError, a RuntimeError
             result = {"error": f"TensorRT failed: {type(error).__name__}: {error}", "missing": False}

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cskd_data.files import check_writable, write_atomically
 from cskd_deploy.engine_manifest import EngineManifest, manifest_path, sha256_of, write_engine_manifest
 from cskd_deploy.engine_shapes import range_from_list, written
 from cskd_deploy.errors import BackendMissing, DeployError
-from cskd_deploy.files import check_writable, write_atomically
 from cskd_deploy.gpu_driver import Driver, find_driver
 from cskd_deploy.manifest import Manifest, manifest_from_metadata
 from cskd_deploy.model_file import check_manifest, check_metadata, check_model_file

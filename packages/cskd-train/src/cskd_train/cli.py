@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import click
 
-from cskd_core.errors import CskdError
+from cskd_train.errors import REFUSALS
 
 COMMANDS = {
     "run": "Train a detector, alone or distilled from a teacher.",
@@ -58,7 +58,7 @@ def main(args: list[str] | None = None) -> Any:
     arguments = sys.argv[1:] if args is None else args
     try:
         cli.main(args=arguments, prog_name="cskd-train", standalone_mode=True, obj=arguments)
-    except (CskdError, OSError) as error:
+    except (*REFUSALS, OSError) as error:
         if "--debug" in arguments:
             raise
         exit_code = getattr(error, "exit_code", 2)
@@ -89,7 +89,7 @@ def _end(exit_code: int) -> NoReturn:
     sys.exit(exit_code)
 
 
-def _worker_failed(error: CskdError | OSError, exit_code: int) -> None:
+def _worker_failed(error: Exception, exit_code: int) -> None:
     """One of several processes failed: what launched them prints, or else the main process, or the one concerned."""
     from cskd_train.engine.distributed import ConnectionLost, SharedError, is_launched
     from cskd_train.engine.launch import report_failure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cskd_core.errors import CskdError
+from cskd_data.errors import CskdError as DataCskdError
 
 
 class TrainError(CskdError):
@@ -13,3 +14,7 @@ class CheckFailed(TrainError):
     """A check that the user asked for did not hold (exit code 1)."""
 
     exit_code = 1
+
+
+REFUSALS = (CskdError, DataCskdError)
+"""What a user can put right: the errors of cskd-core and cskd-train, and those of cskd-data, which needs neither."""

@@ -10,23 +10,34 @@ from typing import Any
 
 import click
 
-from cskd_deploy.annotations import Annotations, load_annotations
+import cskd_data
+from cskd_data import CocoResult, Dataset
+from cskd_data.evaluate import load_detections
+from cskd_data.files import check_writable, sha256_of_file, write_atomically
 from cskd_deploy.backends import NAMES, backend_for, backend_name
 from cskd_deploy.bench import differences
-from cskd_deploy.coco_eval import CocoDetections, check_images_exist, detect, differently_padded, measure
+from cskd_deploy.coco_eval import detect, differently_padded, load_dataset, measure
 from cskd_deploy.commands.runtime_options import runtime_options
 from cskd_deploy.detector import Detector
 from cskd_deploy.errors import CheckFailed, DeployError
-from cskd_deploy.files import check_writable, sha256_of_file, write_atomically
 from cskd_deploy.progress import Progress
-from cskd_deploy.results import CocoMetrics, EvaluationResult
+from cskd_deploy.results import EvaluationResult
 from cskd_deploy.student import evaluate_student, load_student
+
+MAX_DROP = 0.2
 
 
 @click.command()
-@click.argument("model", type=click.Path(path_type=Path))
-@click.option("--ann", required=True, type=click.Path(path_type=Path), help="COCO annotation file.")
-@click.option("--images", required=True, type=click.Path(path_type=Path), help="Folder of its images.")
+@click.argument("model", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--predictions",
+    type=click.Path(path_type=Path),
+    help="In place of a model: its detections, a JSON file in COCO's results format. Needs no runtime.",
+)
+@click.option(
+    "--ann", required=True, type=click.Path(path_type=Path), help="COCO file, or the folder of another format."
+)
+@click.option("--images", type=click.Path(path_type=Path), help="Folder of its images.  [default: beside the file]")
 @click.option(
     "--reference",
     type=click.Path(path_type=Path),
@@ -36,9 +47,7 @@ from cskd_deploy.student import evaluate_student, load_student
 @click.option(
     "--max-drop",
     type=float,
-    default=0.2,
-    show_default=True,
-    help="Points of mAP that the model may lie below the reference; further is exit code 1.",
+    help=f"Points of mAP that the model may lie below the reference; further is exit code 1.  [default: {MAX_DROP}]",
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first N images of the file.")
 @click.option("--backend", type=click.Choice(NAMES), help="[default: the one for the file's name]")
@@ -52,22 +61,23 @@ from cskd_deploy.student import evaluate_student, load_student
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
-    model: Path,
+    model: Path | None,
+    predictions: Path | None,
     ann: Path,
-    images: Path,
+    images: Path | None,
     reference: Path | None,
-    max_drop: float,
+    max_drop: float | None,
     limit: int | None,
     backend: str | None,
     out: Path | None,
     as_json: bool,
     **options: Any,
 ) -> None:
-    """COCO mAP of an exported model, by pycocotools.
+    """COCO mAP of an exported model, by the COCO protocol.
 
     The file's own metadata says how images are prepared and which class is which; classes are matched with the
     annotations by name. With --reference another exported file is evaluated in the same way, or a checkpoint by
-    cskd-train with mmdet's own pipeline, and the drop is checked.
+    cskd-train with mmdet's own pipeline, and the drop is checked. Images without annotations are only detected on.
 
     \b
     Examples:
@@ -75,26 +85,80 @@ def command(
           --reference work_dirs/student/best.pth --max-drop 0.2
       cskd-deploy eval student_int8.onnx --ann data/shapes/annotations/val.json --images data/shapes/images \\
           --reference student.onnx --max-drop 0.5 --detections detections.json
+      cskd-deploy eval --predictions detections.json --ann data/shapes/annotations/val.json
     """
+    if (model is None) == (predictions is None):
+        raise DeployError("give a model, or --predictions with a file of detections: one of the two")
+    if max_drop is not None and reference is None:
+        raise DeployError("--max-drop is measured against a reference: give --reference with it")
+    if predictions is not None:
+        if out is not None or limit is not None:
+            raise DeployError("--predictions are scored as they are: leave --detections and --limit out")
+        result, notes = _scored_file(predictions, ann, images, reference, options)
+    else:
+        assert model is not None
+        result, notes = _evaluated(model, ann, images, reference, limit, backend, out, options)
+    allowed = MAX_DROP if max_drop is None else max_drop
+    if as_json:
+        click.echo(json.dumps({**result.to_dict(), "max_drop": allowed, "notes": notes}, indent=2))
+    else:
+        _print(result, ann, notes, out)
+    if result.drop is not None and not result.drop <= allowed:
+        raise CheckFailed(f"mAP drops by {result.drop:.2f} points, more than the {allowed:g} allowed (--max-drop)")
+
+
+def _scored_file(
+    predictions: Path, ann: Path, images: Path | None, reference: Path | None, options: dict[str, Any]
+) -> tuple[EvaluationResult, list[str]]:
+    """The metrics of a file of detections, with the data set's own classes; only a reference needs the images."""
+    dataset = cskd_data.read(ann, images)
+    for note in dataset.notes:
+        _warn(str(note))
+    metrics = cskd_data.evaluate(dataset, load_detections(predictions))
+    sha256 = sha256_of_file(predictions)
+    if reference is None:
+        return EvaluationResult(str(predictions), metrics, file_sha256=sha256), []
+    with contextlib.ExitStack() as stack:
+        held = Reference(reference, options, stack).evaluate(dataset)
+    return EvaluationResult(str(predictions), metrics, str(reference), held, sha256, sha256_of_file(reference)), []
+
+
+def _evaluated(
+    model: Path,
+    ann: Path,
+    images: Path | None,
+    reference: Path | None,
+    limit: int | None,
+    backend: str | None,
+    out: Path | None,
+    options: dict[str, Any],
+) -> tuple[EvaluationResult, list[str]]:
+    """The metrics of a model and of its reference, and notes on both."""
     if out is not None:
         check_writable(out)
     with contextlib.ExitStack() as stack:
         detector = Detector(stack.enter_context(backend_for(model, backend, **options)))
-        manifest = detector.manifest
-        annotations = load_annotations(ann, manifest.classes, limit)
-        check_images_exist(annotations, images)
-        for warning in annotations.warnings:
-            click.echo(f"warning: {warning}", err=True)
+        dataset, warnings = load_dataset(ann, images, detector.manifest.classes, limit)
+        for warning in warnings:
+            _warn(warning)
+        if not dataset.annotated and reference is not None:
+            raise DeployError(f"--reference compares mAP, and {dataset.nothing_counts()}")
+        if dataset.annotated and not dataset.countable:
+            raise DeployError(f"mAP cannot be computed: {dataset.nothing_counts()}")
         # Before the model runs: a reference that cannot be had should not cost an evaluation.
-        held = None if reference is None else Reference(reference, ann, limit, options, stack)
-        found, metrics = _evaluate(detector, annotations, images, "eval")
-        if metrics.mean_average_precision < 0:
-            raise DeployError(f"mAP could not be computed on {ann}: no box of the model's classes counts")
+        held = None if reference is None else Reference(reference, options, stack)
+        begin = time.perf_counter()
+        found = detect(detector, dataset, Progress("eval", "images"))
+        seconds = time.perf_counter() - begin
+        if dataset.annotated:
+            metrics = cskd_data.evaluate(dataset, found, seconds=seconds)
+        else:
+            metrics = CocoResult({}, {}, "", len(dataset.images), len(found), seconds)
         if out is not None:
             content = json.dumps(found).encode()
             write_atomically(out, lambda file: file.write(content))
-        reference_metrics = None if held is None else held.evaluate(annotations, images)
-        notes = [] if held is None else held.notes(detector, annotations)
+        reference_metrics = None if held is None else held.evaluate(dataset)
+        notes = [] if held is None else held.notes(detector, dataset)
     result = EvaluationResult(
         str(model),
         metrics,
@@ -103,12 +167,7 @@ def command(
         sha256_of_file(model),
         sha256_of_file(reference) if reference else None,
     )
-    if as_json:
-        click.echo(json.dumps({**result.to_dict(), "max_drop": max_drop, "notes": notes}, indent=2))
-    else:
-        _print(result, ann, notes, out)
-    if result.drop is not None and not result.drop <= max_drop:
-        raise CheckFailed(f"mAP drops by {result.drop:.2f} points, more than the {max_drop:g} allowed (--max-drop)")
+    return result, notes
 
 
 class Reference:
@@ -118,27 +177,22 @@ class Reference:
         stack: closes the file's backend.
     """
 
-    def __init__(
-        self, path: Path, ann: Path, limit: int | None, options: dict[str, Any], stack: contextlib.ExitStack
-    ) -> None:
+    def __init__(self, path: Path, options: dict[str, Any], stack: contextlib.ExitStack) -> None:
         self._path = path
-        self._ann = ann
-        self._limit = limit
         self._student = load_student(path) if backend_name(path) == "pytorch" else None
         self._detector = None
         if self._student is None:
             self._detector = Detector(stack.enter_context(backend_for(path, **options)))
 
-    def evaluate(self, annotations: Annotations, images: Path) -> CocoMetrics:
+    def evaluate(self, dataset: Dataset) -> CocoResult:
         """Its metrics on the images that the model is evaluated on."""
+        progress = Progress("reference", "images")
         if self._detector is not None:
-            own = load_annotations(self._ann, self._detector.manifest.classes, self._limit)
-            return _evaluate(self._detector, own, images, "reference")[1]
+            return measure(self._detector, dataset.select(self._detector.manifest.classes), progress)
         assert self._student is not None
-        plain = evaluate_student(self._student, annotations, images, Progress("reference", "images"))
-        return CocoMetrics.from_training(plain)
+        return evaluate_student(self._student, dataset.select(self._student.classes), progress)
 
-    def notes(self, detector: Detector, annotations: Annotations) -> list[str]:
+    def notes(self, detector: Detector, dataset: Dataset) -> list[str]:
         """Why the two are not the same but for their form."""
         manifest = detector.manifest
         if self._detector is not None:
@@ -150,21 +204,17 @@ class Reference:
         notes = []
         if self._student.sha256 != manifest.sha256:
             notes.append(f"{self._path} is not the checkpoint that the model was exported from (sha256 differs)")
-        padded = differently_padded(annotations, detector)
+        padded = differently_padded(dataset, detector)
         if padded:
             notes.append(
-                f"{padded} of {len(annotations.images)} images are padded or scaled otherwise than for the reference: "
+                f"{padded} of {len(dataset.images)} images are padded or scaled otherwise than for the reference: "
                 "the graph's input has a fixed size. That alone moves mAP a little"
             )
         return notes
 
 
-def _evaluate(
-    detector: Detector, annotations: Annotations, images: Path, title: str
-) -> tuple[CocoDetections, CocoMetrics]:
-    begin = time.perf_counter()
-    found = detect(detector, annotations, images, Progress(title, "images"))
-    return found, measure(annotations, found, detector.manifest.classes, time.perf_counter() - begin)
+def _warn(line: str) -> None:
+    click.echo(f"warning: {line}", err=True)
 
 
 def _print(result: EvaluationResult, ann: Path, notes: list[str], out: Path | None) -> None:

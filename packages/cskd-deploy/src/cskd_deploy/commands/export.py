@@ -11,10 +11,10 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from cskd_data.files import check_writable
 from cskd_deploy.commands.precision_options import PrecisionPlan, precision_options, precision_plan
 from cskd_deploy.commands.tensorrt_options import build, build_options, engine_path, refuse_build_options
 from cskd_deploy.errors import DeployError
-from cskd_deploy.files import check_writable
 from cskd_deploy.manifest import GraphForm
 from cskd_deploy.tensorrt_export import require_tensorrt
 

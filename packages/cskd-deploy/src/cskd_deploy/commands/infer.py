@@ -12,13 +12,14 @@ import click
 import cv2
 import numpy as np
 
+from cskd_data.errors import DataError
+from cskd_data.files import check_writable, write_atomically
+from cskd_data.images import find_images, read_image
 from cskd_deploy.backends import NAMES, backend_for
 from cskd_deploy.commands.runtime_options import runtime_options
 from cskd_deploy.detector import Detector
 from cskd_deploy.drawing import draw
 from cskd_deploy.errors import CheckFailed, DeployError
-from cskd_deploy.files import check_writable, write_atomically
-from cskd_deploy.images import find_images, read_image
 from cskd_deploy.manifest import Manifest
 from cskd_deploy.postprocess import Detections
 from cskd_deploy.progress import Progress
@@ -79,7 +80,7 @@ def command(
         for done, path in enumerate(paths, start=1):
             try:
                 image = read_image(path)
-            except DeployError as error:
+            except DataError as error:
                 click.echo(f"skipped: {error}", err=True)
                 skipped.append({"image": str(path), "reason": str(error)})
             else:

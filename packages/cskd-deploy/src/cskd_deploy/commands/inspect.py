@@ -10,11 +10,11 @@ from typing import Any
 
 import click
 
+from cskd_data.files import sha256_of_file
 from cskd_deploy.backends import backend_name
 from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend
 from cskd_deploy.engine_manifest import read_engine_manifest
 from cskd_deploy.errors import DeployError
-from cskd_deploy.files import sha256_of_file
 from cskd_deploy.layer_cost import CountedLayer, TimedLayer, count_layers, time_layers
 from cskd_deploy.onnx_metadata import operators_of
 

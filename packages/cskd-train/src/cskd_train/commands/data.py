@@ -11,8 +11,8 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cskd_train.data.check import check_annotations
-from cskd_train.data.report import DatasetReport
+import cskd_data
+from cskd_data.check import Report
 from cskd_train.data.shapes import ShapesSet, generate
 from cskd_train.data.voc import Conversion, convert
 
@@ -96,8 +96,12 @@ def check(ann_file: Path, image_root: Path, classes: str | None, decode: bool, a
       cskd-train data check data/shapes/annotations/train.json --images data/shapes/images
       cskd-train data check cells.json --images photographs --classes RBC,WBC,Platelets --decode
     """
+    dataset = cskd_data.read(ann_file, image_root)
+    if (names := _names(classes)) is not None:
+        dataset = dataset.select(names)
     with _progress("checking images") as advance:
-        report = check_annotations(ann_file, image_root, _names(classes), decode_images=decode, progress=advance)
+        report = dataset.check(decode=decode, progress=advance)
+    report.raise_for_errors()
     _show(report, as_json)
 
 
@@ -105,7 +109,7 @@ def _names(classes: str | None) -> list[str] | None:
     return None if classes is None else [name.strip() for name in classes.split(",") if name.strip()]
 
 
-def _show(result: ShapesSet | Conversion | DatasetReport, as_json: bool) -> None:
+def _show(result: ShapesSet | Conversion | Report, as_json: bool) -> None:
     click.echo(json.dumps(result.to_dict(), indent=2) if as_json else str(result))
 
 

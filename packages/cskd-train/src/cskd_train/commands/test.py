@@ -86,6 +86,10 @@ def command(
         return
     where = device_name(world.device) + (f" x {world.size}" if world.size > 1 else "")
     click.echo(f"{checkpoint} on {split}: {result.images} images, {result.detections} detections, on {where}")
-    click.echo(f"{result}\n\nAP of each class\n{result.per_class_table()}\n{result.seconds:.1f} s")
+    if result.metrics:
+        click.echo(f"{result}\n\nAP of each class\n{result.per_class_table()}")
+    else:
+        click.echo("no mAP: there are no annotations")
+    click.echo(f"{result.seconds:.1f} s")
     if out is not None:
         click.echo(f"  {out}")

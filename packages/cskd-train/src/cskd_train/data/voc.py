@@ -9,7 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cskd_train.data.image_file import ImageFault, decode, glance
+from cskd_data.errors import ImageFault
+from cskd_data.files import write_atomically
+from cskd_data.header import decoded, read_header
 from cskd_train.data.voc_xml import VocAnnotation, VocObject, read_voc
 from cskd_train.errors import TrainError
 
@@ -105,7 +107,6 @@ def convert(
         "annotations": [{"id": number, **annotation} for number, annotation in enumerate(annotations, start=1)],
         "categories": [{"id": number, "name": name} for name, number in ids.items()],
     }
-    from cskd_train.files.atomic import write_atomically  # here: its package imports mmcv, which takes seconds
 
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, lambda file: file.write(json.dumps(coco).encode()) and None)
@@ -161,7 +162,7 @@ def _image_size(annotation: VocAnnotation, path: Path, image: Path) -> tuple[int
     if annotation.width is not None and annotation.height is not None:
         return annotation.width, annotation.height
     try:
-        size = glance(image) or decode(image)
+        size = read_header(image) or decoded(image)
     except ImageFault as fault:
         raise TrainError(f"{path} has no size, and its image {image} {fault}") from fault
     return size.width, size.height

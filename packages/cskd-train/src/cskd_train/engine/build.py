@@ -14,7 +14,15 @@ from mmcv import Config
 from torch import nn
 
 from cskd_train.engine.average import AveragedStudent
-from cskd_train.engine.data import WORKERS, build_split, check_classes, check_split, has_split
+from cskd_train.engine.data import (
+    WORKERS,
+    build_split,
+    check_classes,
+    check_split,
+    class_names,
+    has_split,
+    shared_pictures,
+)
 from cskd_train.engine.distributed import World
 from cskd_train.engine.loader import TrainLoader
 from cskd_train.engine.runner import HookRunner, build_runner
@@ -44,10 +52,12 @@ def check_data(cfg: Config, splits: Iterable[str] = ("train", "val")) -> list[st
     """Check the annotations of every split that the config has; gives the warnings, each once.
 
     Raises:
-        TrainError: as `check_split`.
+        TrainError, DataError: as `check_split`; splits with different classes.
     """
     checked = [split for split in splits if split == "train" or has_split(cfg, split)]
-    return list(dict.fromkeys(warning for split in checked for warning in check_split(cfg, split)))
+    classes = class_names(cfg, checked[0])
+    warnings = [warning for split in checked for warning in check_split(cfg, split, classes)]
+    return list(dict.fromkeys(warnings + shared_pictures(cfg, checked)))
 
 
 def download(cfg: Config) -> None:
@@ -79,7 +89,7 @@ def build_parts(cfg: Config, seed: int, world: World, work_dir: str, say: Callab
     torch.backends.cudnn.benchmark = cfg.get("cudnn_benchmark", False)
     torch.use_deterministic_algorithms(cfg.get("deterministic", False), warn_only=True)
     train_set = build_split(cfg, "train")
-    validation = build_split(cfg, "val") if has_split(cfg, "val") else None
+    validation = build_split(cfg, "val", train_set.CLASSES) if has_split(cfg, "val") else None
     serve(world.device)
     notes: list[str] = []
     student = build_student(cfg, notes.append)

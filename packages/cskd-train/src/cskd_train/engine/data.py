@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mmcv import Config
 from torch import nn
 
-from cskd_train.data.check import check_annotations
+from cskd_data.check import check
+from cskd_data.merge import merge
+from cskd_data.together import check_together
 from cskd_train.errors import TrainError
 from cskd_train.mm import datasets
 
@@ -22,29 +23,63 @@ def has_split(cfg: Config, split: str) -> bool:
     return bool(cfg.get("data", {}).get(split))
 
 
-def check_split(cfg: Config, split: str) -> list[str]:
-    """Check every annotation file of a split; gives the warnings.
+def check_split(cfg: Config, split: str, classes: Sequence[str] = (), *, scored: bool = True) -> list[str]:
+    """Check every annotation file of a split and its images; gives the warnings.
+
+    Args:
+        classes: of the model, which the split has to have too, in any order; the config's own by default.
+        scored: refuse a file without annotations, which can be detected on only.
 
     Raises:
-        TrainError: the config has no such split, or a file of it is missing or malformed.
+        TrainError: the config has no such split, or one with other classes.
+        DataError: a file of it is missing or cannot be used.
     """
     warnings: list[str] = []
-    for source in _sources(_split(cfg, split)):
-        root = source.get("data_root") or ""
-        ann_file, image_root = (_under(root, source.get(key) or "") for key in ("ann_file", "img_prefix"))
-        warnings.extend(check_annotations(ann_file, image_root, datasets.classes_of(source)).warnings)
+    sources = list(datasets.sources(_split(cfg, split)))
+    for source in sources:
+        dataset = source.read(classes or sources[0].classes)
+        report = check(dataset, use_memory=True)
+        report.raise_for_errors()
+        if scored and not dataset.annotated:
+            raise TrainError(f"data.{split}: {dataset.nothing_counts()}")
+        warnings += [f"{dataset.source}: {warning}" for warning in report.warnings]
+        if report.remembered:
+            warnings.append(f"{dataset.source}: its images were checked before and not opened again: none has changed")
     return warnings
 
 
-def build_split(cfg: Config, split: str) -> Any:
-    """The mmdet dataset of a split: with annotations and augmentation for `train`, as tested otherwise.
+def class_names(cfg: Config, split: str) -> tuple[str, ...]:
+    """The classes of a split, in the order of its labels.
 
     Raises:
-        TrainError: the config has no such split, or it cannot be built.
+        TrainError: the config has no such split; as `datasets.classes_of`.
+    """
+    return datasets.classes_of(_split(cfg, split))
+
+
+def shared_pictures(cfg: Config, splits: Iterable[str]) -> list[str]:
+    """Warnings of pictures that are in two of these splits."""
+    found = {
+        split: merge([source.read(classes) for source in sources])
+        for split in splits
+        if (sources := list(datasets.sources(_split(cfg, split)))) and (classes := sources[0].classes)
+    }
+    return [str(note) for note in check_together(found)]
+
+
+def build_split(cfg: Config, split: str, classes: Sequence[str] = ()) -> Any:
+    """The mmdet dataset of a split: with annotations and augmentation for `train`, as tested otherwise.
+
+    Args:
+        classes: of the model: the order of the labels; the config's own by default.
+
+    Raises:
+        TrainError: the config has no such split, it cannot be built, or it has other classes.
+        DataError: a file of it is missing or cannot be used.
     """
     settings = _split(cfg, split)
     try:
-        dataset = datasets.build(settings, test_mode=split != "train")
+        dataset = datasets.build(settings, test_mode=split != "train", classes=classes)
     except (KeyError, TypeError, AssertionError) as error:
         raise TrainError(f"data.{split} of the config cannot be built: {error}") from error
     if len(dataset) == 0:
@@ -73,24 +108,3 @@ def _split(cfg: Config, split: str) -> Any:
         known = ", ".join(name for name in ("train", "val", "test") if has_split(cfg, name)) or "none"
         raise TrainError(f"the config has no data.{split} (it has: {known})")
     return cfg.data[split]
-
-
-def _sources(settings: Any) -> Iterator[Mapping[str, Any]]:
-    """The settings of each annotation file, inside mmdet's dataset wrappers too."""
-    if isinstance(settings, (list, tuple)):
-        for member in settings:
-            yield from _sources(member)
-    elif "dataset" in settings or "datasets" in settings:
-        yield from _sources(settings.get("dataset", settings.get("datasets")))
-    elif isinstance(settings.get("ann_file"), (list, tuple)):
-        prefixes = settings.get("img_prefix")
-        for place, ann_file in enumerate(settings["ann_file"]):
-            prefix = prefixes[place] if isinstance(prefixes, (list, tuple)) else prefixes
-            yield {**settings, "ann_file": ann_file, "img_prefix": prefix}
-    else:
-        yield settings
-
-
-def _under(root: str, path: str) -> str:
-    """`path`, below `root` unless it is absolute: mmdet's own rule."""
-    return str(Path(root) / path) if root else path

@@ -20,9 +20,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from cskd_core.errors import CskdError
 from cskd_train.engine.device import choose_device
-from cskd_train.errors import TrainError
+from cskd_train.errors import REFUSALS, TrainError
 
 T = TypeVar("T")
 
@@ -90,7 +89,7 @@ class World:
         """Run `action` in every process. Where it fails in one it fails in all, with the message of the lowest rank.
 
         Raises:
-            CskdError, OSError: as `action` raises them, in a run of one process.
+            REFUSALS, OSError: as `action` raises them, in a run of one process.
             SharedError: with that message and exit code, in a run of several.
         """
         if self.size == 1:
@@ -98,7 +97,7 @@ class World:
         failure, result = None, None
         try:
             result = action()
-        except (CskdError, OSError) as error:
+        except (*REFUSALS, OSError) as error:
             failure = str(error), getattr(error, "exit_code", TrainError.exit_code)
         if failures := [found for found in self.gather(failure) if found]:
             raise SharedError(*failures[0])

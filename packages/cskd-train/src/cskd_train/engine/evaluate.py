@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,18 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 from mmcv import Config
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 from torch import nn
 
+import cskd_data
+from cskd_data.files import write_json
+from cskd_data.results import CocoResult
 from cskd_train.engine.data import WORKERS, build_split, check_classes, check_split
 from cskd_train.engine.distributed import World
 from cskd_train.engine.loader import end_workers, evaluation_loader, to_device
-from cskd_train.files.atomic import write_json
 from cskd_train.files.checkpoints import Checkpoint, load_checkpoint, load_weights
 from cskd_train.files.config import config_from_data, load_config
 from cskd_train.mm.plain import build_without_pretrained
-from cskd_train.results import CocoResult
 
 
 class EvaluationStopped(Exception):
@@ -31,7 +28,7 @@ class EvaluationStopped(Exception):
 
 
 Progress = Callable[[int, int], None]  # images done, images in all
-Detections = list[dict[str, Any]]  # COCO's results format: image_id, category_id, bbox (x, y, w, h), score
+Detections = list[dict[str, Any]]  # COCO's results format, with the ids of the user's file
 
 
 def evaluate(
@@ -56,6 +53,7 @@ def evaluate(
     Raises:
         EvaluationStopped: `stopped` said yes in one of the processes.
         TrainError: the config has no such split, or an image of it cannot be read.
+        DataError: an annotation file cannot be used.
     """
     begin = time.perf_counter()
     world = world or World()
@@ -84,6 +82,8 @@ def evaluate_checkpoint(
 ) -> CocoResult:
     """Evaluate a checkpoint by the config stored in it, or by another one.
 
+    Without annotations the images are detected on, and the result has no metrics.
+
     Args:
         overrides: dotted key -> value, as `--set` gives them.
         config: a config file; with it a plain mmdet checkpoint serves too.
@@ -97,12 +97,13 @@ def evaluate_checkpoint(
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = load_checkpoint(checkpoint, require_config=config is None)
     cfg = load_config(config, overrides) if config else config_from_data(checkpoint.config, overrides)
-    for warning in check_split(cfg, split):
+    classes = checkpoint.classes or ()
+    for warning in check_split(cfg, split, classes, scored=False):
         if warn is not None:
             warn(warning)
     begin = time.perf_counter()
     world = world or World()
-    dataset = build_split(cfg, split)
+    dataset = build_split(cfg, split, classes)
     model = build_trained(cfg, checkpoint, device)
     check_classes(model, dataset.CLASSES)
     detections = detect(model, dataset, eval_workers(cfg, split), progress, world)
@@ -113,7 +114,11 @@ def evaluate_checkpoint(
 
 def _scored(dataset: Any, detections: Detections, split: str, begin: float, world: World) -> CocoResult:
     """The main process scores, and every process gets the result."""
-    result = score(dataset, detections, split, time.perf_counter() - begin) if world.is_main else None
+    result, seconds = None, time.perf_counter() - begin
+    if world.is_main and dataset.normal.annotated:
+        result = cskd_data.evaluate(dataset.normal, detections, split=split, seconds=seconds)
+    elif world.is_main:
+        result = CocoResult({}, {}, split, len(dataset), len(detections), seconds)
     shared = world.from_main(result)
     assert shared is not None
     return shared
@@ -146,7 +151,7 @@ def detect(
     last bit at any number of processes.
 
     Returns:
-        All detections in the main process, none in the others.
+        All detections in the main process, none in the others, with the image and category ids of the user's file.
 
     Raises:
         EvaluationStopped: `stopped` said yes in one of the processes.
@@ -163,7 +168,7 @@ def detect(
             for batch in batches:
                 index = world.rank + len(found) * world.size
                 boxes_by_class = model(return_loss=False, rescale=True, **to_device(batch, device))[0]
-                found.append(_coco_results(dataset.img_ids[index], dataset.cat_ids, boxes_by_class))
+                found.append(_coco_results(dataset.normal, dataset.img_ids[index], boxes_by_class))
                 if progress is not None:
                     progress(min(index + world.size, len(dataset)), len(dataset))
                 if stopping := stopped():
@@ -178,66 +183,16 @@ def detect(
     return [one for index in images for one in parts[index % world.size][index // world.size]]
 
 
-def _coco_results(image_id: int, category_ids: list[int], boxes_by_class: list[np.ndarray]) -> Detections:
+def _coco_results(normal: cskd_data.Dataset, image_id: int, boxes_by_class: list[np.ndarray]) -> Detections:
     """mmdet's result of one image, an (N, 5) array of x1 y1 x2 y2 score for each class, in COCO's form."""
+    image_key = normal.image_keys[image_id]
     return [
         {
-            "image_id": image_id,
-            "category_id": category_id,
+            "image_id": image_key,
+            "category_id": category_key,
             "bbox": [float(x1), float(y1), float(x2 - x1), float(y2 - y1)],
             "score": float(confidence),
         }
-        for category_id, boxes in zip(category_ids, boxes_by_class, strict=True)
+        for category_key, boxes in zip(normal.category_keys.values(), boxes_by_class, strict=True)
         for x1, y1, x2, y2, confidence in boxes
     ]
-
-
-def score(dataset: Any, detections: Detections, split: str, seconds: float) -> CocoResult:
-    """The twelve COCO numbers and the AP of each class.
-
-    Args:
-        dataset: mmdet's CocoDataset that was detected on.
-        seconds: that the detection took.
-    """
-    begin = time.perf_counter()
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its steps
-        found = dataset.coco.loadRes(detections) if detections else _no_detections(dataset.coco)
-        protocol = coco_protocol()(dataset.coco, found, "bbox")
-        protocol.params.catIds = dataset.cat_ids
-        protocol.params.imgIds = dataset.img_ids
-        protocol.evaluate()
-        protocol.accumulate()
-        protocol.summarize()
-    # precision: (IoU, recall, category, area range, detections per image); -1 where the category has no box.
-    # pycocotools sorts the categories by id, labels need not be in that order.
-    precision = protocol.eval["precision"][:, :, :, 0, -1]
-    by_category = dict(zip(protocol.params.catIds, precision.transpose(2, 0, 1), strict=True))
-    per_class = {
-        name: float(by_category[category].mean()) if by_category[category].max() > -1 else None
-        for name, category in zip(dataset.CLASSES, dataset.cat_ids, strict=True)
-    }
-    return CocoResult.from_stats(
-        protocol.stats,
-        per_class,
-        split=split,
-        images=len(dataset),
-        detections=len(detections),
-        seconds=seconds + time.perf_counter() - begin,
-    )
-
-
-def coco_protocol() -> Any:
-    """pycocotools' `COCOeval`, or where it is installed faster-coco-eval's: the same numbers, several times faster."""
-    try:
-        from faster_coco_eval import COCOeval_faster
-    except ImportError:
-        return COCOeval
-    return COCOeval_faster
-
-
-def _no_detections(truth: COCO) -> COCO:
-    """An empty result set; pycocotools' own `loadRes` fails on an empty list."""
-    found = COCO()
-    found.dataset = {"images": truth.dataset["images"], "categories": truth.dataset["categories"], "annotations": []}
-    found.createIndex()
-    return found

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from cskd_data.files import write_atomically
 from cskd_train.engine.loader import Position
-from cskd_train.files.atomic import write_atomically
 
 Record = dict[str, Any]
 

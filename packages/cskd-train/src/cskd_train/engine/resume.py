@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cskd_data.errors import DataError
 from cskd_train.engine.average import AveragedStudent
-from cskd_train.engine.distributed import SharedError
 from cskd_train.engine.loader import Position, TrainLoader
 from cskd_train.engine.records import Recorder
 from cskd_train.engine.state import RunState
@@ -71,7 +71,7 @@ class Saver:
 
         Raises:
             NotFinite: the weights are not finite; `last.pth` is as it was.
-            TrainError: it cannot be written, and is required.
+            DataError: it cannot be written, and is required.
         """
         one = self._trained
         averages = [] if one.average is None else [one.average.model]
@@ -97,8 +97,8 @@ class Saver:
             contents["student"] = _weights(one.student)
         try:
             checkpoints.save(self._work_dir.last, contents)
-        except TrainError as error:
-            if required or isinstance(error, SharedError):  # a second signal
+        except DataError as error:
+            if required:
                 raise
             self._warn(f"{error}. The run goes on, and the next checkpoint will be tried")
         else:
@@ -109,9 +109,7 @@ class Saver:
         if self._world.is_main:
             try:
                 checkpoints.save(self._work_dir.best, self._checkpoint(position))
-            except TrainError as error:
-                if isinstance(error, SharedError):
-                    raise
+            except DataError as error:
                 self._warn(f"{error}. The run goes on; the best weights of epoch {position.epoch} are not kept")
                 return False
         return True

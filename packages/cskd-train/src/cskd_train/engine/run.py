@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import torch
 from rich.console import Console
 
+from cskd_data.files import write_json
 from cskd_train.engine.build import Parts, build_parts, download
 from cskd_train.engine.device import device_name, keep_freed_memory
 from cskd_train.engine.distributed import SharedError, World, is_launched, is_restart, joined
@@ -29,7 +30,6 @@ from cskd_train.engine.state import RunState, versions
 from cskd_train.engine.step import NotFinite
 from cskd_train.errors import TrainError
 from cskd_train.files import checkpoints
-from cskd_train.files.atomic import write_json
 from cskd_train.files.config import config_to_data
 from cskd_train.results import RunResult
 

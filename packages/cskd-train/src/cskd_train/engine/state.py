@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from typing import Any
 
+from cskd_data.results import CocoResult
 from cskd_train.engine.records import Record
-from cskd_train.results import CocoResult
 
 _PACKAGES = ("cskd-core", "cskd-train", "torch", "mmdet", "mmcv-full", "numpy", "pycocotools")
 

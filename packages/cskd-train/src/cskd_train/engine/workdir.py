@@ -8,8 +8,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from cskd_data.files import sweep
 from cskd_train.errors import TrainError
-from cskd_train.files.atomic import sweep
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
 
+from cskd_data.files import write_atomically
 from cskd_train.errors import TrainError
-from cskd_train.files.atomic import write_atomically
 from cskd_train.files.foreign_keys import to_stock_keys
 
 FORMAT = "cskd"
@@ -44,12 +44,19 @@ class Checkpoint:
 
 
 def save(path: str | Path, contents: Mapping[str, Any]) -> None:
-    """Write `contents` to `path`, atomically (see `atomic.write_atomically`).
+    """Write `contents` to `path`, atomically (see `cskd_data.files.write_atomically`).
 
     Raises:
-        TrainError: the file cannot be written.
+        DataError: the file cannot be written.
     """
-    write_atomically(Path(path), lambda file: torch.save(dict(contents), file))
+
+    def write(file: BinaryIO) -> None:
+        try:
+            torch.save(dict(contents), file)
+        except RuntimeError as error:  # torch's writer makes one of a full disk
+            raise OSError(str(error)) from error
+
+    write_atomically(Path(path), write)
 
 
 def load_checkpoint(path: str | Path, require_config: bool = True) -> Checkpoint:

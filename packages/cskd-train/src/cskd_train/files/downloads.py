@@ -17,8 +17,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+from cskd_data.files import sweep, write_atomically
 from cskd_train.errors import TrainError
-from cskd_train.files.atomic import sweep, write_atomically
 from cskd_train.files.checkpoints import sha256
 from cskd_train.files.model_zoo import address_of
 

@@ -1,4 +1,4 @@
-"""COCO datasets as mmdet reads them, with three of its silences mended.
+"""Data sets in cskd-data's normal form as mmdet's datasets, with three of its silences mended.
 
 Stock mmdet (1) hands degenerate boxes to pycocotools, where each counts as a missed object; (2) numbers labels in the
 order of the annotation file, not of the config's classes, and drops a class that the file does not have; (3) fails on
@@ -9,45 +9,127 @@ the place of `CocoDataset` and `LoadImageFromFile`.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from mmdet.datasets import DATASETS, PIPELINES, CocoDataset, build_dataset
+from mmdet.datasets.api_wrappers import COCO
 from mmdet.datasets.pipelines import LoadImageFromFile
 
-from cskd_train.data.boxes import category_ids, is_degenerate
+import cskd_data
+from cskd_data.errors import ImageFault
+from cskd_data.images import decode_image
+from cskd_data.merge import merge
+from cskd_data.names import plain_name
 from cskd_train.errors import TrainError
-
-COCO_CLASSES: tuple[str, ...] = CocoDataset.CLASSES
-"""The classes of a dataset config that names none."""
 
 _WRAPPERS = ("ConcatDataset", "RepeatDataset", "ClassBalancedDataset", "MultiImageMixDataset")
 
 
-def build(cfg: Mapping[str, Any], test_mode: bool) -> Any:
+@dataclass(frozen=True)
+class Source:
+    """One annotation file of a dataset config."""
+
+    ann_file: str
+    images: str | None  # folder; None looks for it beside the file
+    classes: tuple[str, ...]
+
+    def read(self, classes: Sequence[str] = ()) -> cskd_data.Dataset:
+        """The data set of the file, with the source's classes, in the order of `classes` if they are given.
+
+        Raises:
+            TrainError: `classes` are other ones; both lists are in the message.
+            DataError: as `cskd_data.read`; the file lacks one of the classes.
+        """
+        own = [plain_name(name) for name in self.classes]
+        wanted = [plain_name(name) for name in classes] or own
+        if sorted(own) != sorted(wanted):
+            raise TrainError(
+                f"the config's classes for {self.ann_file} are {', '.join(own)}, expected those of the model and of "
+                f"the training data: {', '.join(wanted)}. Give data.train, data.val and data.test the same `classes`"
+            )
+        try:
+            status = os.stat(self.ann_file)
+            stamp = status.st_mtime_ns, status.st_size
+        except OSError:
+            stamp = None
+        return _read(self.ann_file, self.images, tuple(wanted), stamp)
+
+
+@functools.lru_cache(maxsize=4)  # a large file takes a minute: the check and what is built after it share one reading
+def _read(ann_file: str, images: str | None, classes: tuple[str, ...], stamp: Any) -> cskd_data.Dataset:
+    return cskd_data.read(ann_file, images).select(classes)
+
+
+def sources(cfg: Any) -> Iterator[Source]:
+    """The annotation files of a dataset config, inside mmdet's wrappers and lists too.
+
+    Raises:
+        TrainError: a dataset type that is not supported; as `classes_of`.
+    """
+    if isinstance(cfg, (list, tuple)):
+        for member in cfg:
+            yield from sources(member)
+    elif cfg.get("type") in _WRAPPERS:
+        yield from sources(cfg.get("dataset") or cfg.get("datasets") or ())
+    elif cfg.get("type") not in ("CocoDataset", CocoDataset):
+        raise TrainError(
+            f"dataset type {cfg.get('type')!r} is not supported: CSKD trains and evaluates on COCO annotations "
+            f"(type='CocoDataset', or {', '.join(_WRAPPERS)} around it). `cskd-train data from-voc` converts VOC's"
+        )
+    else:
+        files, prefixes = cfg.get("ann_file") or "", cfg.get("img_prefix")
+        several = isinstance(files, (list, tuple))
+        for index, ann_file in enumerate(files if several else [files]):
+            prefix = prefixes[index] if isinstance(prefixes, (list, tuple)) else prefixes
+            root = cfg.get("data_root") or ""
+            images = os.path.join(root, prefix or "")
+            yield Source(os.path.join(root, ann_file), images or None, classes_of(cfg))
+
+
+def build(cfg: Any, test_mode: bool, classes: Sequence[str] = ()) -> Any:
     """The mmdet dataset of a config's `data.train`, `data.val` or `data.test`, without degenerate boxes.
+
+    Several annotation files have the same classes, in the order of the first.
 
     Arguments:
         cfg: a dataset config as mmdet takes it: `CocoDataset`, alone or inside mmdet's wrappers. It is not changed.
         test_mode: False drops images without boxes (as the config's `filter_empty_gt` says) and gives annotations; True
-            keeps every image and gives none. Replaces a `test_mode` in `cfg`.
+            keeps every image and gives none, and makes one dataset of several files, each image once. Replaces a
+            `test_mode` in `cfg`.
+        classes: the order of the labels; the config's own by default.
 
     Returns:
-        a `torch.utils.data.Dataset` with `CLASSES`; for evaluation also `coco` (the annotations that count), `cat_ids`
-        (the category id of each label, in the order of `CLASSES`) and `img_ids` (the image id of each index).
+        a `torch.utils.data.Dataset` with `CLASSES`; for evaluation also `normal` (the data set in normal form), `coco`
+        (its annotations), `cat_ids` (the category id of each label) and `img_ids` (the image id of each index): ids of
+        the normal form.
 
-    Which boxes count is defined by `cskd_train.data.boxes.is_degenerate`. Beside these, mmdet leaves boxes narrower or
-    lower than one pixel out of training; they stay in the evaluation.
+    Which boxes count is defined by `cskd_data.boxes.degenerate`. Beside these, mmdet leaves boxes narrower or lower
+    than one pixel out of training; they stay in the evaluation.
 
     Raises:
-        TrainError: another dataset type, a file of classes that cannot be read, or a class that the annotation file
-            does not have. An image that cannot be
-            loaded raises `ImageError`, a TrainError, when it is asked for, also through a data loader's worker.
+        TrainError: another dataset type, a file of classes that cannot be read, or files with different classes. An
+            image that cannot be loaded raises `ImageError`, a TrainError, when it is asked for, also through a data
+            loader's worker.
+        DataError: an annotation file that cannot be used, or that lacks a class.
     """
-    return build_dataset(_with_own_types(cfg, test_mode))
+    found = list(sources(cfg))
+    if not found:
+        raise TrainError("the config's data names no annotation file")
+    classes = tuple(classes) or found[0].classes
+    if not test_mode:
+        return build_dataset(_with_own_types(cfg, classes))
+    first = _first_leaf(cfg)
+    normal = merge([source.read(classes) for source in found])
+    keys = ("proposal_file", "filter_empty_gt", "file_client_args")
+    kept = {key: first[key] for key in keys if key in first}
+    return CountedCocoDataset(found[0].ann_file, first["pipeline"], normal=normal, test_mode=True, **kept)
 
 
 def classes_of(cfg: Any) -> tuple[str, ...]:
@@ -92,84 +174,91 @@ def _classes_in_file(name: str) -> tuple[str, ...]:
     return names
 
 
-def _with_own_types(cfg: Any, test_mode: bool) -> Any:
-    """The same dataset config with `CountedCocoDataset` for `CocoDataset`, inside wrappers too."""
+def _with_own_types(cfg: Any, classes: tuple[str, ...]) -> Any:
+    """The same dataset config with `CountedCocoDataset` for `CocoDataset`, inside wrappers too, and these classes."""
     if isinstance(cfg, Sequence):
-        return [_with_own_types(member, test_mode) for member in cfg]
+        return [_with_own_types(member, classes) for member in cfg]
     own = dict(cfg)
-    if own["type"] in ("CocoDataset", CocoDataset):
-        return {**own, "type": CountedCocoDataset, "classes": classes_of(own), "test_mode": test_mode}
     if own["type"] not in _WRAPPERS:
-        raise TrainError(
-            f"dataset type {own['type']!r} is not supported: CSKD trains and evaluates on COCO annotations "
-            f"(type='CocoDataset', or {', '.join(_WRAPPERS)} around it). `cskd-train data from-voc` converts VOC's"
-        )
+        for source in sources(own):
+            source.read(classes)  # refuses other classes
+        return {**own, "type": CountedCocoDataset, "classes": classes, "test_mode": False}
     for key in ("dataset", "datasets"):
         if key in own:
-            own[key] = _with_own_types(own[key], test_mode)
+            own[key] = _with_own_types(own[key], classes)
     return own
+
+
+def _first_leaf(cfg: Any) -> Mapping[str, Any]:
+    """The settings of the first dataset that is no wrapper."""
+    while isinstance(cfg, (list, tuple)) or cfg.get("type") in _WRAPPERS:
+        cfg = cfg[0] if isinstance(cfg, (list, tuple)) else cfg.get("dataset") or cfg.get("datasets")
+    return cfg
 
 
 @DATASETS.register_module()
 class CountedCocoDataset(CocoDataset):
-    """`CocoDataset` whose labels follow the config's classes and whose degenerate boxes are gone before anyone counts.
+    """`CocoDataset` of a data set in normal form: label `i` is class `i`, and degenerate boxes are gone.
 
-    Same arguments as mmdet's. `LoadImageFromFile` in `pipeline` is replaced by `LoadNamedImage`.
+    Same arguments as mmdet's; `normal`, the data set where it was read before. `LoadImageFromFile` in `pipeline` is
+    replaced by `LoadNamedImage`.
     """
 
-    def __init__(self, ann_file: str, pipeline: Sequence[Mapping[str, Any]], **kwargs: Any) -> None:
+    def __init__(
+        self,
+        ann_file: str,
+        pipeline: Sequence[Mapping[str, Any]],
+        normal: cskd_data.Dataset | None = None,
+        **kwargs: Any,
+    ) -> None:
         steps = [
             {**step, "type": "LoadNamedImage"} if step["type"] == "LoadImageFromFile" else step for step in pipeline
         ]
+        self.normal = normal
+        if normal is not None:
+            kwargs["classes"] = normal.classes
         super().__init__(ann_file, steps, **kwargs)
 
     def load_annotations(self, ann_file: str) -> list[dict[str, Any]]:
-        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints "loading annotations into memory..."
-            infos: list[dict[str, Any]] = super().load_annotations(ann_file)
-            self._order_categories(ann_file)
-            self._keep_out_degenerate()
-        return infos
-
-    def _order_categories(self, ann_file: str) -> None:
-        """Put the file's categories in the order of the classes.
-
-        mmdet derives labels from that order, here and again in `evaluate`.
-        """
-        categories = self.coco.dataset["categories"]
-        self.cat_ids = category_ids(categories, self.CLASSES, ann_file)
-        self.cat2label = {category: label for label, category in enumerate(self.cat_ids)}
-        unused = len(self.cat_ids)
-        categories.sort(key=lambda category: self.cat2label.get(category["id"], unused))
-
-    def _keep_out_degenerate(self) -> None:
-        """Take degenerate boxes out of the COCO object that training, mmdet's filter and pycocotools all read."""
-        images = self.coco.imgs
-        annotations = self.coco.dataset["annotations"]
-        self.coco.dataset["annotations"] = [
-            annotation
-            for annotation in annotations
-            if not is_degenerate(
-                annotation, images[annotation["image_id"]]["width"], images[annotation["image_id"]]["height"]
-            )
-        ]
-        self.coco.createIndex()
-        # mmdet's snake-case names for the two indexes that createIndex has just made anew.
+        folder: str | None = self.img_prefix or None  # type: ignore[has-type]
+        normal = self.normal or Source(ann_file, folder, self.CLASSES).read()  # type: ignore[has-type]
+        self.normal, self.CLASSES = normal, normal.classes
+        for image in normal.images[:1]:
+            normal.path(image)  # refuses a data set without an image folder
+        self.img_prefix = str(normal.image_root)
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints "creating index..."
+            self.coco = COCO()
+            self.coco.dataset = {**normal.data}
+            self.coco.createIndex()
+        # mmdet's snake-case names for the two indexes that createIndex has just made.
         self.coco.img_ann_map, self.coco.cat_img_map = self.coco.imgToAnns, self.coco.catToImgs
+        self.cat_ids = [category["id"] for category in normal.data["categories"]]
+        self.cat2label = {category: label for label, category in enumerate(self.cat_ids)}
+        self.img_ids = [image["id"] for image in normal.images]
+        return [{**image, "filename": image["file_name"]} for image in normal.images]
 
 
 @PIPELINES.register_module()
 class LoadNamedImage(LoadImageFromFile):
-    """`LoadImageFromFile` that names the image which cannot be loaded. Same arguments as mmdet's."""
+    """`LoadImageFromFile` by cskd-data's rule of decoding, naming an image that cannot be loaded.
+
+    Same arguments as mmdet's.
+    """
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
+        prefix, name = results["img_prefix"], results["img_info"]["filename"]
+        path = os.path.join(prefix, name) if prefix else name
         try:
-            loaded: dict[str, Any] = super().__call__(results)
-        except Exception as error:  # missing file, empty file, or a decoder that gives None and then has no `.shape`
-            prefix, name = results["img_prefix"], results["img_info"]["filename"]
-            path = os.path.join(prefix, name) if prefix else name
-            fault = "does not exist" if isinstance(error, FileNotFoundError) else "cannot be decoded as an image"
+            if self.color_type == "color" and self.channel_order == "bgr":
+                image = decode_image(Path(path))
+            else:
+                image = super().__call__(results)["img"]
+        except Exception as error:  # mmdet's: a missing file, or a decoder that gives None and then has no `.shape`
+            fault = str(error) if isinstance(error, ImageFault) else "cannot be decoded as an image"
             raise ImageError(f"{path} {fault}: `cskd-train data check --decode` finds every such file") from error
-        return loaded
+        results.update(filename=path, ori_filename=name, img=image.astype(np.float32) if self.to_float32 else image)
+        results.update(img_shape=image.shape, ori_shape=image.shape, img_fields=["img"])
+        return results
 
 
 class ImageError(TrainError):

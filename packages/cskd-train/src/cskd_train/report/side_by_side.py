@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import matplotlib
 import numpy as np
 import torch
 
+from cskd_data.files import write_atomically
+from cskd_data.images import read_image
+from cskd_data.names import plain_name
 from cskd_train.engine.data import build_split, check_classes, check_split
 from cskd_train.engine.evaluate import build_trained, detect
 from cskd_train.errors import TrainError
-from cskd_train.files.atomic import write_atomically
 from cskd_train.files.checkpoints import load_checkpoint
 from cskd_train.files.config import config_from_data
 
@@ -63,8 +63,9 @@ def draw_side_by_side(
         raise TrainError(f"{len(titles)} titles for {len(checkpoints)} checkpoints: give one of each, or no title")
     loaded = [load_checkpoint(path) for path in checkpoints]
     cfg = config_from_data(loaded[0].config, overrides)
-    check_split(cfg, split)
-    dataset = build_split(cfg, split)
+    classes = loaded[0].classes or ()
+    check_split(cfg, split, classes)
+    dataset = build_split(cfg, split, classes)
     places = np.linspace(0, len(dataset) - 1, min(images, len(dataset))).round().astype(int)
     dataset.data_infos = [dataset.data_infos[place] for place in places]
     dataset.img_ids = [dataset.img_ids[place] for place in places]
@@ -73,6 +74,11 @@ def draw_side_by_side(
         own = config_from_data(checkpoint.config)
         model = build_trained(own, checkpoint, device)
         check_classes(model, dataset.CLASSES)
+        if checkpoint.classes and [plain_name(name) for name in checkpoint.classes] != list(dataset.CLASSES):
+            raise TrainError(
+                f"{checkpoint.path} was trained on {', '.join(checkpoint.classes)}, the first checkpoint on "
+                f"{', '.join(dataset.CLASSES)}: draw detectors of the same classes, in the same order"
+            )
         found = [one for one in detect(model, dataset) if one["score"] >= score_threshold]
         heading = f"{title}\nmAP {checkpoint.metrics['bbox_mAP']:.3f}" if "bbox_mAP" in checkpoint.metrics else title
         columns.append((heading, _by_image(dataset, found)))
@@ -80,18 +86,16 @@ def draw_side_by_side(
 
 
 def _ground_truth(dataset: Any) -> list[list[Drawn]]:
-    annotations = dataset.coco.loadAnns(dataset.coco.getAnnIds(imgIds=dataset.img_ids))
-    return _by_image(dataset, annotations)
+    shown = dataset.normal.subset(dataset.img_ids)
+    return _by_image(dataset, shown.with_keys()["annotations"])
 
 
 def _by_image(dataset: Any, annotations: Sequence[dict[str, Any]]) -> list[list[Drawn]]:
     """COCO annotations or results as boxes to draw, a list an image of the dataset."""
-    rows: dict[int, list[Drawn]] = {image: [] for image in dataset.img_ids}
+    rows: dict[Any, list[Drawn]] = {dataset.normal.image_keys[image]: [] for image in dataset.img_ids}
+    labels = {key: label for label, key in enumerate(dataset.normal.category_keys.values())}
     for one in annotations:
-        if one["category_id"] in dataset.cat2label:
-            rows[one["image_id"]].append(
-                Drawn(tuple(one["bbox"]), dataset.cat2label[one["category_id"]], one.get("score"))
-            )
+        rows[one["image_id"]].append(Drawn(tuple(one["bbox"]), labels[one["category_id"]], one.get("score")))
     return list(rows.values())
 
 
@@ -107,7 +111,7 @@ def _draw(dataset: Any, columns: Sequence[tuple[str, list[list[Drawn]]]], out: P
         layout="compressed",
     )
     for row, info in enumerate(dataset.data_infos):
-        image = cv2.imread(os.path.join(dataset.img_prefix, info["filename"]))
+        image = read_image(Path(dataset.img_prefix) / info["filename"])
         for column, (title, drawn) in enumerate(columns):
             axis = axes[row][column]
             axis.imshow(image[..., ::-1])

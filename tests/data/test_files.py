@@ -7,11 +7,9 @@ import fcntl
 import os
 
 import pytest
-import torch
 
-from cskd_train.errors import TrainError
-from cskd_train.files.atomic import sweep, write_atomically
-from cskd_train.files.checkpoints import read, save
+from cskd_data import DataError
+from cskd_data.files import check_writable, sweep, write_atomically
 from tests.file_operations import report_operations
 
 ORDER = ["open", "lock", "write", "flush", "fsync file", "chmod", "rename", "close", "fsync folder"]
@@ -59,25 +57,15 @@ def test_the_synced_file_is_the_whole_new_one_while_the_old_one_still_has_the_na
 def test_a_full_or_read_only_disk_costs_the_new_file_only_and_says_so(target, monkeypatch, operation, number):
     failing_at(monkeypatch, operation, number)
     expected = rf"cannot write {target}: .*{os.strerror(number)}; the older last\.pth is untouched\. Free space on that"
-    with pytest.raises(TrainError, match=expected):
+    with pytest.raises(DataError, match=expected):
         write_atomically(target, lambda file: file.write(b"new"))
     assert os.listdir(target.parent) == ["last.pth"]
     assert target.read_bytes() == b"old"
 
 
-@pytest.mark.parametrize("operation", ["write", "flush", "fsync file", "rename"])
-def test_a_checkpoint_that_finds_the_disk_full_leaves_the_older_one_to_be_read(target, monkeypatch, operation):
-    save(target, {"epoch": 1, "weights": torch.ones(1000)})
-    failing_at(monkeypatch, operation, errno.ENOSPC)
-    with pytest.raises(TrainError, match=f"cannot write {target}: .*; the older last.pth is untouched"):
-        save(target, {"epoch": 2, "weights": torch.zeros(1000)})
-    assert os.listdir(target.parent) == ["last.pth"]
-    assert read(target)["epoch"] == 1
-
-
 def test_without_an_older_file_a_full_disk_leaves_none(tmp_path, monkeypatch):
     failing_at(monkeypatch, "write", errno.ENOSPC)
-    with pytest.raises(TrainError, match=r"new\.pth: .*No space left on device\. Free space"):
+    with pytest.raises(DataError, match=r"new\.pth: .*No space left on device\. Free space"):
         write_atomically(tmp_path / "new.pth", lambda file: file.write(b"new"))
     assert os.listdir(tmp_path) == []
 
@@ -88,7 +76,7 @@ def test_a_disk_that_becomes_read_only_is_named_although_the_temporary_file_cann
 
     failing_at(monkeypatch, "fsync file", errno.EIO)
     monkeypatch.setattr("pathlib.Path.unlink", refuse)
-    with pytest.raises(TrainError, match="Input/output error; the older"):
+    with pytest.raises(DataError, match="Input/output error; the older"):
         write_atomically(target, lambda file: file.write(b"new"))
 
 
@@ -101,7 +89,7 @@ def test_a_folder_that_cannot_be_synced_is_no_error(target, monkeypatch, number)
 
 def test_a_folder_whose_disk_fails_is_an_error_that_says_that_the_file_is_there(target, monkeypatch):
     failing_at(monkeypatch, "fsync folder", errno.EIO)
-    with pytest.raises(TrainError, match=r"last\.pth is written, but a power cut may undo it: .*Input/output error"):
+    with pytest.raises(DataError, match=r"last\.pth is written, but a power cut may undo it: .*Input/output error"):
         write_atomically(target, lambda file: file.write(b"new"))
     assert target.read_bytes() == b"new"
 
@@ -160,3 +148,20 @@ def test_where_files_cannot_be_locked_a_save_works_and_a_sweep_leaves_everything
     sweep([target])
     assert target.read_bytes() == b"new"
     assert leftover.exists()
+
+
+def test_the_check_before_long_work_sweeps_what_killed_work_left_and_leaves_nothing(target):
+    leftover, other = target.with_name(".last.pth.123.tmp"), target.with_name(".best.pth.123.tmp")
+    leftover.write_bytes(b"half")
+    other.write_bytes(b"half")
+    check_writable(target)
+    assert sorted(target.parent.iterdir()) == sorted([target, other])
+    check_writable(target.parent / "new" / "folder" / "last.pth")
+    assert list((target.parent / "new" / "folder").iterdir()) == []
+
+
+def test_an_output_that_cannot_be_written_is_named_before_long_work(target):
+    with pytest.raises(DataError, match="is a folder, expected the name of a file"):
+        check_writable(target.parent)
+    with pytest.raises(DataError, match=f"cannot write {target}/x: "):
+        check_writable(target / "x")

@@ -1,0 +1,71 @@
+"""Several data sets of the same classes as one."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cskd_data.dataset import Dataset, Note
+from cskd_data.errors import DataError
+from cskd_data.ids import Key
+
+
+def merge(datasets: Sequence[Dataset]) -> Dataset:
+    """The images of all, one data set after the other. One alone is given back as it is.
+
+    The user's ids of images stay where no other data set has them too; else the annotation file's name is put before
+    them, with a note. Categories keep the ids of the first.
+
+    Raises:
+        DataError: their classes are not the same in the same order; the images of one were not found.
+    """
+    first = datasets[0]
+    if len(datasets) == 1:
+        return first
+    for other in datasets[1:]:
+        if other.classes != first.classes:
+            raise DataError(
+                f"{first.source} and {other.source} have different classes.\n  {first.source}: "
+                f"{', '.join(first.classes)}\n  {other.source}: {', '.join(other.classes)}"
+            )
+    uses = Counter(key for dataset in datasets for key in dataset.image_keys.values())
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    keys: dict[int, Key] = {}
+    renamed = []
+    for dataset, name in zip(datasets, _names(datasets), strict=True):
+        start = len(images)
+        for image in dataset.images:
+            key = dataset.image_keys[image["id"]]
+            if uses[key] > 1:
+                key = f"{name}/{key}"
+                renamed.append(key)
+            path = os.path.abspath(dataset.path(image))
+            images.append({**image, "id": start + image["id"], "file_name": path})
+            keys[start + image["id"]] = key
+        for one in dataset.annotations:
+            annotations.append({**one, "id": len(annotations) + 1, "image_id": start + one["image_id"]})
+    notes = [note for dataset in datasets for note in dataset.notes]
+    if renamed:
+        notes.append(Note.of("image ids that several files have are written with the file's name before them", renamed))
+    return replace(
+        first,
+        data={**first.data, "images": images, "annotations": annotations},
+        image_root=Path(os.sep),
+        image_keys=keys,
+        notes=tuple(notes),
+        annotated=all(dataset.annotated for dataset in datasets),
+    )
+
+
+def _names(datasets: Sequence[Dataset]) -> list[str]:
+    """A name of each by its file, numbered where two have the same."""
+    stems = [dataset.source.stem for dataset in datasets]
+    return [
+        stem if stems.count(stem) == 1 else f"{stem}-{stems[: index + 1].count(stem)}"
+        for index, stem in enumerate(stems)
+    ]
