@@ -30,12 +30,12 @@ def read_image(path: Path) -> np.ndarray:
         DataError: the file is missing, empty, truncated, too large or no image; it is named.
     """
     try:
-        return decode_image(path)
+        return load_image(path)
     except ImageFault as fault:
         raise DataError(f"image {path} {fault}") from fault
 
 
-def decode_image(path: Path) -> np.ndarray:
+def load_image(path: Path) -> np.ndarray:
     """As `read_image`, for callers that name the file themselves.
 
     Raises:

@@ -24,7 +24,7 @@ from mmdet.datasets.pipelines import LoadImageFromFile
 
 import cskd_data
 from cskd_data.errors import ImageFault
-from cskd_data.images import decode_image
+from cskd_data.images import load_image
 from cskd_data.merge import merge
 from cskd_data.names import plain_name
 from cskd_train.errors import TrainError
@@ -250,7 +250,7 @@ class LoadNamedImage(LoadImageFromFile):
         path = os.path.join(prefix, name) if prefix else name
         try:
             if self.color_type == "color" and self.channel_order == "bgr":
-                image = decode_image(Path(path))
+                image = load_image(Path(path))
             else:
                 image = super().__call__(results)["img"]
         except Exception as error:  # mmdet's: a missing file, or a decoder that gives None and then has no `.shape`
