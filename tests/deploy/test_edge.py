@@ -127,14 +127,15 @@ def test_a_fresh_environment_with_ort_alone_runs_every_command_but_export(
     tmp_path, model_file, checkpoint, found_annotations, shapes_root
 ):
     # A copy, so that building leaves nothing in the repository.
-    package = tmp_path / "cskd-deploy"
-    shutil.copytree(
-        REPOSITORY / "packages" / "cskd-deploy", package, ignore=shutil.ignore_patterns("*.egg-info", "build")
-    )
+    packages = tmp_path / "packages"
+    for name in ("cskd-data", "cskd-deploy"):
+        ignore = shutil.ignore_patterns("*.egg-info", "build")
+        shutil.copytree(REPOSITORY / "packages" / name, packages / name, ignore=ignore)
     venv.create(tmp_path / "edge", with_pip=True)
     binaries = tmp_path / "edge" / "bin"
     constraints = REPOSITORY / "requirements" / "constraints.txt"
-    install = [binaries / "python", "-m", "pip", "install", "-q", "-c", constraints, f"{package}[ort]"]
+    install = [binaries / "python", "-m", "pip", "install", "-q", "-c", constraints]
+    install += [packages / "cskd-data", f"{packages / 'cskd-deploy'}[ort]"]
     subprocess.run(install, check=True, timeout=1000)
 
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -161,7 +162,7 @@ def test_a_fresh_environment_with_ort_alone_runs_every_command_but_export(
     found = json.loads((tmp_path / "found.json").read_text())["images"]
     assert len(found) == len(list((tmp_path / "drawn").iterdir())) > 0
     whole = export(checkpoint, tmp_path / "whole.onnx", form=GraphForm(input="uint8", nms="graph")).path
-    example = [binaries / "python", package / "examples" / "detect.py", whole, found[0]["image"]]
+    example = [binaries / "python", packages / "cskd-deploy" / "examples" / "detect.py", whole, found[0]["image"]]
     lines = subprocess.run(example, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
     best = found[0]["detections"][0]
     assert json.loads(lines[0]) == [

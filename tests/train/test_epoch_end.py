@@ -8,8 +8,8 @@ from itertools import pairwise
 import pytest
 import torch
 
+from cskd_data.results import COCO_METRICS, CocoResult
 from cskd_train.errors import TrainError
-from cskd_train.results import COCO_METRICS, CocoResult
 
 EVALUATE = "cskd_train.engine.run.evaluate"  # what a run measures its student with
 

@@ -13,12 +13,13 @@ from dataclasses import replace
 import pytest
 from mmdet.datasets.builder import PIPELINES
 
+from cskd_data import files
 from cskd_train.cli import main
 from cskd_train.engine import run
 from cskd_train.engine.progress import ProgressDisplay
 from cskd_train.engine.signals import Interrupted
 from cskd_train.errors import TrainError
-from cskd_train.files import atomic, checkpoints
+from cskd_train.files import checkpoints
 
 from .runs import STEPS, differences, last, log, train
 
@@ -206,7 +207,7 @@ def in_a_save(patch, disturb, at, part="write"):
         if path.name == "last.pth" and contents["position"]["step"] in at:
             with pytest.MonkeyPatch.context() as inner:
                 if part == "fsync":
-                    inner.setattr(atomic.os, "fsync", lambda descriptor: (disturb(), fsync(descriptor)))
+                    inner.setattr(files.os, "fsync", lambda descriptor: (disturb(), fsync(descriptor)))
                 else:
                     inner.setattr(checkpoints.torch, "save", lambda *a: halfway(*a, disturb))
                 save(path, contents)

@@ -5,6 +5,7 @@ Nothing here needs torch, mmdet or mmcv to be importable: what does not import i
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import platform
@@ -18,8 +19,9 @@ from packaging.requirements import Requirement
 
 # Distributions shown, in this order. The runtimes belong to cskd-deploy and are never needed to train.
 DISTRIBUTIONS = (
-    "cskd-core", "cskd-train", "cskd-deploy", "torch", "torchvision", "mmcv-full", "mmcv", "mmdet", "numpy",
-    "opencv-python-headless", "pycocotools", "tensorboard", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt",
+    "cskd-core", "cskd-data", "cskd-train", "cskd-deploy", "torch", "torchvision", "mmcv-full", "mmcv", "mmdet",
+    "numpy", "opencv-python-headless", "pycocotools", "tensorboard", "onnx", "onnxruntime", "onnxruntime-gpu",
+    "tensorrt",
 )  # fmt: skip
 
 # Modules that training imports besides mmdet and mmcv, with the distribution that gives each.
@@ -178,8 +180,11 @@ def _gpus() -> tuple[list[str], list[Fault]]:
 
 
 def _requirements() -> list[Requirement]:
-    """What cskd-core and cskd-train ask for, extras and each other left out."""
-    stated = [Requirement(text) for name in ("cskd-core", "cskd-train") for text in metadata.requires(name) or ()]
+    """What cskd-core, cskd-data and cskd-train ask for, extras and each other left out."""
+    stated = []
+    for name in ("cskd-core", "cskd-data", "cskd-train"):
+        with contextlib.suppress(metadata.PackageNotFoundError):  # run from its sources
+            stated += [Requirement(text) for text in metadata.requires(name) or ()]
     return [
         requirement
         for requirement in stated

@@ -11,7 +11,7 @@ from typing import Any
 from cskd_data.results import CocoResult
 from cskd_train.engine.records import Record
 
-_PACKAGES = ("cskd-core", "cskd-train", "torch", "mmdet", "mmcv-full", "numpy", "pycocotools")
+_PACKAGES = ("cskd-core", "cskd-data", "cskd-train", "torch", "mmdet", "mmcv-full", "numpy", "pycocotools")
 
 
 @dataclass
