@@ -8,6 +8,7 @@ from pathlib import Path
 from cskd_data.coco import read_coco
 from cskd_data.dataset import Dataset
 from cskd_data.errors import DataError
+from cskd_data.yolo_layout import find_yaml
 
 Reader = Callable[[Path | str, Path | str | None], Dataset]
 
@@ -23,14 +24,14 @@ def format_of(path: Path) -> str:
     suffix = path.suffix.lower()
     if path.is_file():
         return "yolo" if suffix in (".yaml", ".yml") else "voc" if suffix == ".xml" else "coco"
-    if any(path.glob("*.yaml")) or any(path.glob("*.yml")):
+    if find_yaml(path) is not None:
         return "yolo"
     if (path / "Annotations").is_dir() or any(path.glob("*.xml")) or any(path.glob("*/*.xml")):
         return "voc"
-    if (path / "labels").is_dir() or any(path.glob("*/labels")):
-        return "yolo"
     if _coco_file(path) is not None:
         return "coco"
+    if (path / "labels").is_dir() or any(path.glob("*/labels")) or any(path.glob("obj.names")):
+        return "yolo"
     raise DataError(
         f"the folder {path} holds no data set: expected XML files (Pascal VOC), a data.yaml (YOLO), or give a COCO file"
     )

@@ -2,101 +2,85 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-import cv2
-import numpy as np
-
 from cskd_data.errors import ImageFault
+from cskd_data.header_form import Header, check_size, orientation_of
+from cskd_data.header_rare import rare_header
 
-MOST_PIXELS, MOST_ON_A_SIDE = 1 << 30, 1 << 20
-"""What OpenCV decodes at most."""
+__all__ = ["Header", "read_header"]
 
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _PNG_START = b"\x89PNG\r\n\x1a\n"
-_START_OF_SCAN, _APP1 = 0xDA, 0xE1
+_START_OF_SCAN, _APP1, _PROGRESSIVE = 0xDA, 0xE1, 0xC2
 # Start-of-frame markers hold the size: C0..CF without C4 (Huffman tables), C8 (reserved) and CC (arithmetic coding).
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_ORIENTATION_TAG = 0x0112
 
 
-@dataclass(frozen=True)
-class Header:
-    """What the header of a JPEG or PNG says.
-
-    Width and height in pixels are those of the picture as OpenCV gives it, and so mmdet: turned as EXIF asks.
-    """
-
-    width: int
-    height: int
-    orientation: int = 1  # EXIF's: 1 is upright, 3 upside down, 5 to 8 turned by a quarter, 2, 4, 5 and 7 mirrored
-    whole: bool = True  # False: the end marker is missing
-
-    @property
-    def turned(self) -> bool:
-        """Whether EXIF swaps width and height of the stored picture."""
-        return 5 <= self.orientation <= 8
-
-
-def read_header(path: Path) -> Header | None:
-    """The header of a JPEG or PNG; a few kilobytes are read.
-
-    Returns:
-        None for another format: only decoding tells its size.
+def read_header(path: Path) -> Header:
+    """The header of an image file; a few kilobytes are read.
 
     Raises:
-        ImageFault: the file is missing, empty, ends inside its header, or is larger than OpenCV decodes.
+        ImageFault: the file is missing, empty, of no format that is read here, ends inside its header, or has more
+            pixels than are decoded.
     """
     try:
         with path.open("rb") as file:
-            start = file.read(8)
-            if not start:
-                raise ImageFault("is empty (0 bytes)")
-            if start.startswith(_JPEG_START):
-                header = _jpeg_header(file)
-            elif start == _PNG_START:
-                header = _png_header(file)
-            else:
-                return None
+            return parse_header(file)
     except FileNotFoundError:
         raise ImageFault("does not exist") from None
     except (OSError, ValueError) as error:  # ValueError: a name with a null character
         raise ImageFault(f"cannot be read ({getattr(error, 'strerror', None) or error})") from error
-    except struct.error:
-        raise ImageFault("is truncated (it ends inside its header)") from None
-    if header.width * header.height > MOST_PIXELS or max(header.width, header.height) > MOST_ON_A_SIDE:
-        raise ImageFault(f"has {header.width} x {header.height} pixels by its header, more than OpenCV decodes")
-    if not header.width * header.height:
-        raise ImageFault("has no pixels by its header")
-    return header
 
 
-def decoded(path: Path) -> Header:
-    """The size of an image of any format, after decoding all of it with OpenCV.
+def parse_header(file: BinaryIO) -> Header:
+    """As `read_header`, of an open file or of bytes in memory (`io.BytesIO`).
 
     Raises:
-        ImageFault: the file is missing, or cannot be decoded.
+        ImageFault: as `read_header`.
     """
+    end = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    start = file.read(16)
+    if not start:
+        raise ImageFault("is empty (0 bytes)")
     try:
-        content = np.fromfile(path, dtype=np.uint8)
-        image = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
-    except OSError as error:
-        raise ImageFault(f"cannot be read ({error.strerror})") from error
-    except cv2.error as error:
-        raise ImageFault(f"cannot be decoded ({error.err})") from error
-    if image is None:
-        raise ImageFault("cannot be decoded as an image")
-    return Header(width=image.shape[1], height=image.shape[0])
+        if start.startswith(_JPEG_START):
+            header = _jpeg_header(file)
+        elif start.startswith(_PNG_START):
+            header = _png_header(file, end)
+        else:
+            header = rare_header(file, start, end)
+    except struct.error:
+        raise ImageFault("is truncated (it ends inside its header)") from None
+    check_size(header, end)
+    return header
 
 
 def _jpeg_header(file: BinaryIO) -> Header:
     """Walk the segments of a JPEG up to the one that holds its size."""
-    file.seek(2)
     orientation = 1
+    for marker, length in _segments(file):
+        if marker in _START_OF_FRAME:
+            height, width = struct.unpack(">xHH", file.read(5))
+            return Header(width, height, orientation, _jpeg_is_whole(file), "JPEG").as_turned()
+        if marker == _APP1 and orientation == 1:
+            segment = file.read(length)
+            if segment.startswith(b"Exif\0\0"):
+                orientation = orientation_of(segment[6:])
+        else:
+            file.seek(length, os.SEEK_CUR)
+    raise ImageFault("has a broken JPEG header")
+
+
+def _segments(file: BinaryIO) -> Iterator[tuple[int, int]]:
+    """The marker and content length of each segment before the first scan; `file` stands at the content."""
+    file.seek(2)
     while True:
         marker = file.read(2)
         while marker == b"\xff\xff":  # any number of fill bytes may stand before a marker
@@ -104,33 +88,25 @@ def _jpeg_header(file: BinaryIO) -> Header:
         if len(marker) < 2:
             raise ImageFault("is truncated (it ends inside its header)")
         if marker[0] != 0xFF or marker[1] == _START_OF_SCAN:
-            raise ImageFault("has a broken JPEG header")
+            return
         (length,) = struct.unpack(">H", file.read(2))
-        if marker[1] in _START_OF_FRAME:
-            height, width = struct.unpack(">xHH", file.read(5))
-            if orientation >= 5:
-                width, height = height, width
-            return Header(width, height, orientation, _jpeg_is_whole(file))
-        if marker[1] == _APP1 and orientation == 1:
-            segment = file.read(length - 2)
-            if segment.startswith(b"Exif\0\0"):
-                orientation = _orientation(segment[6:])
-        else:
-            file.seek(length - 2, os.SEEK_CUR)
+        if length < 2:
+            return
+        yield marker[1], length - 2
 
 
-def _png_header(file: BinaryIO) -> Header:
+def _png_header(file: BinaryIO, end: int) -> Header:
     """Walk the chunks of a PNG; bytes behind its end chunk do not count."""
-    width, height, orientation = 0, 0, 1
+    width, height, bits, orientation = 0, 0, 8, 1
+    name = b""
     file.seek(8)
-    end = os.fstat(file.fileno()).st_size
     while len(start := file.read(8)) == 8:
         (length,), name = struct.unpack(">I", start[:4]), start[4:]
         if name == b"IHDR":
-            width, height = struct.unpack(">II", file.read(8))
-            file.seek(length - 8 + 4, os.SEEK_CUR)
+            width, height, bits = struct.unpack(">IIB", file.read(9))
+            file.seek(length - 9 + 4, os.SEEK_CUR)
         elif name == b"eXIf":
-            orientation = _orientation(file.read(length))
+            orientation = orientation_of(file.read(min(length, end)))
             file.seek(4, os.SEEK_CUR)
         else:
             file.seek(length + 4, os.SEEK_CUR)
@@ -138,24 +114,8 @@ def _png_header(file: BinaryIO) -> Header:
             break
     if not width:
         raise ImageFault("has a broken PNG header")
-    if orientation >= 5:
-        width, height = height, width
-    return Header(width, height, orientation, name == b"IEND" and file.tell() <= end)
-
-
-def _orientation(tiff: bytes) -> int:
-    """The orientation of an EXIF block; 1 where it has none or is broken."""
-    order = "<" if tiff[:2] == b"II" else ">"
-    try:
-        (directory,) = struct.unpack_from(f"{order}I", tiff, 4)
-        (entries,) = struct.unpack_from(f"{order}H", tiff, directory)
-        for entry in range(entries):
-            tag, _, _, value = struct.unpack_from(f"{order}HHIH", tiff, directory + 2 + 12 * entry)
-            if tag == _ORIENTATION_TAG:
-                return value if 1 <= value <= 8 else 1
-    except struct.error:
-        pass
-    return 1
+    whole = name == b"IEND" and file.tell() <= end
+    return Header(width, height, orientation, whole, "PNG", bits).as_turned()
 
 
 def _jpeg_is_whole(file: BinaryIO) -> bool:
@@ -171,3 +131,12 @@ def _jpeg_is_whole(file: BinaryIO) -> bool:
         return True
     file.seek(frame)
     return _JPEG_END in file.read()
+
+
+def header_of(content: bytes) -> Header:
+    """As `read_header`, of a file's contents.
+
+    Raises:
+        ImageFault: as `read_header`.
+    """
+    return parse_header(io.BytesIO(content))

@@ -10,9 +10,9 @@ from typing import Any
 from cskd_data.boxes import number
 from cskd_data.dataset import Note
 from cskd_data.errors import ImageFault, refuse
-from cskd_data.header import decoded, read_header
 from cskd_data.ids import Key, key_of, with_aliases
 from cskd_data.image_names import find_images
+from cskd_data.images import image_size
 from cskd_data.names import counted
 
 _WAY_OUT = "Correct the file, or export it again"
@@ -130,8 +130,7 @@ def _size(image: Mapping[str, Any], path: Path | None) -> tuple[int, int]:
         return width, height
     if path is None:
         raise ImageFault("has no width and height, and its file was not found beside the annotations: give its folder")
-    header = read_header(path) or decoded(path)
-    return header.width, header.height
+    return image_size(path)
 
 
 def _same_file(sized: Mapping[Key, tuple[str, int, int]]) -> list[str]:

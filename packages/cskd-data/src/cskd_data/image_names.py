@@ -105,7 +105,7 @@ class _Folder:
                     return self._below(path), kind
         base = name.replace("\\", "/").rsplit("/", 1)[-1]
         for wanted in dict.fromkeys((base, unquote(base))) if self._deep else ():
-            there = self._index().get(_folded(wanted), [])
+            there = self._index().get(folded(wanted), [])
             if len(there) == 1:
                 same = os.path.basename(there[0]) == wanted
                 return there[0], "elsewhere" if same else "alike"
@@ -133,9 +133,9 @@ class _Folder:
             self._files = {}
             for folder, _, files in os.walk(self._root, followlinks=True):
                 for file in files:
-                    self._files.setdefault(_folded(file), []).append(self._below(os.path.join(folder, file)))
+                    self._files.setdefault(folded(file), []).append(self._below(os.path.join(folder, file)))
         return self._files
 
 
-def _folded(name: str) -> str:
+def folded(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()

@@ -1,62 +1,103 @@
-"""One rule how a picture is decoded: check, training, deployment and drawing all read through `read_image`."""
+"""Image files: one rule how a picture is decoded, for the check, training, evaluation, deployment and drawing.
+
+OpenCV decodes, as it does in mmcv; the same file gives the same pixels everywhere. What each kind of file becomes:
+
+| file                            | picture (BGR, 8 bits)                                                              |
+|---------------------------------|------------------------------------------------------------------------------------|
+| JPEG, PNG, TIFF with EXIF       | turned or mirrored as the orientation says, all eight; its size is the turned one  |
+| WebP with EXIF                  | as stored, with a warning: OpenCV does not turn a WebP                             |
+| JPEG whose end is missing       | used with a warning while at most 5 % of its pixels are missing, else refused      |
+| JPEG whose data ends early      | the same, also where an end marker was put behind it                               |
+| other files without their end   | refused                                                                            |
+| 16 bits                         | the upper 8 bits (TIFF in colour: rounded); a warning where no number reaches 4096 |
+| 32 bits, fractions (TIFF)       | refused                                                                            |
+| CMYK                            | converted without a colour profile                                                 |
+| palette, 1 bit                  | the palette's colours, black and white                                             |
+| alpha                           | dropped: the colours below it show                                                 |
+| grey                            | three equal channels                                                               |
+| animated PNG, WebP; TIFF pages  | the first                                                                          |
+| 1 x 1 pixel                     | as it is (mmdet leaves sides below 32 pixels out of training; the check says so)   |
+| above 268 million pixels        | refused by the header, before memory is taken                                      |
+| more pixels than bytes can hold | refused by the header                                                              |
+| GIF, AVIF, HEIC, PDF ...        | refused by name                                                                    |
+| a name that is not UTF-8        | read as any other; printed with escapes for the bytes that are no text             |
+"""
 
 from __future__ import annotations
 
 import glob
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 
+from cskd_data.decode import MOST_LOST, Picture, decode
 from cskd_data.errors import DataError, ImageFault
 from cskd_data.header import read_header
 
+__all__ = ["MOST_LOST", "ImageWarning", "find_images", "image_size", "list_images", "load_image", "picture"]
+
 MOST_BYTES = 1 << 29  # of an image file
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-MOST_LOST = 0.05
-"""The share of its pixels that a truncated JPEG may lack and still be used."""
 
-_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
-_GREY = 128  # what libjpeg fills missing blocks with
+
+class ImageWarning(UserWarning):
+    """An image is used, but is not what it seems."""
+
+
+def load_image(path: Path) -> np.ndarray:
+    """Decode an image file to BGR, `(height, width, 3)` uint8.
+
+    Warns:
+        ImageWarning: what is odd about it, once a file.
+
+    Raises:
+        ImageFault: the file is missing, empty, truncated, too large or no image; in words that follow its name.
+    """
+    found = picture(path)
+    for warning in found.warnings:
+        warnings.warn(f"image {path} {warning}", ImageWarning, stacklevel=2)
+    return found.pixels
+
+
+def picture(path: Path) -> Picture:
+    """As `load_image`, with the warnings as a list.
+
+    Raises:
+        ImageFault: as `load_image`.
+    """
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise ImageFault(f"is larger than {MOST_BYTES >> 20} MiB, and is not read")
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise ImageFault("does not exist") from None
+    except (OSError, ValueError) as error:  # ValueError: a name with a null character
+        raise ImageFault(f"cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    return decode(content)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height in pixels by the header, turned as `load_image` turns the picture.
+
+    Raises:
+        ImageFault: the file is missing, empty, of another format or too large.
+    """
+    header = read_header(path)
+    return header.width, header.height
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Decode an image file to BGR, `(height, width, 3)` uint8, turned upright by its EXIF tag.
-
-    A JPEG whose last bytes are missing is used while it lacks at most `MOST_LOST` of its pixels.
+    """As `load_image`, for callers that do not name the file themselves.
 
     Raises:
-        DataError: the file is missing, empty, truncated, too large or no image; it is named.
+        DataError: as `load_image`; the file is named.
     """
     try:
         return load_image(path)
     except ImageFault as fault:
         raise DataError(f"image {path} {fault}") from fault
-
-
-def load_image(path: Path) -> np.ndarray:
-    """As `read_image`, for callers that name the file themselves.
-
-    Raises:
-        ImageFault: the fault in words that follow the name.
-    """
-    header = read_header(path)
-    try:
-        if path.stat().st_size > MOST_BYTES:
-            raise ImageFault(f"is larger than {MOST_BYTES >> 20} MiB, and is not read")
-        content = path.read_bytes()
-    except OSError as error:
-        raise ImageFault(f"cannot be read ({error.strerror})") from error
-    cut = header is not None and not header.whole
-    if cut and not content.startswith(_JPEG_START):
-        raise ImageFault("is truncated (the PNG has no end chunk)")
-    if cut:
-        content += _JPEG_END
-        lost = _lost_share(content)
-        if lost > MOST_LOST:
-            raise ImageFault(f"is truncated (the JPEG has no end marker, and {lost:.0%} of its pixels are missing)")
-    return _decode(content, cv2.IMREAD_COLOR)
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -97,24 +138,3 @@ def find_images(sources: Sequence[str]) -> list[Path]:
         else:
             raise DataError(f"image {source} does not exist: expected an image, a folder of images, or a pattern")
     return list(found)
-
-
-def _decode(content: bytes, flags: int) -> np.ndarray:
-    try:
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
-    except cv2.error as error:  # more pixels than OpenCV opens
-        raise ImageFault(f"cannot be decoded ({error.err})") from error
-    if image is None:
-        raise ImageFault("cannot be decoded as an image")
-    return image
-
-
-def _lost_share(content: bytes) -> float:
-    """The share of a JPEG's pixels behind the last one that its data reaches: grey from there to the end."""
-    image = _decode(content, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    side = 8
-    height, width = image.shape[0] // side * side, image.shape[1] // side * side
-    grey = (np.abs(image[:height, :width].astype(np.int16) - _GREY) <= 1).all(axis=2)
-    blocks = grey.reshape(height // side, side, width // side, side).all(axis=(1, 3))
-    kept = np.flatnonzero(~blocks.ravel())
-    return 1 - (kept[-1] + 1) / blocks.size if kept.size else 1.0

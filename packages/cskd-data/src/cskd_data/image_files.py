@@ -1,0 +1,71 @@
+"""The image files of a folder, found again by the names that annotations give them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from itertools import takewhile
+from pathlib import Path
+
+from cskd_data.image_names import folded
+from cskd_data.images import SUFFIXES
+
+
+def files_below(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """The files of these endings in a folder, at any depth, by name; hidden ones are left out."""
+    found = []
+    for path in _walk(folder):
+        if path.suffix.lower() in suffixes and not path.name.startswith("."):
+            found.append(path)
+    return sorted(found)
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Links to folders are followed, each folder once: a link to a folder above would never end."""
+    seen = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            yield Path(place, name)
+
+
+class ImageFiles:
+    """Image files by name."""
+
+    def __init__(self, folder: Path) -> None:
+        self.paths = files_below(folder, SUFFIXES)
+        self._by_name: dict[str, list[Path]] = {}
+        for path in self.paths:
+            for key in {path.name, path.stem, folded(path.name), folded(path.stem)}:
+                self._by_name.setdefault(key, []).append(path)
+
+    def named(self, name: str, near: Path) -> Path | None:
+        """The image of a name, with or without its ending; of several the one nearest to the file `near`.
+
+        None where there is none, or two are as near. Upper and lower case count only where two files differ by it.
+        """
+        for key in (name, folded(name)):
+            found = self._by_name.get(key, [])
+            if found:
+                distances = [_distance(path, near) for path in found]
+                least = min(distances)
+                return found[distances.index(least)] if distances.count(least) == 1 else None
+        return None
+
+
+def _distance(one: Path, other: Path) -> int:
+    """Steps from folder to folder."""
+    first, second = one.parent.parts, other.parent.parts
+    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
+    return len(first) + len(second) - 2 * shared
+
+
+def common_folder(paths: Iterable[Path], default: Path) -> Path:
+    """The deepest folder that holds all of these files."""
+    folders = {os.path.abspath(path.parent) for path in paths}
+    return Path(os.path.commonpath(folders)) if folders else default

@@ -1,0 +1,198 @@
+"""Read a Pascal VOC data set into the normal form."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from cskd_data.dataset import Dataset, Note
+from cskd_data.errors import DataError, refuse
+from cskd_data.image_files import ImageFiles, common_folder, files_below
+from cskd_data.images import SUFFIXES
+from cskd_data.names import counted
+from cskd_data.normalise import normalise
+from cskd_data.voc_lists import listed
+from cskd_data.voc_xml import VocAnnotation, VocObject, read_xml
+
+Progress = Callable[[int, int], None]
+
+
+def read_voc(
+    path: Path | str,
+    images: Path | str | None = None,
+    *,
+    split: str | None = None,
+    zero_based: bool | None = None,
+    skip_missing: bool = False,
+    progress: Progress | None = None,
+) -> Dataset:
+    """The data set of a folder of VOC's XML files, whatever its folders are called.
+
+    Boxes. VOC counts pixels from one and a box includes both its end pixels, so the box from pixel 1 to pixel 10
+    becomes x = 0, width = 10: `x = xmin - 1`, `width = xmax - xmin + 1`. Some tools write VOC files with coordinates
+    from zero and the end not included: `x = xmin`, `width = xmax - xmin`.
+
+    Difficult objects get `iscrowd` 1: mmdet then neither learns them nor takes their surroundings for background, and
+    pycocotools counts neither finding nor missing them. (mmdet skips COCO's `ignore` flag in training only.)
+
+    The classes are those of all XML files, sorted, whatever the split: all splits of a folder have the same.
+
+    Args:
+        path: the folder (`Annotations/` in it, XML files in it or further below), or one XML file.
+        images: folder of the images; None looks for them below `path`. An image is found by the name of its XML file,
+            else by `<filename>`.
+        split: the name of a list in `ImageSets/Main/`, without `.txt`; None takes every XML file, or those of the one
+            list that is there.
+        zero_based: whether coordinates count from zero; None sees it from a coordinate below one.
+        skip_missing: leave images out whose file is not there, with a note.
+        progress: called with (XML files done, XML files in all).
+
+    Raises:
+        DataError: the first few faults, their count and the way out: nothing to read, an XML file that is broken (file
+            and line are named), images missing.
+    """
+    path = Path(path)
+    root = path.parent if path.is_file() else path
+    files = _xml_files(path)
+    chosen, listing = listed(root, files, split) if path.is_dir() else (set(files), [])
+    annotations: list[VocAnnotation] = []
+    names: set[str] = set()
+    faults: list[str] = []
+    for done, file in enumerate(files, start=1):
+        try:
+            annotation = read_xml(file)
+            names.update(one.name for one in annotation.objects)
+            if file in chosen:
+                annotations.append(annotation)
+        except DataError as error:
+            faults += [str(error)] if file in chosen else []
+        if progress is not None:
+            progress(done, len(files))
+    refuse(path, faults, "Correct these files, or take them out")
+    found, image_notes = _images(annotations, ImageFiles(_image_folder(root, images)), path)
+    if not any(found) and images is None:
+        raise DataError(
+            f"no image of {path} was found below it ({', '.join(SUFFIXES)}): give the folder of the images "
+            "(`--images FOLDER`)"
+        )
+    there = [image for image in found if image is not None]
+    folder = common_folder(there, _image_folder(root, images))
+    objects = [one for annotation in annotations for one in annotation.objects]
+    shift, base_notes = _base(objects, zero_based)
+    classes = sorted(names)
+    raw = {
+        "images": [
+            _image_entry(number, annotation, image, folder)
+            for number, (annotation, image) in enumerate(zip(annotations, found, strict=True), start=1)
+        ],
+        "annotations": [
+            {"image_id": number, "category_id": classes.index(one.name) + 1, **_box(one.box, shift, one.difficult)}
+            for number, annotation in enumerate(annotations, start=1)
+            for one in annotation.objects
+            if one.box is not None
+        ],
+        "categories": [{"id": number, "name": name} for number, name in enumerate(classes, start=1)],
+    }
+    if not classes:
+        raise DataError(f"{path} has no object of any class in {counted(len(files), 'XML file')}")
+    notes = [*listing, *image_notes, *base_notes, *_object_notes(annotations)]
+    return normalise(raw, path, folder, notes, skip_missing=skip_missing)
+
+
+def _xml_files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    folder = path / "Annotations"
+    files = files_below(folder if folder.is_dir() else path, (".xml",))
+    if not files:
+        raise DataError(f"{path} holds no XML file: give the folder that holds the annotations of Pascal VOC")
+    return files
+
+
+def _image_folder(root: Path, images: Path | str | None) -> Path:
+    if images is None:
+        return root
+    folder = Path(images)
+    if not folder.is_dir():
+        raise DataError(f"the image folder {folder} of {root} does not exist")
+    return folder
+
+
+def _images(
+    annotations: Sequence[VocAnnotation], files: ImageFiles, source: Path
+) -> tuple[list[Path | None], list[Note]]:
+    """The image of each annotation: the one with the XML file's own name, else the one that `<filename>` names.
+
+    Raises:
+        DataError: two XML files mean one image.
+    """
+    found: list[Path | None] = []
+    others, faults = [], []
+    users: dict[Path, Path] = {}
+    for annotation in annotations:
+        base = re.split(r"[\\/]", annotation.filename or "")[-1]
+        own = files.named(annotation.path.stem, annotation.path)
+        named = files.named(base, annotation.path) if base else None
+        if named is None and base:
+            named = files.named(os.path.splitext(base)[0], annotation.path)
+        if own is not None and named is not None and own.stem != named.stem:
+            others.append(f"{annotation.path.name} names {base}")
+        image = own or named
+        if image is not None and image in users:
+            faults.append(f"{annotation.path} and {users[image]} both mean the image {image}")
+        elif image is not None:
+            users[image] = annotation.path
+        found.append(image)
+    refuse(source, faults, "Give each XML file the name of its image")
+    what = "somebody else's image as <filename>: the image with the XML file's own name is taken"
+    return found, [Note.of(f"{counted(len(others), 'XML file')} with {what}", others)] if others else []
+
+
+def _image_entry(number: int, annotation: VocAnnotation, image: Path | None, folder: Path) -> dict[str, Any]:
+    name = os.path.relpath(os.path.abspath(image), folder) if image is not None else _wanted(annotation)
+    entry: dict[str, Any] = {"id": number, "file_name": name}
+    if annotation.width and annotation.height:
+        entry |= {"width": annotation.width, "height": annotation.height}
+    return entry
+
+
+def _wanted(annotation: VocAnnotation) -> str:
+    """The name of an image that is not there."""
+    return annotation.filename or f"{annotation.path.stem}.jpg"
+
+
+def _base(objects: Iterable[VocObject], zero_based: bool | None) -> tuple[int, list[Note]]:
+    """What to take off a coordinate, 1 or 0."""
+    if zero_based is not None:
+        return 0 if zero_based else 1, []
+    below = [one for one in objects if one.box is not None and any(0 <= value < 1 for value in one.box[:2])]
+    if not below:
+        return 1, []
+    what = f"coordinates are read as counted from zero (width = xmax - xmin): {counted(len(below), 'box')} at 0"
+    return 0, [Note(f"{what}. `--one-based` counts them from one, as VOC does", len(below))]
+
+
+def _box(box: Sequence[float], shift: int, difficult: bool) -> dict[str, Any]:
+    xmin, ymin, xmax, ymax = box
+    return {"bbox": [xmin - shift, ymin - shift, xmax - xmin + shift, ymax - ymin + shift], "iscrowd": int(difficult)}
+
+
+def _object_notes(annotations: Sequence[VocAnnotation]) -> list[Note]:
+    """What is not as in VOC."""
+    without, polygons, difficult = [], [], []
+    for annotation in annotations:
+        name = annotation.path.name
+        without += [f"a {one.name} of {name}" for one in annotation.objects if one.box is None]
+        polygons += [f"a {one.name} of {name}" for one in annotation.objects if one.of_polygon]
+        difficult += [f"a {one.name} of {name}" for one in annotation.objects if one.difficult and one.box is not None]
+    notes = []
+    if without:
+        notes.append(Note.of(f"{counted(len(without), 'object')} without <bndbox> left out", without))
+    if polygons:
+        notes.append(Note.of(f"{counted(len(polygons), 'polygon')} read as the box around it", polygons))
+    if difficult:
+        notes.append(Note.of(f"{counted(len(difficult), 'object')} marked difficult get iscrowd 1", difficult))
+    return notes

@@ -1,0 +1,70 @@
+"""The lists of images in VOC's `ImageSets/`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cskd_data.dataset import Note
+from cskd_data.errors import DataError, refuse
+from cskd_data.images import SUFFIXES
+from cskd_data.names import counted
+
+_FLAGS = ("-1", "0", "1")
+
+
+def listed(root: Path, files: Sequence[Path], split: str | None) -> tuple[set[Path], list[Note]]:
+    """The XML files that a list names.
+
+    Args:
+        split: the list's name without `.txt`; None takes the only list where there is one, else every file.
+
+    Raises:
+        DataError: there is no such list, or it names a file that is not there (the line is named).
+    """
+    lists = _lists(root)
+    if split is None:
+        if len(lists) != 1:
+            return set(files), []
+        (split,) = lists
+    if split not in lists:
+        there = ", ".join(sorted(lists)) or "none"
+        raise DataError(f"split {split!r}: {root / 'ImageSets' / 'Main' / split}.txt does not exist; splits: {there}")
+    by_stem = {file.stem: file for file in files}
+    found, faults = set(), []
+    try:
+        lines = lists[split].read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+    except OSError as error:
+        raise DataError(f"{lists[split]} cannot be read: {error.strerror}") from error
+    for number, line in enumerate(lines, start=1):
+        file = next((by_stem[name] for name in _names(line) if name in by_stem), None)
+        if file is not None:
+            found.add(file)
+        elif line.strip():
+            faults.append(f"line {number}: there is no {line.strip()[:80]}.xml")
+    refuse(lists[split], faults, "Take these lines out, or copy the XML files")
+    if not found:
+        raise DataError(f"{lists[split]} names no image")
+    left = len(files) - len(found)
+    note = Note(f"{counted(left, 'XML file')} not in {lists[split].relative_to(root)}, left out", left)
+    return found, [note] if left else []
+
+
+def _lists(root: Path) -> dict[str, Path]:
+    """By name; those of `Main` go before others, which are of segmentation and actions."""
+    main = sorted((root / "ImageSets" / "Main").glob("*.txt"))
+    return {path.stem: path for path in main or sorted((root / "ImageSets").glob("*.txt"))}
+
+
+def _names(line: str) -> list[str]:
+    """What a line may mean: an image's name, with an ending, or with VOC's flag of a class behind it."""
+    name = line.strip()
+    words = name.rsplit(maxsplit=1)
+    names = [name, words[0]] if len(words) == 2 and words[1] in _FLAGS else [name]
+    for one in list(names):
+        base = one.replace("\\", "/").rsplit("/", 1)[-1]
+        names.append(base)
+        stem, _, suffix = base.rpartition(".")
+        if f".{suffix.lower()}" in (*SUFFIXES, ".xml"):
+            names.append(stem)
+    return names

@@ -1,0 +1,227 @@
+"""Where the parts of a YOLO data set lie: its `data.yaml`, its splits, the label file of an image."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cskd_data.dataset import Note
+from cskd_data.errors import DataError
+from cskd_data.image_files import files_below
+from cskd_data.images import SUFFIXES
+from cskd_data.names import counted, plain_name
+
+_SPLIT_KEYS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+_NAME_FILES = ("classes.txt", "obj.names", "labels.txt", "labels/classes.txt")
+_MOST_YAML = 1 << 18  # bytes
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A YOLO data set before its labels are read."""
+
+    classes: tuple[str, ...]
+    images: dict[str, list[Path]]  # by split; all under "" where there are no splits
+    unnamed: dict[str, list[Path]] = field(default_factory=dict)  # splits that are there, but not in the YAML file
+    keypoints: bool = False  # whether a row holds a box and then points
+    notes: tuple[Note, ...] = ()
+
+
+def layout_of(path: Path, images: Path | None = None) -> Layout:
+    """The parts of the set at a path: a `data.yaml`, or a folder with or without one.
+
+    Args:
+        images: folder of the images, where they do not lie where `path` says.
+
+    Raises:
+        DataError: nothing names the classes, a split is not there, or the YAML file is broken.
+    """
+    file = path if path.is_file() else find_yaml(path)
+    if file is not None:
+        return _of_yaml(file, images)
+    classes = next((_names_of_lines(path / name) for name in _NAME_FILES if (path / name).is_file()), None)
+    if classes is None:
+        raise DataError(
+            f"nothing names the classes of {path}: expected a data.yaml with `names`, or a classes.txt with one class "
+            "a line"
+        )
+    root = images or (path / "images" if (path / "images").is_dir() else path)
+    folders = {split: root / key for split, keys in _SPLIT_KEYS.items() for key in keys if (root / key).is_dir()}
+    found = {split: files_below(folder, SUFFIXES) for split, folder in folders.items()}
+    return Layout(classes, found or {"": files_below(root, SUFFIXES)})
+
+
+def find_yaml(folder: Path) -> Path | None:
+    """The YAML file of a folder that names classes; of several `data.yaml`, or the first."""
+    found = []
+    for path in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")]):
+        try:
+            with path.open("rb") as file:
+                if re.search(rb"^\s*['\"]?names['\"]?\s*:", file.read(_MOST_YAML), re.MULTILINE):
+                    found.append(path)
+        except OSError:
+            continue
+    return next((path for path in found if path.stem == "data"), found[0] if found else None)
+
+
+def _of_yaml(file: Path, folder: Path | None) -> Layout:
+    data = _load(file)
+    names = _names(data.get("names"), file)
+    notes: list[Note] = []
+    base = beside = folder or file.parent
+    if folder is None and isinstance(data.get("path"), str) and data["path"]:
+        named = file.parent / data["path"]
+        if named.is_dir():
+            base = named
+        else:
+            notes.append(Note(f"path {data['path'][:200]!r} of {file.name} is not there: its own folder is taken"))
+    images: dict[str, list[Path]] = {}
+    unnamed: dict[str, list[Path]] = {}
+    missing = []
+    for split, keys in _SPLIT_KEYS.items():
+        entries: Any = next((data[key] for key in keys if data.get(key)), None)
+        paths: dict[Path, None] = {}
+        for entry in entries if isinstance(entries, list) else [entries] if entries else []:
+            found = _resolve(entry, base, beside) if isinstance(entry, str) else None
+            if found is None:
+                missing.append(f"{split}: {str(entry)[:200]}")
+            else:
+                paths |= dict.fromkeys(_images_of(found, base))
+        if paths:
+            images[split] = list(paths)
+        elif entries is None:
+            folders = [beside / key / "images" for key in keys if (beside / key / "images").is_dir()]
+            unnamed.update((split, files_below(one, SUFFIXES)) for one in folders)
+    if not images and folder is not None:
+        images = {"": files_below(folder, SUFFIXES)}
+    elif not images:
+        what = f"none of its splits is there ({'; '.join(missing)})" if missing else "it names neither train nor val"
+        raise DataError(f"{file}: {what}; looked in {base} and {beside}. Correct `path`, `train` and `val`")
+    elif missing:
+        notes.append(Note.of(f"{counted(len(missing), 'split')} not there", missing))
+    if unnamed:
+        what = f"not named in {file.name}, read only when asked for"
+        notes.append(Note.of(f"{counted(len(unnamed), 'split')} {what}", list(unnamed)))
+    return Layout(names, images, unnamed, "kpt_shape" in data, tuple(notes))
+
+
+def _load(file: Path) -> dict[str, Any]:
+    """A YAML file with everything in it as text: YAML takes a class called `no` for a truth value."""
+    try:
+        with file.open("rb") as stream:
+            content = stream.read(_MOST_YAML + 1)
+        if len(content) > _MOST_YAML:
+            raise DataError(f"{file} is larger than {_MOST_YAML >> 10} KiB, expected the data.yaml of a YOLO data set")
+        data = yaml.load(content, Loader=yaml.BaseLoader)  # as safe as safe_load
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    except (yaml.YAMLError, RecursionError, LookupError, TypeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
+        problem = getattr(error, "problem", None) or str(error) or type(error).__name__
+        raise DataError(f"{file}{where}: not YAML ({problem[:200]})") from error
+    if not isinstance(data, dict):
+        raise DataError(f"{file} is no data.yaml of a YOLO data set: expected `names`, `train` and `val`")
+    return data
+
+
+def _names(names: Any, file: Path) -> tuple[str, ...]:
+    """`names` as a list, as a mapping of number to name, or as a text of lines."""
+    if isinstance(names, dict):
+        try:
+            numbered = {int(key): value for key, value in names.items()}
+        except (TypeError, ValueError):
+            raise DataError(f"{file}: `names` has a key that is no number, expected 0: first class, 1: ...") from None
+        if sorted(numbered) != list(range(len(numbered))):
+            raise DataError(f"{file}: the numbers of `names` are not 0 to {len(numbered) - 1}, each once")
+        names = [numbered[number] for number in range(len(numbered))]
+    elif isinstance(names, str):
+        names = [name.strip() for name in re.split(r"[\n,]", names) if name.strip()]
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise DataError(f"{file}: `names` is no list of class names: expected names: [cat, dog]")
+    return tuple(names)
+
+
+def _names_of_lines(file: Path) -> tuple[str, ...]:
+    try:
+        lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror}") from error
+    names = [plain_name(line) for line in lines]
+    while names and not names[-1]:
+        names.pop()
+    if not names:
+        raise DataError(f"{file} is empty, expected one class a line")
+    return tuple(name or f"class {number}" for number, name in enumerate(names))
+
+
+def _resolve(entry: str, base: Path, beside: Path) -> Path | None:
+    """The folder or file that a split names. Roboflow writes `../train/images` for what lies beside its data.yaml."""
+    name = entry.strip().replace("\\", "/")
+    inner = re.sub(r"^(\.\./)+", "", name)
+    candidates = [beside / inner] if inner != name else []
+    candidates += [base / name, beside / name]
+    parts = [part for part in name.split("/") if part not in ("", ".", "..")]
+    candidates += [beside.joinpath(*parts[first:]) for first in range(1, len(parts))]  # a folder of another machine
+    try:
+        return next((path for path in candidates if path.exists()), None)
+    except (OSError, ValueError):  # a name that is too long, or with a null character
+        return None
+
+
+def _images_of(found: Path, base: Path) -> Iterator[Path]:
+    """The images of a folder, or those that a text file lists; listed ones may be missing."""
+    if found.is_dir():
+        yield from files_below(found, SUFFIXES)
+        return
+    try:
+        lines = found.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+    except OSError as error:
+        raise DataError(f"{found} cannot be read: {error.strerror}") from error
+    for line in lines:
+        name = line.strip()
+        if name:
+            yield _resolve(name, found.parent, base) or found.parent / name.replace("\\", "/")
+
+
+class Labels:
+    """The label files of a set.
+
+    Args:
+        root: its folder.
+        anywhere: also look for a label file by its name in all of the folder: the images lie elsewhere.
+    """
+
+    def __init__(self, root: Path, anywhere: bool) -> None:
+        self._root = root
+        self._by_stem: dict[str, list[Path]] = {}
+        for path in files_below(root, (".txt",)) if anywhere else ():
+            self._by_stem.setdefault(path.stem, []).append(path)
+
+    def of(self, image: Path) -> Path | None:
+        """The file of an image: in `labels` for the last `images` of its path, else beside it, else in `labels`.
+
+        None where there is none.
+
+        Raises:
+            DataError: several folders hold a file of its name, and none has the name of the image's folder.
+        """
+        parts = image.parent.parts
+        folders = [image.parent, self._root / "labels"]
+        if "images" in parts:
+            last = len(parts) - 1 - parts[::-1].index("images")
+            folders.insert(0, Path(*parts[:last], "labels", *parts[last + 1 :]))
+        name = f"{image.stem}.txt"
+        there = next((folder / name for folder in folders if os.path.isfile(folder / name)), None)
+        found = self._by_stem.get(image.stem, [])
+        if there is None and len(found) > 1:
+            found = [path for path in found if path.parent.name == image.parent.name]
+            if len(found) != 1:
+                raise DataError(f"several folders below {self._root} have a label file {name}: it is unclear whose")
+        return there or (found[0] if found else None)
