@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from cskd_data.shapes import generate
 from cskd_train import mm  # noqa: F401  (before any mmcv import)
-from cskd_train.data.shapes import generate
 from cskd_train.files.config import config_to_data, load_config
 from cskd_train.mm.plain import build_without_pretrained
 

@@ -37,7 +37,7 @@ def device(request):
 @pytest.fixture(scope="session")
 def shapes_root(tmp_path_factory):
     """A tiny generated set: 12 training and 6 validation images of 128 x 128."""
-    from cskd_train.data.shapes import generate
+    from cskd_data.shapes import generate
 
     root = tmp_path_factory.mktemp("data") / "shapes"
     generate(root, images=12, val_images=6, size=(128, 128), seed=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -224,10 +225,7 @@ def test_a_jpeg_that_lacks_a_byte_is_used_with_a_warning_and_half_of_one_is_refu
         assert (found != opencv(whole)).any(axis=2).mean() < 0.05
     with pytest.raises(ImageFault) as fault:
         load_image(saved(whole[: len(whole) // 2]))
-    message = str(fault.value)
-    assert "is truncated (the JPEG breaks off, 5" in message
-    assert "`cskd-train data clean`" in message
-    assert "--skip-broken" in message
+    assert re.fullmatch(r"is truncated \(the JPEG breaks off, 5\d% of its pixels are missing\)", str(fault.value))
 
 
 def test_an_end_marker_behind_half_a_jpeg_hides_nothing(saved):

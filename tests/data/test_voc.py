@@ -200,6 +200,7 @@ def test_a_split_list_names_images_in_any_way(voc, line):
     dataset = read_voc(root, split="val")
     assert list(boxes_of(dataset)) == ["a.jpg"]
     assert dataset.classes == ("cat", "dog")  # those of all splits
+    assert dataset.notes == ()
     assert len(read_voc(root).images) == 2
 
 

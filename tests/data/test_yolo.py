@@ -197,7 +197,8 @@ def test_a_row_that_is_none_is_named_with_its_line(yolo, rows, said):
         ("train: images\n", "names: []\n", "`names` is no list of class names"),
         ("train: images\n", "names: [[cat]]\n", "`names` is no list of class names"),
         ("train: [images\n", NAMES, "data.yaml, line 2, column"),
-        ("train: images\n", "names: " + "[" * 5000, "not YAML"),
+        ("train: images\n", "names: " + "[" * 5000, "it holds more than 200 brackets"),
+        ("train: images\n", "names: " + "[" * 99, "not YAML"),
         ("train: images\n", "names: !!python/object/apply:os.system [exit]\n", "class 1 has no name"),
     ],
 )
@@ -237,7 +238,9 @@ def test_the_aquarium_set_of_roboflow_is_read_as_it_was_downloaded():
     root = Path(os.environ["CSKD_DATA"]) / "aquarium"
     dataset = read(root)
     assert dataset.classes == ("fish", "jellyfish", "penguin", "puffin", "shark", "starfish", "stingray")
-    assert [str(note) for note in dataset.notes] == ["1 split not named in data.yaml, read only when asked for: test"]
+    assert [str(note) for note in dataset.notes] == [
+        "1 split that data.yaml does not name, read only when asked for: test"
+    ]
     splits = {split: read_yolo(root, split=split) for split in ("train", "valid", "test")}
     for split, one in splits.items():
         labels = list((root / split / "labels").glob("*.txt"))

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
 from launching import CSKD, alive, arguments_of, check_same_run, command, end, notes, position, start
 from process_parts import free_port, worker_environment
 
-from cskd_train.data.shapes import generate
+from cskd_data.shapes import generate
 
 pytestmark = pytest.mark.reliability
 

@@ -87,7 +87,7 @@ UPRIGHT = (160, 96)  # height, width; the tiny configs scale these images to 128
 @pytest.fixture(scope="session")
 def upright_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A generated set like `shapes_root`, of images that are higher than wide."""
-    from cskd_train.data.shapes import generate
+    from cskd_data.shapes import generate
 
     root = tmp_path_factory.mktemp("data") / "upright"
     generate(root, images=12, val_images=6, size=UPRIGHT, seed=3)

@@ -11,7 +11,7 @@ import torch
 from mmcv.runner import HOOKS, Hook
 from rich.console import Console
 
-from cskd_train.data.shapes import generate
+from cskd_data.shapes import generate
 from cskd_train.engine.prepare import RunOptions
 from cskd_train.engine.records import read_log
 from cskd_train.engine.run import run

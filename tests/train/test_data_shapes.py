@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import cskd_data
-from cskd_train.data import shapes
-from cskd_train.data.shape_scene import CLASSES, MIN_VISIBLE, SCALES, draw_scene
-from cskd_train.data.shapes import generate
+from cskd_data.shapes import files as shape_files
+from cskd_data.shapes import generate
+from cskd_data.shapes.scene import CLASSES, MIN_VISIBLE, SCALES, draw_scene
 
 FEW = ("--images", 3, "--val-images", 2, "--size", 48, 64)
 
@@ -65,7 +65,7 @@ def test_an_image_depends_on_the_seed_and_its_place_only(tmp_path):
 def test_a_complete_set_is_left_as_it_is(tmp_path, command_line, monkeypatch):
     command_line("data", "shapes", tmp_path / "set", *FEW)
     before = {path: path.stat().st_mtime_ns for path in files(tmp_path / "set")}
-    monkeypatch.setattr(shapes, "draw_scene", None)
+    monkeypatch.setattr(shape_files, "draw_scene", None)
     code, out, _ = command_line("data", "shapes", tmp_path / "set", *FEW)
     assert code == 0
     assert "is complete already, nothing was generated" in out
@@ -107,7 +107,7 @@ def test_an_interrupted_generation_leaves_nothing_behind(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return draw_scene(*arguments)
 
-    monkeypatch.setattr(shapes, "draw_scene", fail_at_the_third)
+    monkeypatch.setattr(shape_files, "draw_scene", fail_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         generate(tmp_path / "set", images=3, val_images=2, size=(64, 64))
     assert list(tmp_path.iterdir()) == []
@@ -150,12 +150,12 @@ def test_every_class_and_scale_occurs_and_boxes_are_tight_within_the_image():
 
 
 def test_a_figure_that_is_mostly_covered_is_not_annotated(monkeypatch):
-    monkeypatch.setattr("cskd_train.data.shape_scene._FREE_PLACE_SHARE", 1.0)
-    monkeypatch.setattr("cskd_train.data.shape_scene._FIGURES", (8, 8))
-    monkeypatch.setattr("cskd_train.data.shape_scene._EMPTY_SHARE", 0.0)
+    monkeypatch.setattr("cskd_data.shapes.scene._FREE_PLACE_SHARE", 1.0)
+    monkeypatch.setattr("cskd_data.shapes.scene._FIGURES", (8, 8))
+    monkeypatch.setattr("cskd_data.shapes.scene._EMPTY_SHARE", 0.0)
 
     def annotated(least_visible: float) -> int:
-        monkeypatch.setattr("cskd_train.data.shape_scene.MIN_VISIBLE", least_visible)
+        monkeypatch.setattr("cskd_data.shapes.scene.MIN_VISIBLE", least_visible)
         return sum(len(draw_scene(np.random.default_rng(seed), 64, 64).figures) for seed in range(20))
 
     assert annotated(0.0) == 8 * 20

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from launching import alive, command, curve, notes, written_config
 
-from cskd_train.data.shapes import generate
+from cskd_data.shapes import generate
 from cskd_train.files import checkpoints
 
 STEPS = 10  # two epochs of five

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import process_parts
 from process_parts import in_processes
 
-from cskd_train.data.shapes import generate
+from cskd_data.shapes import generate
 from cskd_train.engine.distributed import SharedError, World
 from cskd_train.engine.evaluate import evaluate_checkpoint
 from cskd_train.errors import TrainError

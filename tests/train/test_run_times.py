@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from cskd_train.data.shapes import generate
+from cskd_data.shapes import generate
 from cskd_train.engine.progress import ProgressDisplay, TimeLeft
 from cskd_train.engine.state import RunState
 

@@ -15,7 +15,6 @@ from cskd_data.jpeg_cut import END, lost_share
 MOST_LOST = 0.05
 """The share of its pixels that a truncated JPEG may lack and still be used."""
 
-_WAY_OUT = "`cskd-train data clean` writes a set without such images, `--skip-broken` trains without them"
 _GREY = 128  # what libjpeg fills missing blocks with
 _TWELVE_BITS = 1 << 4  # of the upper eight
 
@@ -54,7 +53,7 @@ def decode(content: bytes) -> Picture:
         pixels = _pixels(content.rstrip(b"\xff") + END, flags)
         warnings += _cut_warning(content) or ["lacks its end marker, but no pixel"]
     else:
-        raise ImageFault(f"is truncated (the {header.kind} has no end chunk). {_WAY_OUT}")
+        raise ImageFault(f"is truncated (the {header.kind} has no end chunk)")
     if header.bits > 8 and pixels.max() < _TWELVE_BITS:
         warnings.append(
             f"holds small numbers in {header.bits} bits, so that it is nearly black as 8 bits: multiply them first"
@@ -66,9 +65,9 @@ def _pixels(content: bytes, flags: int) -> np.ndarray:
     try:
         image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     except cv2.error as error:
-        raise ImageFault(f"cannot be decoded ({error.err}). {_WAY_OUT}") from error
+        raise ImageFault(f"cannot be decoded ({error.err})") from error
     if image is None:
-        raise ImageFault(f"cannot be decoded as an image. {_WAY_OUT}")
+        raise ImageFault("cannot be decoded as an image")
     return image
 
 
@@ -80,7 +79,7 @@ def _cut_warning(content: bytes) -> list[str]:
     """
     lost = lost_share(content)
     if lost > MOST_LOST:
-        raise ImageFault(f"is truncated (the JPEG breaks off, {lost:.0%} of its pixels are missing). {_WAY_OUT}")
+        raise ImageFault(f"is truncated (the JPEG breaks off, {lost:.0%} of its pixels are missing)")
     return [f"is truncated: {lost:.1%} of its pixels are missing and grey"] if lost else []
 
 

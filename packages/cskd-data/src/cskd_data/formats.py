@@ -10,7 +10,8 @@ from cskd_data.dataset import Dataset
 from cskd_data.errors import DataError
 from cskd_data.yolo_layout import find_yaml
 
-Reader = Callable[[Path | str, Path | str | None], Dataset]
+Reader = Callable[..., Dataset]
+"""Called with the path and the image folder; takes `skip_missing` too."""
 
 
 def format_of(path: Path) -> str:
@@ -55,9 +56,29 @@ def reader_of(path: Path) -> Reader:
     return _read_coco
 
 
-def _read_coco(path: Path | str, images: Path | str | None) -> Dataset:
+def splits_of(path: Path, images: Path | str | None = None) -> list[str]:
+    """The names of the parts that a data set says it has; none for a COCO file.
+
+    Raises:
+        DataError: as `format_of`; the YAML file of a YOLO data set cannot be used.
+    """
+    kind = format_of(path)
+    if kind == "yolo":
+        from cskd_data.yolo_layout import layout_of
+
+        layout = layout_of(path, None if images is None else Path(images))
+        return [name for name in layout.all_splits if name]
+    if kind == "voc" and path.is_dir():
+        from cskd_data.voc_lists import lists_of
+
+        lists = lists_of(path)  # VOC has one for each class too: cat_train ...
+        return [name for name in ("train", "val", "trainval", "test") if name in lists] or list(lists)
+    return []
+
+
+def _read_coco(path: Path | str, images: Path | str | None, *, skip_missing: bool = False) -> Dataset:
     path = Path(path)
-    return read_coco((_coco_file(path) or path) if path.is_dir() else path, images)
+    return read_coco((_coco_file(path) or path) if path.is_dir() else path, images, skip_missing=skip_missing)
 
 
 def _coco_file(folder: Path) -> Path | None:

@@ -10,7 +10,7 @@ from typing import Any
 from cskd_data.dataset import Dataset, Note
 from cskd_data.errors import ImageFault
 from cskd_data.header import Header, read_header
-from cskd_data.images import MOST_LOST, load_image
+from cskd_data.images import MOST_LOST, picture
 from cskd_data.names import counted
 
 _REPLACE = "Replace these images, or go on without them: `cskd-train data clean` writes a set that leaves them out"
@@ -83,7 +83,7 @@ def _look(path: Path, decode: bool) -> tuple[Header, bool]:
     header = read_header(path)
     is_cut = header is not None and not header.whole
     if header is None or decode or is_cut:
-        height, width = load_image(path).shape[:2]
+        height, width = picture(path).pixels.shape[:2]
         header = Header(width, height, 1 if header is None else header.orientation)
     return header, is_cut
 

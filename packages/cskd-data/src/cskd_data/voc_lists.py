@@ -22,7 +22,8 @@ def listed(root: Path, files: Sequence[Path], split: str | None) -> tuple[set[Pa
     Raises:
         DataError: there is no such list, or it names a file that is not there (the line is named).
     """
-    lists = _lists(root)
+    lists = lists_of(root)
+    asked = split is not None
     if split is None:
         if len(lists) != 1:
             return set(files), []
@@ -47,10 +48,10 @@ def listed(root: Path, files: Sequence[Path], split: str | None) -> tuple[set[Pa
         raise DataError(f"{lists[split]} names no image")
     left = len(files) - len(found)
     note = Note(f"{counted(left, 'XML file')} not in {lists[split].relative_to(root)}, left out", left)
-    return found, [note] if left else []
+    return found, [note] if left and not asked else []
 
 
-def _lists(root: Path) -> dict[str, Path]:
+def lists_of(root: Path) -> dict[str, Path]:
     """By name; those of `Main` go before others, which are of segmentation and actions."""
     main = sorted((root / "ImageSets" / "Main").glob("*.txt"))
     return {path.stem: path for path in main or sorted((root / "ImageSets").glob("*.txt"))}

@@ -32,6 +32,8 @@ def read_yolo(
 ) -> Dataset:
     """The data set of a YOLO folder or `data.yaml`, as Ultralytics, Roboflow, Label Studio and CVAT write them.
 
+    File names start from the folder that holds the images of all splits, so that the splits share it.
+
     A row `class x y width height` in fractions of the image (its centre and size) becomes a box in pixels; the points
     of a segmentation or of a turned box become the box around them. An image without a label file, or with an empty
     one, has no objects.
@@ -55,7 +57,7 @@ def read_yolo(
     root = path.parent if path.is_file() else path
     labels = Labels(root, anywhere=elsewhere is not None)
     faults, entries, annotations, rows = [], [], [], _Rows(layout)
-    folder = common_folder(chosen, root)
+    folder = common_folder([image for part in layout.all_splits.values() for image in part], root)
     labelled = 0
     for number, image in enumerate(chosen, start=1):
         entry = {"id": number, "file_name": os.path.relpath(os.path.abspath(image), folder)}
@@ -87,7 +89,11 @@ def read_yolo(
         "annotations": annotations,
         "categories": [{"id": number, "name": name} for number, name in enumerate(layout.classes, start=1)],
     }
-    return normalise(raw, path, folder, [*layout.notes, *rows.notes()], skip_missing=skip_missing)
+    notes = [*layout.notes, *rows.notes()]
+    if split is None and layout.unnamed:
+        what = "that data.yaml does not name, read only when asked for"
+        notes.append(Note.of(f"{counted(len(layout.unnamed), 'split')} {what}", list(layout.unnamed)))
+    return normalise(raw, path, folder, notes, skip_missing=skip_missing)
 
 
 def _chosen(layout: Layout, split: str | None, path: Path) -> list[Path]:
@@ -96,7 +102,7 @@ def _chosen(layout: Layout, split: str | None, path: Path) -> list[Path]:
         chosen = list(dict.fromkeys(image for images in layout.images.values() for image in images))
     else:
         name = "val" if split in ("valid", "validation") else split
-        splits = {**layout.unnamed, **layout.images}
+        splits = layout.all_splits
         if name not in splits:
             there = ", ".join(filter(None, splits)) or "none"
             raise DataError(f"{path} has no split {split!r}; splits: {there}")

@@ -20,6 +20,7 @@ from cskd_data.names import counted, plain_name
 _SPLIT_KEYS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 _NAME_FILES = ("classes.txt", "obj.names", "labels.txt", "labels/classes.txt")
 _MOST_YAML = 1 << 18  # bytes
+_MOST_BRACKETS = 200  # PyYAML's time grows with the square of their nesting
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,11 @@ class Layout:
     unnamed: dict[str, list[Path]] = field(default_factory=dict)  # splits that are there, but not in the YAML file
     keypoints: bool = False  # whether a row holds a box and then points
     notes: tuple[Note, ...] = ()
+
+    @property
+    def all_splits(self) -> dict[str, list[Path]]:
+        """Also those that the YAML file does not name."""
+        return {**self.images, **self.unnamed}
 
 
 def layout_of(path: Path, images: Path | None = None) -> Layout:
@@ -105,9 +111,6 @@ def _of_yaml(file: Path, folder: Path | None) -> Layout:
         raise DataError(f"{file}: {what}; looked in {base} and {beside}. Correct `path`, `train` and `val`")
     elif missing:
         notes.append(Note.of(f"{counted(len(missing), 'split')} not there", missing))
-    if unnamed:
-        what = f"not named in {file.name}, read only when asked for"
-        notes.append(Note.of(f"{counted(len(unnamed), 'split')} {what}", list(unnamed)))
     return Layout(names, images, unnamed, "kpt_shape" in data, tuple(notes))
 
 
@@ -118,6 +121,8 @@ def _load(file: Path) -> dict[str, Any]:
             content = stream.read(_MOST_YAML + 1)
         if len(content) > _MOST_YAML:
             raise DataError(f"{file} is larger than {_MOST_YAML >> 10} KiB, expected the data.yaml of a YOLO data set")
+        if content.count(b"[") + content.count(b"{") > _MOST_BRACKETS:
+            raise DataError(f"{file} is no data.yaml of a YOLO data set: it holds more than {_MOST_BRACKETS} brackets")
         data = yaml.load(content, Loader=yaml.BaseLoader)  # as safe as safe_load
     except (OSError, ValueError) as error:
         raise DataError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from error

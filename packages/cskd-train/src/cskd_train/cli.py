@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import importlib
+import io
 import os
 import sys
 import time
@@ -18,7 +20,7 @@ COMMANDS = {
     "test": "COCO mAP of a checkpoint.",
     "table": "Published figures, and what was measured.",
     "show": "Draw what several detectors find, side by side.",
-    "data": "Generate, convert and check data sets.",
+    "data": "Check, convert, split, clean, show and generate data sets.",
     "doctor": "Say what is installed, what serves, and what is wrong.",
 }
 
@@ -56,6 +58,11 @@ def cli(debug: bool) -> None:
 def main(args: list[str] | None = None) -> Any:
     """Run the command line; an error that a user can put right becomes one message and its exit code."""
     arguments = sys.argv[1:] if args is None else args
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what the terminal cannot print is printed with escapes
+            encoding = codecs.lookup(stream.encoding).name
+            # In place of ASCII click writes UTF-8, but with question marks for names that are no text.
+            stream.reconfigure(encoding="utf-8" if encoding == "ascii" else encoding, errors="backslashreplace")
     try:
         cli.main(args=arguments, prog_name="cskd-train", standalone_mode=True, obj=arguments)
     except (*REFUSALS, OSError) as error:

@@ -81,7 +81,7 @@ def sources(cfg: Any) -> Iterator[Source]:
     elif cfg.get("type") not in ("CocoDataset", CocoDataset):
         raise TrainError(
             f"dataset type {cfg.get('type')!r} is not supported: CSKD trains and evaluates on COCO annotations "
-            f"(type='CocoDataset', or {', '.join(_WRAPPERS)} around it). `cskd-train data from-voc` converts VOC's"
+            f"(type='CocoDataset', or {', '.join(_WRAPPERS)} around it). `cskd-train data convert` converts VOC's"
         )
     else:
         files, prefixes = cfg.get("ann_file") or "", cfg.get("img_prefix")

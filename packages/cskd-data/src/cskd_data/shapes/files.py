@@ -13,8 +13,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from cskd_train.data.shape_scene import CLASSES, draw_scene
-from cskd_train.errors import TrainError
+from cskd_data.errors import DataError
+from cskd_data.shapes.scene import CLASSES, draw_scene
 
 RECORD = "shapes.json"
 VERSION = 2  # of the pictures: raised whenever the same parameters draw something else
@@ -62,15 +62,15 @@ def generate(
         progress: called with (images done, images in all).
 
     Raises:
-        TrainError: `root` holds something else, or the parameters make no sense.
+        DataError: `root` holds something else, or the parameters make no sense.
     """
     root = Path(root)
     if images < 1 or val_images < 1:
-        raise TrainError(f"{images} training and {val_images} validation images: give at least one of each")
+        raise DataError(f"{images} training and {val_images} validation images: give at least one of each")
     if min(size) < _MIN_SIDE:
-        raise TrainError(f"images of {size[0]} x {size[1]} pixels: the shorter side must be {_MIN_SIDE} or more")
+        raise DataError(f"images of {size[0]} x {size[1]} pixels: the shorter side must be {_MIN_SIDE} or more")
     if seed < 0:
-        raise TrainError(f"seed {seed} is negative: give 0 or more")
+        raise DataError(f"seed {seed} is negative: give 0 or more")
     parameters = {"version": VERSION, "images": images, "val_images": val_images, "size": list(size), "seed": seed}
     if _is_there(root, parameters):
         return _summary(root, created=False)
@@ -104,14 +104,14 @@ def _is_there(root: Path, parameters: dict[str, Any]) -> bool:
     """Whether the very set is complete in `root`; False when `root` is free.
 
     Raises:
-        TrainError: `root` holds something else, a set of other parameters, or one with files missing.
+        DataError: `root` holds something else, a set of other parameters, or one with files missing.
     """
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     try:
         recorded = json.loads((root / RECORD).read_text())
     except (OSError, ValueError):
-        raise TrainError(
+        raise DataError(
             f"{root} exists and is not a generated set (it has no {RECORD}): nothing was changed. "
             "Give a folder that is new or empty"
         ) from None
@@ -119,12 +119,10 @@ def _is_there(root: Path, parameters: dict[str, Any]) -> bool:
         recorded = recorded if isinstance(recorded, dict) else {}
         differing = sorted(key for key in parameters if recorded.get(key) != parameters[key])
         changes = ", ".join(f"{key} {recorded.get(key)} there, {parameters[key]} asked for" for key in differing)
-        raise TrainError(
-            f"{root} holds a set of other parameters ({changes}): nothing was changed. Give another folder"
-        )
+        raise DataError(f"{root} holds a set of other parameters ({changes}): nothing was changed. Give another folder")
     missing = _missing_files(root, parameters)
     if missing:
-        raise TrainError(
+        raise DataError(
             f"{root} holds this set with {len(missing)} files missing ({missing[0]}, ...): nothing was changed. "
             "Delete the folder and run again"
         )
@@ -152,7 +150,7 @@ def _write_image(
     quality = int(rng.integers(80, 96))
     written, jpeg = cv2.imencode(".jpg", scene.image, [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not written:
-        raise TrainError(f"OpenCV {cv2.__version__} cannot write JPEG files")
+        raise DataError(f"OpenCV {cv2.__version__} cannot write JPEG files")
     (folder / name).write_bytes(jpeg.tobytes())
     boxes = [
         {

@@ -1,0 +1,128 @@
+"""`cskd-train data convert`: Pascal VOC, YOLO or COCO to COCO files in normal form."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cskd_data.dataset import Dataset
+from cskd_data.errors import DataError
+from cskd_data.files import check_writable
+from cskd_data.formats import format_of, splits_of
+from cskd_data.names import counted
+from cskd_train.commands.data.common import (
+    A_PATH,
+    as_json_option,
+    images_option,
+    overwrite_option,
+    progress,
+    read,
+    refuse_existing,
+    show,
+)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """The files that were written, each with the data set in it."""
+
+    written: dict[str, Dataset]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for `--json`."""
+        return {
+            "files": [
+                {
+                    "ann_file": path,
+                    "image_root": str(dataset.image_root),
+                    "images": len(dataset.images),
+                    "boxes_per_class": _boxes(dataset),
+                    "warnings": [str(note) for note in dataset.notes],
+                }
+                for path, dataset in self.written.items()
+            ]
+        }
+
+    def __str__(self) -> str:
+        lines = []
+        for path, dataset in self.written.items():
+            boxes = ", ".join(f"{count} {name}" for name, count in _boxes(dataset).items())
+            total = counted(len(dataset.annotations), "box")
+            lines.append(f"{path}: {counted(len(dataset.images), 'image')}, {total} ({boxes})")
+            lines += [f"  warning: {note}" for note in dataset.notes]
+            lines.append(f"  check it: cskd-train data check {path} --images {dataset.image_root}")
+        return "\n".join(lines)
+
+
+@click.command("convert")
+@click.argument("src", type=A_PATH)
+@click.argument("out", type=A_PATH)
+@images_option
+@click.option("--split", help="Only this split: train, val or test of YOLO, a list in VOC's ImageSets/Main.")
+@click.option("--classes", help="Class names, comma-separated, in the order of their ids. [default: all]")
+@click.option(
+    "--zero-based/--one-based",
+    default=None,
+    help="VOC's coordinates count from zero (width = xmax - xmin) or one. [default: zero if one of them is below 1]",
+)
+@overwrite_option
+@as_json_option
+def command(
+    src: Path,
+    out: Path,
+    images: Path | None,
+    split: str | None,
+    classes: str | None,
+    zero_based: bool | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Convert the Pascal VOC, YOLO or COCO data set SRC to COCO.
+
+    OUT is a file (NAME.json) for everything or one --split, or a folder for one file a split. Images stay where they
+    are. Ids, sizes, areas and names are in normal form; what cannot be meant is refused, what is odd is a warning.
+
+    VOC counts pixels from one and boxes include their last pixel: x = xmin - 1, width = xmax - xmin + 1. Objects marked
+    difficult get iscrowd 1, so they are neither learnt nor counted. from-voc and from-yolo are the same command.
+
+    \b
+    Examples:
+      cskd-train data convert my_yolo_set/data.yaml data/mine
+      cskd-train data convert VOCdevkit/VOC2007 data/voc/train.json --split trainval
+      cskd-train data convert BCCD data/cells.json --classes RBC,WBC,Platelets --zero-based
+    """
+    kind = format_of(src)
+    settings: dict[str, Any] = {} if kind == "voc" or zero_based is None else _refuse("--zero-based", src, kind)
+    if kind == "voc":
+        settings["zero_based"] = zero_based
+    if split is not None and kind == "coco":
+        _refuse("--split", src, kind)
+    chosen = [split] if split is not None else [None]
+    if out.suffix.lower() != ".json" and split is None:
+        chosen = [*splits_of(src, images)] or [None]
+    stem = src.stem if src.is_file() and kind == "coco" else "all"
+    targets = [out if out.suffix.lower() == ".json" else out / f"{one or stem}.json" for one in chosen]
+    refuse_existing(targets, overwrite)
+    check_writable(targets[0])
+    written: dict[str, Dataset] = {}
+    for one, target in zip(chosen, targets, strict=True):
+        with progress(f"reading {one or src}") as advance:
+            given = {**settings} if kind == "coco" else {**settings, "split": one, "progress": advance}
+            written[str(target)] = read(src, images, classes, **given)
+    for path, dataset in written.items():
+        dataset.to_coco(Path(path))
+    show(Conversion(written), as_json)
+
+
+def _boxes(dataset: Dataset) -> dict[str, int]:
+    counts = Counter(one["category_id"] for one in dataset.annotations)
+    return {name: counts[number] for number, name in enumerate(dataset.classes, start=1)}
+
+
+def _refuse(option: str, src: Path, kind: str) -> Any:
+    known = {"coco": "COCO", "yolo": "YOLO"}
+    raise DataError(f"{option} is not for {known[kind]} data sets, and {src} is one")
