@@ -226,7 +226,7 @@ def to_device(data: Any, device: torch.device) -> Any:
         return data.to(device, non_blocking=True)
     if isinstance(data, dict):
         return {key: to_device(value, device) for key, value in data.items()}
-    return [to_device(value, device) for value in data] if isinstance(data, (list, tuple)) else data
+    return type(data)(to_device(value, device) for value in data) if isinstance(data, (list, tuple)) else data
 
 
 def _prepare_worker(_number: int) -> None:
