@@ -4,6 +4,8 @@ VENV ?= .venv
 PIP_ARGS ?=
 BENCH_ARGS ?=
 PART ?=
+# Test processes: a file of tests runs in one of them, so that its fixtures are made once.
+JOBS ?= auto
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements/constraints.txt
 DATA := data/shapes
@@ -78,7 +80,7 @@ $(DISTILLED)/detections.png: | $(DISTILLED)/eval.json
 	@echo
 
 test: env
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 reliability: env
 	$(BIN)/python -m pytest -m reliability tests $(PYTEST_ARGS)
