@@ -38,9 +38,8 @@ from cskd_train import mm  # noqa: F401  (before any mmcv import)
 from cskd_train.engine.device import keep_freed_memory
 from cskd_train.engine.step import PRECISIONS, summed
 from cskd_train.files.config import load_config
-from cskd_train.mm.detector import DistilledDetector
+from cskd_train.mm.detector import DistilledDetector, float32_heads
 from cskd_train.mm.families import family_of
-from cskd_train.mm.float32_heads import float32_heads
 from cskd_train.mm.plain import build_without_pretrained
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -15,7 +15,7 @@ from cskd_data.shapes import generate
 from cskd_train.engine.prepare import RunOptions
 from cskd_train.engine.records import read_log
 from cskd_train.engine.run import run
-from cskd_train.errors import TrainError
+from cskd_train.errors import REFUSALS
 from cskd_train.files import checkpoints
 from cskd_train.files.config import config_to_data, load_config
 from cskd_train.files.vocabulary import TABLES
@@ -109,7 +109,7 @@ def train(options, stop_after=None, number=signal.SIGTERM):
     console = Console(file=io.StringIO(), width=400)
     try:
         outcome = run(options, console)
-    except TrainError as error:
+    except REFUSALS as error:
         outcome = error
     finally:
         StopAfter.step = None

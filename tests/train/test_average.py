@@ -8,9 +8,9 @@ from mmcv import Config
 from mmdet.apis import init_detector
 from torch import nn
 
-from cskd_train.engine.average import AveragedStudent
 from cskd_train.engine.evaluate import evaluate_checkpoint
 from cskd_train.engine.signals import Interrupted
+from cskd_train.engine.step import AveragedStudent
 from cskd_train.files import checkpoints
 
 from .runs import STEPS, differences, last, log, train

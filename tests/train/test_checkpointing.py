@@ -11,7 +11,7 @@ import torch.utils.checkpoint
 from torch.utils.checkpoint import checkpoint
 
 from cskd_core.errors import TapError
-from cskd_train.files.mm_versions import silence_warnings
+from cskd_train.files import silence_warnings
 
 from . import pairs
 from .pairs import step, total, trained

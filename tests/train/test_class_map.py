@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cskd_train.errors import TrainError
-from cskd_train.mm.class_map import keep_classes, match_classes
+from cskd_train.mm.fit import keep_classes, match_classes
 from cskd_train.mm.plain import build_without_pretrained
 
 VEHICLES = ("car", "bus", "truck", "bicycle")

@@ -13,8 +13,8 @@ import torch
 from mmcv.runner.checkpoint import get_torchvision_models
 from mmdet.models import build_detector
 
+from cskd_train import files as mm_versions
 from cskd_train.errors import TrainError
-from cskd_train.files import mm_versions
 
 
 def stock_retinanet() -> Any:

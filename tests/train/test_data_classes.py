@@ -10,8 +10,7 @@ import pytest
 
 import cskd_data
 from cskd_data import DataError
-from cskd_train.engine.build import check_data
-from cskd_train.engine.data import build_split, check_split
+from cskd_train.engine.build import build_split, check_data, check_split
 from cskd_train.errors import TrainError
 from cskd_train.files.config import load_config
 from cskd_train.mm import datasets

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from cskd_train.engine.dry_run import dry_run
 from cskd_train.engine.signals import Interrupted
-from cskd_train.errors import TrainError
+from cskd_train.errors import REFUSALS, TrainError
 from cskd_train.mm.plain import build_without_pretrained
 
 from .runs import STEPS, log, narrow, train
@@ -154,7 +154,7 @@ def test_what_a_run_refuses_is_refused(small_runs, whole, tmp_path):
         (small_runs.options(tmp_path / "w", settings={"load_from": "nothing.pth"}), "nothing.pth: no such file"),
         (small_runs.options(used, settings=other, resume=True), "7 batches an epoch, the config now gives 2"),
     ):
-        with pytest.raises(TrainError, match=re.escape(message)):
+        with pytest.raises(REFUSALS, match=re.escape(message)):
             plan(options)
         assert listing(tmp_path) == before
         outcome, _ = train(options)

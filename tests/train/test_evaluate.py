@@ -13,7 +13,7 @@ from pycocotools.cocoeval import COCOeval
 
 import cskd_data
 from cskd_data.results import COCO_METRICS
-from cskd_train.engine.data import build_split
+from cskd_train.engine.build import build_split
 from cskd_train.engine.evaluate import build_trained, evaluate, evaluate_checkpoint
 from cskd_train.files import checkpoints
 from cskd_train.files.config import load_config

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cskd_core.taps import Taps
-from cskd_train.mm.float32_heads import float32_heads
+from cskd_train.mm.detector import float32_heads
 from cskd_train.mm.plain import build_without_pretrained
 
 from . import pairs

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cskd_train.mm.inherit import inherit
 from cskd_train.mm.plain import build_without_pretrained
+from cskd_train.mm.teacher import inherit
 
 
 @pytest.fixture

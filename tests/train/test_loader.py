@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from cskd_train.engine.data import build_split
+from cskd_train.engine.build import build_split
 from cskd_train.engine.distributed import World
 from cskd_train.engine.loader import Position, SeededDataset, TrainLoader, epoch_batches
 from cskd_train.files.config import load_config

@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from cskd_train.errors import TrainError
-from cskd_train.files.checkpoints import load_checkpoint, load_weights
-from cskd_train.files.foreign_keys import is_published_distillation
+from cskd_train.files.checkpoints import is_published_distillation, load_checkpoint, load_weights
 from cskd_train.mm.plain import build_without_pretrained
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "golden.json").read_text())

@@ -16,7 +16,7 @@ import pytest
 import torch
 from mmcv.runner import HOOKS, Hook
 
-from cskd_train.engine.data import build_split
+from cskd_train.engine.build import build_split
 from cskd_train.engine.evaluate import build_trained
 from cskd_train.engine.records import read_log
 from cskd_train.files import checkpoints

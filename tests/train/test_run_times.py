@@ -12,7 +12,7 @@ from rich.console import Console
 
 from cskd_data.shapes import generate
 from cskd_train.engine.progress import ProgressDisplay, TimeLeft
-from cskd_train.engine.state import RunState
+from cskd_train.engine.records import RunState
 
 
 @pytest.fixture

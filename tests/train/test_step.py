@@ -10,12 +10,11 @@ import torch
 from torch import nn
 
 from cskd_train.engine import step as step_module
-from cskd_train.engine.average import AveragedStudent
 from cskd_train.engine.distributed import World
 from cskd_train.engine.loader import Batch, Position
 from cskd_train.engine.records import Recorder
 from cskd_train.engine.signals import Interrupted
-from cskd_train.engine.step import NotFinite, TrainStep, summed
+from cskd_train.engine.step import AveragedStudent, NotFinite, TrainStep, summed
 from cskd_train.mm.plain import build_without_pretrained
 
 from .runs import STEPS, last, log, narrow, train

@@ -15,7 +15,7 @@ from torch import nn
 import cskd_data
 from cskd_data.files import write_json
 from cskd_data.results import CocoResult
-from cskd_train.engine.data import WORKERS, build_split, check_classes, check_split
+from cskd_train.engine.build import WORKERS, build_split, check_classes, check_split
 from cskd_train.engine.distributed import World
 from cskd_train.engine.loader import end_workers, evaluation_loader, to_device
 from cskd_train.files.checkpoints import Checkpoint, load_checkpoint, load_weights

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmcv import Config
 from rich.console import Console
 
@@ -16,6 +19,7 @@ from cskd_train.engine.build import check_data
 from cskd_train.engine.distributed import is_launched, is_worker
 from cskd_train.engine.loader import Position
 from cskd_train.engine.resume import Resumption
+from cskd_train.engine.signals import Interrupted, StopRequest
 from cskd_train.engine.workdir import WorkDir
 from cskd_train.errors import TrainError
 from cskd_train.files.config import load_config
@@ -107,3 +111,39 @@ def way_on(options: RunOptions, saved: Position | None) -> str:
     if options.resume:
         return f"{last} is as it was. {resume}"
     return f"the older run in {options.work_dir} is as it was. Begin with: {shlex.join([*words, '--overwrite'])}"
+
+
+@contextmanager
+def stopped_at_start(stop: StopRequest, options: RunOptions) -> Iterator[None]:
+    """Say how to begin again after a signal that came before the first step.
+
+    It ends whatever is under way by an exception, which mmcv and torch may have turned into another by then.
+    """
+    try:
+        yield
+    except Exception as error:
+        if stop.deferred or stop.signal_number is None:
+            raise
+        name = signal.Signals(stop.signal_number).name
+        message = f"stopped by {name} before the first step; {way_on(options, None)}"
+        raise Interrupted(message, stop.signal_number) from error
+
+
+@contextmanager
+def explained_failures(stop: StopRequest) -> Iterator[None]:
+    """Turn torch's errors that a user can put right into messages."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TrainError(
+            f"the GPU has too little memory: {error}. Lower the batch size (--batch-size) and raise --accumulate by "
+            "as much, or train with --amp"
+        ) from error
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        stop.check()  # a signal to the whole process group ends the loader's workers too
+        raise TrainError(
+            f"a process that loads images died: {error}. Memory or shared memory (/dev/shm) may be too small: "
+            "--workers 0 loads images in the training process"
+        ) from error

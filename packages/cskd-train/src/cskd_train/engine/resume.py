@@ -11,11 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from cskd_data.errors import DataError
-from cskd_train.engine.average import AveragedStudent
 from cskd_train.engine.loader import Position, TrainLoader
-from cskd_train.engine.records import Recorder
-from cskd_train.engine.state import RunState
-from cskd_train.engine.step import NotFinite, TrainStep
+from cskd_train.engine.records import Recorder, RunState
+from cskd_train.engine.step import AveragedStudent, NotFinite, TrainStep
 from cskd_train.engine.workdir import WorkDir
 from cskd_train.errors import TrainError
 from cskd_train.files import checkpoints

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import Any, NoReturn
 
-import torch
 from rich.console import Console
 
 from cskd_data.files import write_json
@@ -21,14 +19,21 @@ from cskd_train.engine.device import device_name, keep_freed_memory
 from cskd_train.engine.distributed import SharedError, World, is_launched, is_restart, joined
 from cskd_train.engine.evaluate import EvaluationStopped, evaluate
 from cskd_train.engine.loader import Position
-from cskd_train.engine.prepare import RunOptions, described, prepare, say, seed_of, way_on
+from cskd_train.engine.prepare import (
+    RunOptions,
+    described,
+    explained_failures,
+    prepare,
+    say,
+    seed_of,
+    stopped_at_start,
+    way_on,
+)
 from cskd_train.engine.progress import ProgressDisplay
-from cskd_train.engine.records import JsonLines, Recorder, TensorBoard, forget_after
+from cskd_train.engine.records import JsonLines, Recorder, RunState, TensorBoard, forget_after, versions
 from cskd_train.engine.resume import Resumption, Saver, Trained, flat
 from cskd_train.engine.signals import Interrupted, StopRequest, stop_on_signals
-from cskd_train.engine.state import RunState, versions
 from cskd_train.engine.step import NotFinite
-from cskd_train.errors import TrainError
 from cskd_train.files import checkpoints
 from cskd_train.files.config import config_to_data
 from cskd_train.results import RunResult
@@ -274,39 +279,3 @@ class Run:
             started=self.started,
             versions=versions(),
         )
-
-
-@contextmanager
-def stopped_at_start(stop: StopRequest, options: RunOptions) -> Iterator[None]:
-    """Say how to begin again after a signal that came before the first step.
-
-    It ends whatever is under way by an exception, which mmcv and torch may have turned into another by then.
-    """
-    try:
-        yield
-    except Exception as error:
-        if stop.deferred or stop.signal_number is None:
-            raise
-        name = signal.Signals(stop.signal_number).name
-        message = f"stopped by {name} before the first step; {way_on(options, None)}"
-        raise Interrupted(message, stop.signal_number) from error
-
-
-@contextmanager
-def explained_failures(stop: StopRequest) -> Iterator[None]:
-    """Turn torch's errors that a user can put right into messages."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise TrainError(
-            f"the GPU has too little memory: {error}. Lower the batch size (--batch-size) and raise --accumulate by "
-            "as much, or train with --amp"
-        ) from error
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        stop.check()  # a signal to the whole process group ends the loader's workers too
-        raise TrainError(
-            f"a process that loads images died: {error}. Memory or shared memory (/dev/shm) may be too small: "
-            "--workers 0 loads images in the training process"
-        ) from error

@@ -11,15 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmcv import Config
+
 from cskd_train.errors import TrainError
-from cskd_train.files.mm_versions import check_versions, silence_warnings
 from cskd_train.files.overrides import apply_overrides
-from cskd_train.files.references import resolve_references
-
-check_versions()
-silence_warnings()
-
-from mmcv import Config  # noqa: E402
+from cskd_train.files.variables import resolve_references
 
 MMDET_PREFIX = "mmdet::"
 

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cskd_train.errors import TrainError
-from cskd_train.files.references import referred_names
-from cskd_train.files.unread import SETTINGS, copies, listed
+from cskd_train.files.variables import SETTINGS, copies, listed, referred_names
 from cskd_train.files.vocabulary import TABLES
 
 # Keyword arguments of a class that is named elsewhere than under `type`: the class itself refuses an unknown one.

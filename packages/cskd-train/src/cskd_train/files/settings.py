@@ -10,7 +10,7 @@ from mmcv import Config
 
 from cskd_core.plan import DistillPlan
 from cskd_train.errors import TrainError
-from cskd_train.files.unread import unread_names
+from cskd_train.files.variables import unread_names
 from cskd_train.files.vocabulary import PASSED_OVER_HOOKS, POSITIVE, REFUSED_HOOKS, REQUIRED, TABLES
 
 

@@ -8,13 +8,9 @@ from __future__ import annotations
 
 import importlib
 
+from cskd_train import files  # noqa: F401  (checks their versions first)
 from cskd_train.errors import TrainError
-from cskd_train.files import mm_versions
-
-mm_versions.check_versions()
-mm_versions.silence_warnings()
-
-from cskd_train.mm import compat, ops  # noqa: E402
+from cskd_train.mm import compat, ops
 
 ops.install()
 compat.apply()

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from cskd_train.errors import TrainError
 from cskd_train.mm import plain_ops
-from cskd_train.mm.compiled_ops import (
+from cskd_train.mm.plain_ops import (
     EXTENSION,
     native_extension,
     torchvision_loads,

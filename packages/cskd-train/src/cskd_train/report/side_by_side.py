@@ -14,7 +14,7 @@ import torch
 from cskd_data.files import write_atomically
 from cskd_data.images import read_image
 from cskd_data.names import plain_name
-from cskd_train.engine.data import build_split, check_classes, check_split
+from cskd_train.engine.build import build_split, check_classes, check_split
 from cskd_train.engine.evaluate import build_trained, detect
 from cskd_train.errors import TrainError
 from cskd_train.files.checkpoints import load_checkpoint

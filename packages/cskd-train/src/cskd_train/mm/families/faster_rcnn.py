@@ -18,9 +18,8 @@ from cskd_core.plan import AssistantPlan
 from cskd_core.regions import Regions
 from cskd_core.roi_terms import RoiObservation, RoiSpec
 from cskd_core.similarity import at_least_float32
-from cskd_core.taps import Recording, submodule
+from cskd_core.taps import Recording, Taps, submodule
 from cskd_train.mm.families.dense import by_prior, strides_of
-from cskd_train.mm.families.second_stage import box_head, roi_features, sample
 
 
 @dataclass(frozen=True)
@@ -181,3 +180,39 @@ class FasterRCNNFamily(Family):
             "roi_assistant_cls": F.binary_cross_entropy_with_logits(assisted["cls"], scores),
             "roi_assistant_reg": (chosen * targets.box_weights[positive]).sum() / count,
         }
+
+
+def sample(teacher: Any, proposal_cfg: Any, observation: Observation, batch: Batch) -> list[Any]:
+    """The teacher's proposals, assigned and sampled by its own rules: one mmdet sampling result an image.
+
+    How many proposals there are is the student's setting, as published.
+    """
+    proposals = teacher.rpn_head.get_bboxes(
+        observation.predictions["cls"], observation.predictions["reg"], img_metas=batch.details, cfg=proposal_cfg
+    )
+    assert batch.labels is not None
+    head = teacher.roi_head
+    samples = []
+    for image, (found, boxes, labels) in enumerate(zip(proposals, batch.boxes, batch.labels, strict=True)):
+        assigned = head.bbox_assigner.assign(found, boxes, None, labels)
+        features = [level[image][None] for level in observation.pyramid]
+        samples.append(head.bbox_sampler.sample(assigned, found, boxes, labels, feats=features))
+    return samples
+
+
+def roi_features(detector: Any, pyramid: Sequence[Tensor], rois: Tensor) -> Tensor:
+    extractor = detector.roi_head.bbox_roi_extractor
+    features: Tensor = extractor(pyramid[: extractor.num_inputs], rois)
+    return features
+
+
+def box_head(detector: Any, pyramid: Sequence[Tensor], rois: Tensor) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
+    """RoI features (n, C, h, w), outputs (n, d) of the fully connected layers after their activation, predictions."""
+    head = detector.roi_head.bbox_head
+    features = roi_features(detector, pyramid, rois)
+    count = len(head.shared_fcs)
+    followers = [f"shared_fcs.{layer}@inputs" for layer in range(1, count)] + ["fc_cls@inputs"]
+    with Taps(head, {str(layer): path for layer, path in enumerate(followers)}).recording() as recording:
+        logits, deltas = head(features)
+    layers = [recording.last(str(layer))[0] for layer in range(count)]
+    return features, layers, {"cls": logits, "reg": deltas}
