@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import shutil
 from dataclasses import replace
 
@@ -43,6 +44,7 @@ def interrupted(small_runs, folder, case, after):
     options = replace(options, resume=(folder / "last.pth").exists())
     outcome, _ = train(options, stop_after=after)
     assert isinstance(outcome, Interrupted), outcome
+    assert multiprocessing.active_children() == []  # Python would wait for them as it ends
     saved = last(folder)
     assert saved["position"]["step"] == after + 1
     assert saved["position"]["batches"] > 0
