@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import subprocess
@@ -15,6 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cskd_data import decode
+from cskd_data.coco import read_coco
 from cskd_data.errors import DataError, ImageFault
 from cskd_data.images import ImageWarning, image_size, load_image, picture, read_image
 from cskd_data.jpeg_cut import lost_share
@@ -282,3 +285,31 @@ def test_a_bomb_takes_no_memory(tmp_path):
     message, grown = done.stdout.splitlines()
     assert "cannot hold" in message
     assert int(grown) < 20_000  # KiB
+
+
+def test_what_a_check_should_say_about_pictures_it_says_without_decode(tmp_path):
+    dark = (np.arange(HEIGHT * WIDTH) % 4096).astype(np.uint16).reshape(HEIGHT, WIDTH)
+    write(tmp_path / "dark.png", cv2.imencode(".png", dark)[1].tobytes())
+    write(tmp_path / "turned.webp", with_orientation("WEBP", 3))
+    write(tmp_path / "cut.jpg", encoded("JPEG", quality=85)[:-1])
+    names = ("dark.png", "turned.webp", "cut.jpg")
+    data = {
+        "images": [{"id": number, "file_name": name} for number, name in enumerate(names)],
+        "annotations": [{"image_id": 0, "category_id": 1, "bbox": [1, 1, 40, 40]}],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    report = read_coco(write(tmp_path / "a.json", json.dumps(data))).check()
+    assert report.errors == ()
+    cut, odd = report.notes
+    assert cut.examples == ("cut.jpg",)
+    assert [example.split()[0] for example in odd.examples] == ["dark.png", "turned.webp"]
+
+
+def test_the_lost_share_of_a_picture_is_found_once(saved, monkeypatch):
+    whole = encoded("JPEG", photo(seed=99), quality=85)
+    calls = []
+    monkeypatch.setattr(decode, "lost_share", lambda content: calls.append(len(content)) or 0.01)
+    for _ in range(3):
+        with pytest.warns(ImageWarning, match=r"1\.0% of its pixels"):
+            load_image(saved(whole[:-5]))
+    assert len(calls) == 1

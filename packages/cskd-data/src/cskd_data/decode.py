@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 
 import cv2
@@ -17,6 +18,8 @@ MOST_LOST = 0.05
 
 _GREY = 128  # what libjpeg fills missing blocks with
 _TWELVE_BITS = 1 << 4  # of the upper eight
+
+_lost: dict[tuple[int, int], float] = {}  # by length and checksum
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,10 @@ def _cut_warning(content: bytes) -> list[str]:
     Args:
         content: without its end marker.
     """
-    lost = lost_share(content)
+    mark = len(content), zlib.crc32(content)
+    if mark not in _lost:  # two more decodings, once a picture and not in every epoch
+        _lost[mark] = lost_share(content)
+    lost = _lost[mark]
     if lost > MOST_LOST:
         raise ImageFault(f"is truncated (the JPEG breaks off, {lost:.0%} of its pixels are missing)")
     return [f"is truncated: {lost:.1%} of its pixels are missing and grey"] if lost else []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,15 +49,17 @@ def check_images(dataset: Dataset, decode: bool, progress: Callable[[int, int], 
         return ImageFindings((f"no image of {dataset.source} was found beside it: give the folder of the images",))
     faults: list[str] = []
     cut: list[str] = []
+    odd: list[str] = []
     quiet: list[str] = []
     turned = False
     done_before: set[str] = set()
     for done, image in enumerate(dataset.images, start=1):
         name = image["file_name"]
         try:
-            header, is_cut = _look(dataset.path(image), decode)
+            header, warnings = _look(dataset.path(image), decode)
             if name not in done_before:
-                cut += [name] if is_cut else []
+                cut += [name] if header.kind == "JPEG" and warnings else []
+                odd += [f"{name} {warning}" for warning in warnings if header.kind != "JPEG"]
                 quiet += [name] if _is_turned_in_silence(header) else []
             if (header.width, header.height) != (image["width"], image["height"]):
                 faults.append(f"image {name} {_size_fault(header, image)}")
@@ -71,6 +73,8 @@ def check_images(dataset: Dataset, decode: bool, progress: Callable[[int, int], 
     if cut:
         what = f"without the last bytes, used all the same: at most {MOST_LOST:.0%} of the pixels are missing"
         notes.append(Note.of(f"{counted(len(cut), 'image')} {what}", cut))
+    if odd:
+        notes.append(Note.of(f"{counted(len(odd), 'image')} that may not be what was meant", odd))
     if quiet:
         what = "turned or mirrored by EXIF without a change of size: boxes must fit the picture that viewers show"
         notes.append(Note.of(f"{counted(len(quiet), 'image')} {what}", quiet))
@@ -78,18 +82,20 @@ def check_images(dataset: Dataset, decode: bool, progress: Callable[[int, int], 
     return ImageFindings(tuple(faults), where if faults else "", tuple(notes))
 
 
-def _look(path: Path, decode: bool) -> tuple[Header, bool]:
-    """The size of an image, and whether it lacks its end."""
+def _look(path: Path, decode: bool) -> tuple[Header, tuple[str, ...]]:
+    """The header of an image, and what is odd about it; decoded where asked for, or where the header does not tell."""
     header = read_header(path)
-    is_cut = header is not None and not header.whole
-    if header is None or decode or is_cut:
-        height, width = picture(path).pixels.shape[:2]
-        header = Header(width, height, 1 if header is None else header.orientation)
-    return header, is_cut
+    oddly_turned = header.orientation != 1 and header.kind == "WebP"
+    if not (decode or not header.whole or header.bits > 8 or oddly_turned):
+        return header, ()
+    found = picture(path)
+    height, width = found.pixels.shape[:2]
+    return replace(header, width=width, height=height), found.warnings
 
 
 def _is_turned_in_silence(header: Header) -> bool:
-    return header.orientation != 1 and (not header.turned or header.width == header.height)
+    same = not header.turned or header.width == header.height
+    return header.orientation != 1 and header.kind != "WebP" and same
 
 
 def _size_fault(header: Header, image: Mapping[str, Any]) -> str:
