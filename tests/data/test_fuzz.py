@@ -5,7 +5,6 @@ The first tier tries a few hundred, the same each time; `-m reliability` tries m
 
 from __future__ import annotations
 
-import io
 import json
 import resource
 import tempfile
@@ -18,7 +17,6 @@ from hypothesis import strategies as st
 from cskd_data.coco import read_coco
 from cskd_data.contact_sheet import contact_sheet
 from cskd_data.errors import DataError
-from cskd_data.header import parse_header
 from cskd_data.images import image_size, load_image
 from cskd_data.split import split
 from cskd_data.voc import read_voc
@@ -158,7 +156,6 @@ PICTURES = [
         ("TIFF", {}),
         ("TIFF", {"compression": "tiff_lzw"}),
         ("PPM", {}),
-        ("JPEG2000", {}),
     )
 ]
 PICTURES += [with_orientation(kind, 6) for kind in ("JPEG", "PNG", "WEBP", "TIFF")]
@@ -213,13 +210,8 @@ def yaml(folder, content):
 
 def picture(folder, content):
     path = write(folder / "picture", content)
-    try:
-        size = image_size(path)
-    except DataError:
-        size = None
     pixels = load_image(path)
-    assert pixels.shape[:2] == (size[1], size[0])
-    assert parse_header(io.BytesIO(content)).width == size[0]
+    assert image_size(path) == (pixels.shape[1], pixels.shape[0])
 
 
 KINDS = {

@@ -39,7 +39,8 @@ def decode(content: bytes) -> Picture:
     """Decode the contents of an image file.
 
     Raises:
-        ImageFault: it is empty, of another format, too large, broken, or lacks more than `MOST_LOST` of its pixels.
+        ImageFault: it is empty, of another format, too large, broken, of another size than its header says, or lacks
+            more than `MOST_LOST` of its pixels.
     """
     header = header_of(content)
     warnings = []
@@ -57,6 +58,10 @@ def decode(content: bytes) -> Picture:
         warnings += _cut_warning(content) or ["lacks its end marker, but no pixel"]
     else:
         raise ImageFault(f"is truncated (the {header.kind} has no end chunk)")
+    height, width = pixels.shape[:2]
+    if (width, height) != (header.width, header.height):
+        stated = f"{header.width} x {header.height}"
+        raise ImageFault(f"has two sizes: {stated} pixels by its header, {width} x {height} as OpenCV decodes it")
     if header.bits > 8 and pixels.max() < _TWELVE_BITS:
         warnings.append(
             f"holds small numbers in {header.bits} bits, so that it is nearly black as 8 bits: multiply them first"

@@ -102,7 +102,7 @@ def _png_header(file: BinaryIO, end: int) -> Header:
     file.seek(8)
     while len(start := file.read(8)) == 8:
         (length,), name = struct.unpack(">I", start[:4]), start[4:]
-        if name == b"IHDR":
+        if name == b"IHDR" and not width:
             width, height, bits = struct.unpack(">IIB", file.read(9))
             file.seek(length - 9 + 4, os.SEEK_CUR)
         elif name == b"eXIf":

@@ -1,4 +1,4 @@
-"""The headers of BMP, WebP, TIFF, PNM and JPEG 2000 files."""
+"""The headers of BMP, WebP, TIFF and PNM files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import BinaryIO
 from cskd_data.errors import ImageFault
 from cskd_data.header_form import Header, orientation_of
 
-_READ = "JPEG, PNG, BMP, WebP, TIFF, PNM and JPEG 2000 are"
+_READ = "JPEG, PNG, BMP, WebP, TIFF and PNM are"
 _NOT_READ = {  # what people have in a folder of images, by its first bytes
     b"GIF8": "a GIF",
     b"%PDF": "a PDF",
@@ -24,7 +24,8 @@ _NOT_READ = {  # what people have in a folder of images, by its first bytes
     b"v/1\x01": "an OpenEXR file",
 }
 _WIDTH, _HEIGHT, _BITS, _ORIENTATION, _SAMPLE_FORMAT = 256, 257, 258, 274, 339
-_JP2 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
+# OpenCV would read it, but its OpenJPEG ends the whole process on a broken one.
+_JPEG_2000 = (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
 
 
 def rare_header(file: BinaryIO, start: bytes, end: int) -> Header:
@@ -46,9 +47,9 @@ def rare_header(file: BinaryIO, start: bytes, end: int) -> Header:
         return _tiff(file, "<" if start[:2] == b"II" else ">")
     if re.match(rb"P[1-6]\s", start):
         return _pnm(file)
-    if start.startswith(_JP2):
-        return _jp2(file)
-    if start[4:8] == b"ftyp":
+    if start.startswith(_JPEG_2000):
+        what = "a JPEG 2000 file"
+    elif start[4:8] == b"ftyp":
         what = "an AVIF, HEIC or film file"
     else:
         what = _NOT_READ.get(start[:4], "no image, or one in a format")
@@ -135,14 +136,3 @@ def _pnm(file: BinaryIO) -> Header:
     if numbers is None:
         raise ImageFault("has a broken PNM header")
     return Header(int(numbers[3]), int(numbers[4]), kind="PNM")
-
-
-def _jp2(file: BinaryIO) -> Header:
-    """The size is in the codestream's first segment, wherever in its boxes it begins."""
-    file.seek(0)
-    content = file.read(1 << 16)
-    start = content.find(b"\xff\x4f\xff\x51")
-    if start < 0:
-        raise ImageFault("has a broken JPEG 2000 header")
-    right, bottom, left, top = struct.unpack_from(">8xIIII", content, start)
-    return Header(right - left, bottom - top, kind="JPEG 2000")

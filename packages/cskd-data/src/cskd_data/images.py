@@ -19,7 +19,7 @@ OpenCV decodes, as it does in mmcv; the same file gives the same pixels everywhe
 | 1 x 1 pixel                     | as it is (mmdet leaves sides below 32 pixels out of training; the check says so)   |
 | above 268 million pixels        | refused by the header, before memory is taken                                      |
 | more pixels than bytes can hold | refused by the header                                                              |
-| GIF, AVIF, HEIC, PDF ...        | refused by name                                                                    |
+| GIF, AVIF, HEIC, JPEG 2000 ...  | refused by name                                                                    |
 | a name that is not UTF-8        | read as any other; printed with escapes for the bytes that are no text             |
 """
 
