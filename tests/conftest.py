@@ -53,3 +53,8 @@ def bccd_root():
     if not (Path(root) / "annotations" / "train.json").is_file():
         pytest.fail(f"CSKD_BCCD={root}: no annotations/train.json there")
     return Path(root)
+
+
+def pytest_ignore_collect(collection_path):
+    """What tests share holds no tests: collected for its examples it would be imported a second time."""
+    return True if collection_path.suffix == ".py" and not collection_path.name.startswith("test_") else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import random
 import shutil
@@ -17,12 +16,9 @@ import pytest
 from cskd_train.engine.signals import Interrupted
 from cskd_train.files import checkpoints
 
-pytestmark = pytest.mark.reliability
+from ..train import runs
 
-_SPEC = importlib.util.spec_from_file_location("small_runs_of_train", Path(__file__).parents[1] / "train" / "runs.py")
-runs = importlib.util.module_from_spec(_SPEC)
-sys.modules[_SPEC.name] = runs
-_SPEC.loader.exec_module(runs)
+pytestmark = pytest.mark.reliability
 
 KILLS = 20
 # A process of its own: it registers the hook of the config, and says when it begins to train.
