@@ -19,6 +19,7 @@ from PIL import Image
 from cskd_data import decode
 from cskd_data.coco import read_coco
 from cskd_data.errors import DataError, ImageFault
+from cskd_data.header import read_header
 from cskd_data.images import ImageWarning, image_size, load_image, picture, read_image
 from cskd_data.jpeg_cut import lost_share
 
@@ -102,6 +103,7 @@ def test_a_webp_is_not_turned_and_says_so(saved, orientation):
         found = load_image(path)
     np.testing.assert_array_equal(found, photo())
     assert image_size(path) == (WIDTH, HEIGHT)
+    assert (read_header(path).orientation, read_header(path).turned) == (orientation, False)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
@@ -207,6 +209,17 @@ def test_the_share_of_lost_pixels_is_the_share_that_differs_from_the_whole_pictu
         assert lost_share(cut) == pytest.approx(differing, abs=0.03)
     assert lost_share(whole[:-2]) == 0
     assert lost_share(whole[:-1].rstrip(b"\xff")) == 0
+
+
+def test_a_cut_between_two_restart_segments_is_seen():
+    whole = encoded("JPEG", photo(240, 320), quality=85, restart_marker_blocks=5)
+    expected = opencv(whole)
+    markers = [found.start() for found in re.finditer(rb"\xff[\xd0-\xd7]", whole)]
+    for place in markers[10:-3:12]:
+        for cut in (whole[:place], whole[: place + 1], whole[: place + 2]):
+            differing = (opencv(cut.rstrip(b"\xff") + END) != expected).any(axis=2).mean()
+            assert differing > 0.1
+            assert lost_share(cut) == pytest.approx(differing, abs=0.03)
 
 
 def test_grey_that_is_in_the_picture_is_not_taken_for_lost_pixels(saved):

@@ -187,7 +187,7 @@ def test_an_entity_is_never_expanded_and_a_huge_file_never_read(tmp_path):
         read_xml(write(tmp_path / "b.xml", outside))
     with (tmp_path / "c.xml").open("wb") as file:
         file.truncate(1 << 30)
-    with pytest.raises(DataError, match="is larger than 16 MiB"):
+    with pytest.raises(DataError, match="is larger than 4 MiB"):
         read_xml(tmp_path / "c.xml")
 
 

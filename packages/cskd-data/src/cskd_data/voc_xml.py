@@ -13,8 +13,8 @@ from xml.parsers import expat
 from cskd_data.errors import DataError
 from cskd_data.names import plain_name
 
-MOST_BYTES = 1 << 24
-"""Of an XML file: some 50,000 objects."""
+MOST_BYTES = 1 << 22
+"""Of an XML file: more than 10,000 objects."""
 
 _DEEPEST = 64
 _KEPT = ("filename", "size", "object", "name", "difficult", "bndbox", "polygon", "pt")

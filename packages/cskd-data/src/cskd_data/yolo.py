@@ -17,7 +17,7 @@ from cskd_data.names import counted
 from cskd_data.normalise import normalise
 from cskd_data.yolo_layout import Labels, Layout, layout_of
 
-_MOST_BYTES = 1 << 24  # of a label file
+_MOST_BYTES = 1 << 22  # of a label file
 _OVER = 0.01  # how far a fraction may leave 0 to 1 by rounding, or by a box over the edge
 _TEXT_ONLY = "(`class x y width height` in fractions of the image, or `class` and the points of a polygon)"
 
