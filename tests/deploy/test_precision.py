@@ -273,7 +273,7 @@ def test_calibration_feeds_are_those_of_inference(model_file, shapes_root):
         (("--precision", "int8"), "give --calibration-images"),
         (("--precision", "int8", "--calibration-images", "nowhere"), "nowhere does not exist"),
         (("--precision", "int8", "--calibration-images", "{empty}"), "holds no image"),
-        (("--precision", "int8", "--calibration-images", "{damaged}"), "bad.jpg cannot be decoded"),
+        (("--precision", "int8", "--calibration-images", "{damaged}"), "bad.jpg is no image"),
         (("--precision", "int8", "--calibration-images", "{images}", "--keep-float", "neck.x"), "is no layer"),
         (("--precision", "int8", "--calibration-images", "{images}", "--keep-float", "*"), "no layer is left"),
         (("--precision", "int8", "--calibration-images", "{images}", "--search"), "give --ann"),
