@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,15 @@ import pytest
 import cskd_train.mm  # noqa: F401  (changes mmcv before any test imports it)
 
 from .narrow import NARROW, narrow
+
+
+@pytest.fixture(autouse=True)
+def hangup_taken() -> Iterator[None]:
+    """SIGHUP has its default action in every test, also where `nohup` has started them."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
 
 FreshPython = Callable[..., subprocess.CompletedProcess[str]]
 

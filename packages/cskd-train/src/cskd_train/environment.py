@@ -185,12 +185,17 @@ def _requirements() -> list[Requirement]:
     for name in ("cskd-core", "cskd-data", "cskd-train"):
         with contextlib.suppress(metadata.PackageNotFoundError):  # run from its sources
             stated += [Requirement(text) for text in metadata.requires(name) or ()]
-    return [
+    asked = [
         requirement
         for requirement in stated
         if not requirement.name.startswith("cskd-")
         and (not requirement.marker or requirement.marker.evaluate({"extra": ""}))
     ]
+    # One for each distribution, with what all of them ask of it.
+    together = {one.name: Requirement(one.name) for one in asked}
+    for one in asked:
+        together[one.name].specifier &= one.specifier
+    return list(together.values())
 
 
 def _wanted(distribution: str) -> str:

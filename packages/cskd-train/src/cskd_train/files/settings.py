@@ -11,7 +11,7 @@ from mmcv import Config
 from cskd_core.plan import DistillPlan
 from cskd_train.errors import TrainError
 from cskd_train.files.variables import unread_names
-from cskd_train.files.vocabulary import PASSED_OVER_HOOKS, POSITIVE, REFUSED_HOOKS, REQUIRED, TABLES
+from cskd_train.files.vocabulary import NOT_NEGATIVE, PASSED_OVER_HOOKS, REFUSED_HOOKS, REQUIRED, TABLES
 
 
 def check_settings(cfg: Config) -> list[str]:
@@ -33,8 +33,8 @@ def check_settings(cfg: Config) -> list[str]:
     for key in ("model", "data", "optimizer", "runner"):
         if key not in cfg:
             raise TrainError(f"the config has no {key!r} block; configs/_base_ has one to build on")
-    if isinstance(cfg.optimizer, Mapping) and not POSITIVE.fits(cfg.optimizer.get("lr")):
-        raise TrainError(f"optimizer.lr = {cfg.optimizer.get('lr')!r}: {POSITIVE.say}")
+    if isinstance(cfg.optimizer, Mapping) and not NOT_NEGATIVE.fits(cfg.optimizer.get("lr")):
+        raise TrainError(f"optimizer.lr = {cfg.optimizer.get('lr')!r}: {NOT_NEGATIVE.say}")
     notes = list(_check_block(cfg, ""))
     _check_types(cfg)
     notes.extend(note for path in TABLES if path for note in _check_block(cfg, path))

@@ -62,6 +62,7 @@ AT_LEAST_1 = Rule(True, lambda value: _whole(value, 1), "expected a whole number
 AT_LEAST_0 = Rule(True, lambda value: _whole(value, 0), "expected a whole number of at least 0")
 FLAG = Rule(True, lambda value: isinstance(value, bool), "expected True or False")
 NUMBER = Rule(True, _number, "expected a number")
+NOT_NEGATIVE = Rule(True, lambda value: _number(value, 0), "expected a number of at least 0")
 POSITIVE = Rule(True, lambda value: _number(value, 0) and value > 0, "expected a number above 0")
 DECAY = Rule(True, lambda value: _number(value, 0) and 0 < value < 1, "expected a number between 0 and 1")
 FILE = Rule(True, lambda value: value is None or isinstance(value, str), "expected a file or a URL")
