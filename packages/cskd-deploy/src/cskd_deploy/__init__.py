@@ -1,3 +1,3 @@
 """Deployment of distilled detectors: export, benchmark, evaluation."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

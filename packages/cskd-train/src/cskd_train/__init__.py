@@ -1,3 +1,3 @@
 """Distilled training of mmdet detectors."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
