@@ -70,6 +70,12 @@ def test_bad_input_is_one_message_and_nothing_is_trained(train_tiny, tmp_path, s
     assert contents_of(tmp_path) == {}
 
 
+@pytest.mark.parametrize("setting", ["data.val.img_prefix=nowhere/", "data.train.ann_file=none.json", "amp=int8"])
+def test_what_is_refused_leaves_no_folder_behind(train_tiny, tmp_path, setting):
+    assert train_tiny(tmp_path / "w", "--set", setting)[0] == 2
+    assert not (tmp_path / "w").exists()
+
+
 def test_a_missing_teacher_is_refused(train_tiny, distill_config, tmp_path):
     setting = f"distill.teacher.checkpoint={tmp_path / 'nobody.pth'}"
     code, _, err = train_tiny(tmp_path / "w", "--set", setting, config=distill_config)

@@ -66,14 +66,14 @@ def prepare(options: RunOptions, say: Say, look: bool = True) -> tuple[Config, W
     if options.checkpoint_every is not None and options.checkpoint_every < 1:
         raise TrainError(f"--checkpoint-every {options.checkpoint_every}: expected a number of steps, at least 1")
     work_dir.check(resume=options.resume, overwrite=options.overwrite)
-    if not options.dry_run:
-        work_dir.make()
     if look:
         for warning in (*notes, *check_data(cfg)):
             say(f"warning: {warning}")
         if cfg.get("distill"):
             teacher = DistillPlan.parse(cfg.distill).teacher
             fetch(teacher.checkpoint, teacher.config)
+    if not options.dry_run:
+        work_dir.make()  # last: what is refused leaves no folder behind
     return cfg, work_dir
 
 
