@@ -248,8 +248,9 @@ class LoadNamedImage(LoadImageFromFile):
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         prefix, name = results["img_prefix"], results["img_info"]["filename"]
         path = os.path.join(prefix, name) if prefix else name
+        usual = self.color_type == "color" and getattr(self, "channel_order", "bgr") == "bgr"  # mmdet 2.22 has no order
         try:
-            if self.color_type == "color" and self.channel_order == "bgr":
+            if usual:
                 image = load_image(Path(path))
             else:
                 image = super().__call__(results)["img"]

@@ -93,12 +93,16 @@ def init_weights(model: nn.Module, cfg: Mapping[str, Any], note: Callable[[str],
     """
     names = {module: name for name, module in model.named_modules()}
 
-    def pretrained(checkpoint: str, prefix: str | None = None, map_location: Any = None) -> Callable[[nn.Module], None]:
-        # map_location: where mmcv keeps the tensors on their way into the module; here that is the CPU's memory.
-        return lambda module: _Part(module, names[module], cfg).load(checkpoint, prefix, note)
+    class Pretrained:  # mmcv 1.4 registers classes only
+        def __init__(self, checkpoint: str, prefix: str | None = None, map_location: Any = None) -> None:
+            # map_location: where mmcv keeps the tensors on their way into the module; here that is the CPU's memory.
+            self.checkpoint, self.prefix = checkpoint, prefix
+
+        def __call__(self, module: nn.Module) -> None:
+            _Part(module, names[module], cfg).load(self.checkpoint, self.prefix, note)
 
     stock = INITIALIZERS.get("Pretrained")
-    INITIALIZERS.register_module(name="Pretrained", module=pretrained, force=True)
+    INITIALIZERS.register_module(name="Pretrained", module=Pretrained, force=True)
     try:
         with barred_mmcv_loader():
             model.init_weights()  # type: ignore[operator]
