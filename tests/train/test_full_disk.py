@@ -9,7 +9,7 @@ import pytest
 from mmcv.runner import HOOKS, Hook
 
 from cskd_train.engine.records import JsonLines, read_log
-from cskd_train.errors import TrainError
+from cskd_train.errors import REFUSALS
 from cskd_train.files import checkpoints
 
 from .runs import STEPS, differences, last, log, train
@@ -58,7 +58,7 @@ CHECKPOINT = 50_000  # bytes; less than any checkpoint, more than a log
 def test_a_save_on_a_full_disk_costs_that_file_and_the_run_goes_on(limited, whole, tmp_path):
     assert min((whole / name).stat().st_size for name in ("last.pth", "best.pth")) > 2 * CHECKPOINT
     outcome, said = limited(tmp_path / "w", {5: CHECKPOINT, 8: None, 14: CHECKPOINT}, checkpoint_every=2)
-    assert isinstance(outcome, TrainError), outcome
+    assert isinstance(outcome, REFUSALS), outcome
     warnings = [line for line in said.splitlines() if line.startswith("warning: cannot write")]
     # Step 6, the end of the epoch, the best of it and its evaluation; in the second epoch the end, and the best.
     assert [line.split("/w/")[1].split(":")[0] for line in warnings] == [
