@@ -201,7 +201,11 @@ def test_a_split_list_names_images_in_any_way(voc, line):
     assert list(boxes_of(dataset)) == ["a.jpg"]
     assert dataset.classes == ("cat", "dog")  # those of all splits
     assert dataset.notes == ()
-    assert len(read_voc(root).images) == 2
+    assert list(boxes_of(read(root / "ImageSets" / "Main" / "val.txt"))) == ["a.jpg"]
+    whole = read_voc(root)
+    assert len(whole.images) == 2
+    said = "2 splits read as one (the folder or list of a split names it alone): train, val"
+    assert [str(note) for note in whole.notes] == [said]
 
 
 def test_a_list_that_is_not_there_or_names_nothing_is_refused_with_its_line(voc):
@@ -212,6 +216,19 @@ def test_a_list_that_is_not_there_or_names_nothing_is_refused_with_its_line(voc)
         read_voc(root, split="test")
     with pytest.raises(DataError, match=r"train\.txt cannot be used, 1 fault:\n  line 2: there is no ghost\.xml"):
         read_voc(root, split="train")
+
+
+@pytest.mark.parametrize("folder", ["ImageSets/Main", "ImageSets"])
+def test_a_list_is_the_path_of_its_split(voc, tmp_path, folder):
+    root, fill = voc
+    fill(a=annotation(), b=annotation(filename="b.jpg"))
+    listing = write(root / folder / "test.txt", "b\n")
+    shutil.move(root / "JPEGImages", tmp_path / "elsewhere")
+    dataset = read(listing, tmp_path / "elsewhere")
+    assert list(boxes_of(dataset)) == ["b.jpg"]
+    assert (dataset.source, dataset.notes) == (listing, ())
+    with pytest.raises(DataError, match=r"other\.txt is not JSON"):
+        read(write(root / "other.txt", "a\n"))
 
 
 def test_a_folder_without_annotations_and_one_without_objects_are_refused(tmp_path, voc):

@@ -80,6 +80,42 @@ def test_one_split_is_chosen_by_name(yolo):
         read_yolo(root, split="test")
 
 
+@pytest.mark.parametrize("folder", ["images/val", "labels/../images/val/"])
+def test_the_folder_of_a_split_names_it_alone(yolo, folder, monkeypatch):
+    root = yolo()
+    dataset = read(root / folder)
+    assert (boxes_of(dataset), dataset.classes, dataset.notes) == ({"val.jpg": [BOX]}, ("cat", "dog"), ())
+    monkeypatch.chdir(root / "images")
+    assert list(boxes_of(read("val"))) == ["val.jpg"]
+    (note,) = read(root).notes
+    assert str(note) == "2 splits read as one (the folder or list of a split names it alone): train, val"
+
+
+def test_a_folder_with_labels_beside_its_images_is_a_split_too_and_its_own_classes_make_it_a_set(yolo):
+    root = yolo(None)
+    for split in ("train", "valid"):
+        write_photo(root / split / "images" / f"{split}.jpg")
+        write(root / split / "labels" / f"{split}.txt", ROW)
+    write(root / "data.yaml", "train: ../train/images\nval: ../valid/images\n" + NAMES)
+    assert read(root / "valid").classes == ("cat", "dog")
+    assert list(boxes_of(read(root / "valid" / "images"))) == ["valid.jpg"]
+    write(root / "valid" / "classes.txt", "bird\nfish\n")
+    assert read(root / "valid").classes == ("bird", "fish")
+
+
+def test_a_folder_of_several_splits_or_of_none_is_no_split(yolo):
+    root = yolo()
+    for folder in ("images", "labels"):
+        with pytest.raises(DataError, match="holds no data set"):
+            read(root / folder)
+    write(root / "data.yaml", "train: images\nval: images\n" + NAMES)
+    with pytest.raises(DataError, match="holds no data set"):
+        read(root / "images" / "val")
+    write(root / "data.yaml", "names: [x\n")
+    with pytest.raises(DataError, match="holds no data set"):
+        read(root / "images" / "val")
+
+
 def test_the_folder_beside_goes_before_one_of_another_set(yolo, tmp_path):
     root = yolo("train: ../images/train\n")
     write_photo(tmp_path / "images" / "train" / "stranger.jpg")
@@ -210,7 +246,7 @@ def test_a_yaml_file_that_cannot_be_used_is_refused(yolo, yaml, names, said):
 
 def test_a_split_that_is_not_there_is_noted(yolo):
     dataset = read(yolo("train: images/train\nval: images/val\ntest: images/test\n"))
-    assert [str(note) for note in dataset.notes] == ["1 split not there: test: images/test"]
+    assert str(dataset.notes[0]) == "1 split not there: test: images/test"
 
 
 def test_a_set_without_any_label_file_or_image_is_refused(yolo):
@@ -239,9 +275,10 @@ def test_the_aquarium_set_of_roboflow_is_read_as_it_was_downloaded():
     dataset = read(root)
     assert dataset.classes == ("fish", "jellyfish", "penguin", "puffin", "shark", "starfish", "stingray")
     assert [str(note) for note in dataset.notes] == [
-        "1 split that data.yaml does not name, read only when asked for: test"
+        "2 splits read as one (the folder or list of a split names it alone): train, val",
+        "1 split that data.yaml does not name, read only when asked for: test",
     ]
-    splits = {split: read_yolo(root, split=split) for split in ("train", "valid", "test")}
+    splits = {split: read(root / split) for split in ("train", "valid", "test")}
     for split, one in splits.items():
         labels = list((root / split / "labels").glob("*.txt"))
         assert len(one.images) == len(labels)

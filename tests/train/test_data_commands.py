@@ -67,6 +67,13 @@ def test_a_yolo_set_becomes_a_file_a_split_that_passes_the_check(yolo, tmp_path,
     assert sum(file["boxes_per_class"].values()) == 6
 
 
+def test_the_path_of_a_split_converts_it_alone(voc, yolo, tmp_path, command_line):
+    for source, name in ((yolo / "images" / "val", "val"), (voc / "ImageSets" / "Main" / "train.txt", "train")):
+        code, out, _ = command_line("data", "convert", source, tmp_path / "coco")
+        assert code == 0
+        assert out.startswith(f"{tmp_path}/coco/{name}.json: ")
+
+
 @pytest.mark.parametrize("alias", ["convert", "from-voc"])
 def test_a_voc_split_becomes_one_file_with_the_classes_asked_for(voc, tmp_path, command_line, alias):
     options = ("--split", "train", "--classes", "spoon, cup")

@@ -39,6 +39,13 @@ class Note:
         return f"{self.message}: {', '.join(self.examples[:SHOWN])}{more}"
 
 
+def together(splits: Sequence[str]) -> list[Note]:
+    """What to say of a data set that is read as a whole, although it has splits."""
+    if len(splits) < 2:
+        return []
+    return [Note.of(f"{len(splits)} splits read as one (the folder or list of a split names it alone)", splits)]
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Images with boxes and classes, as every part of CSKD reads them.

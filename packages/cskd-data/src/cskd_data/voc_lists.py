@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cskd_data.dataset import Note
+from cskd_data.dataset import Note, together
 from cskd_data.errors import DataError, refuse
 from cskd_data.images import SUFFIXES
 from cskd_data.names import counted
@@ -26,7 +26,7 @@ def listed(root: Path, files: Sequence[Path], split: str | None) -> tuple[set[Pa
     asked = split is not None
     if split is None:
         if len(lists) != 1:
-            return set(files), []
+            return set(files), together(splits_of_lists(lists))
         (split,) = lists
     if split not in lists:
         there = ", ".join(sorted(lists)) or "none"
@@ -55,6 +55,11 @@ def lists_of(root: Path) -> dict[str, Path]:
     """By name; those of `Main` go before others, which are of segmentation and actions."""
     main = sorted((root / "ImageSets" / "Main").glob("*.txt"))
     return {path.stem: path for path in main or sorted((root / "ImageSets").glob("*.txt"))}
+
+
+def splits_of_lists(lists: Mapping[str, Path]) -> list[str]:
+    """The lists that are splits: VOC has one for each class too, `cat_train` ..."""
+    return [name for name in ("train", "val", "trainval", "test") if name in lists] or list(lists)
 
 
 def _names(line: str) -> list[str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cskd_data.dataset import Dataset, Note
+from cskd_data.dataset import Dataset, Note, together
 from cskd_data.errors import DataError, ImageFault, refuse
 from cskd_data.image_files import common_folder
 from cskd_data.images import SUFFIXES, image_size
@@ -90,6 +90,8 @@ def read_yolo(
         "categories": [{"id": number, "name": name} for number, name in enumerate(layout.classes, start=1)],
     }
     notes = [*layout.notes, *rows.notes()]
+    if split is None:
+        notes += together(list(layout.images))
     if split is None and layout.unnamed:
         what = "that data.yaml does not name, read only when asked for"
         notes.append(Note.of(f"{counted(len(layout.unnamed), 'split')} {what}", list(layout.unnamed)))

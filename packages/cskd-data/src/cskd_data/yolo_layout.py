@@ -51,12 +51,13 @@ def layout_of(path: Path, images: Path | None = None) -> Layout:
     file = path if path.is_file() else find_yaml(path)
     if file is not None:
         return _of_yaml(file, images)
-    classes = next((_names_of_lines(path / name) for name in _NAME_FILES if (path / name).is_file()), None)
-    if classes is None:
+    named = names_file(path)
+    if named is None:
         raise DataError(
             f"nothing names the classes of {path}: expected a data.yaml with `names`, or a classes.txt with one class "
             "a line"
         )
+    classes = _names_of_lines(named)
     root = images or (path / "images" if (path / "images").is_dir() else path)
     folders = {split: root / key for split, keys in _SPLIT_KEYS.items() for key in keys if (root / key).is_dir()}
     found = {split: files_below(folder, SUFFIXES) for split, folder in folders.items()}
@@ -74,6 +75,11 @@ def find_yaml(folder: Path) -> Path | None:
         except OSError:
             continue
     return next((path for path in found if path.stem == "data"), found[0] if found else None)
+
+
+def names_file(folder: Path) -> Path | None:
+    """The text file of a folder that names classes, one a line; None where there is none."""
+    return next((folder / name for name in _NAME_FILES if (folder / name).is_file()), None)
 
 
 def _of_yaml(file: Path, folder: Path | None) -> Layout:

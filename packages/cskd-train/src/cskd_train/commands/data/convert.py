@@ -12,7 +12,7 @@ import click
 from cskd_data.dataset import Dataset
 from cskd_data.errors import DataError
 from cskd_data.files import check_writable
-from cskd_data.formats import format_of, splits_of
+from cskd_data.formats import format_of, split_of, splits_of
 from cskd_data.names import counted
 from cskd_train.commands.data.common import (
     A_PATH,
@@ -95,6 +95,8 @@ def command(
       cskd-train data convert VOCdevkit/VOC2007 data/voc/train.json --split trainval
       cskd-train data convert BCCD data/cells.json --classes RBC,WBC,Platelets --zero-based
     """
+    if split is None and (part := split_of(src)) is not None:
+        src, split = part
     kind = format_of(src)
     settings: dict[str, Any] = {} if kind == "voc" or zero_based is None else _refuse("--zero-based", src, kind)
     if kind == "voc":
