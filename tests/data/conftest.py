@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 
 import cv2
@@ -47,3 +48,38 @@ def coco_set(tmp_path):
 
     write()
     return file, folder, write
+
+
+@pytest.fixture
+def call(capsys):
+    """Run a command in this process: `call("train", "data", "check", ...)` -> exit code, output and error."""
+    import cskd_deploy.cli
+    import cskd_train.cli
+
+    mains = {"train": cskd_train.cli.main, "deploy": cskd_deploy.cli.main}
+
+    def run(command, *arguments):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            mains[command]([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        assert "Traceback" not in printed.err
+        return int(stopped.value.code or 0), printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    """`model(classes)`: a checkpoint of untrained weights for these classes, and its ONNX file."""
+    import cskd_train.mm  # noqa: F401  (before mmcv is imported)
+    from cskd_deploy.onnx_export import export
+    from tests.deploy.students import student_config, write_checkpoint
+
+    @functools.cache
+    def make(classes):
+        folder = tmp_path_factory.mktemp("model")
+        path = write_checkpoint(folder / "best.pth", classes, student_config(classes))
+        return path, export(path, folder / "student.onnx").path
+
+    return make

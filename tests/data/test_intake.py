@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 
-INTAKE = Path(__file__).parent / "intake"
+from .doors import INTAKE, SPLITS, data_settings, train_tiny
+
 CASES = json.loads((INTAKE / "cases.json").read_text())
 NOTES = {  # a part of the note that a case has to bring
     "some_crowd": "1 of 6 boxes marked as crowds",
@@ -37,8 +36,6 @@ REFUSED = [name for name, case in CASES.items() if case["verdict"] == "refuse"]
 DETECTABLE = [name for name in CASES if name not in REFUSED]
 TRAINABLE = [name for name in DETECTABLE if CASES[name]["verdict"] != "evaluate only"]
 SCORED = [name for name in CASES if (INTAKE / name / "detections.json").exists()]
-TINY = Path(__file__).parents[1] / "train" / "tiny_retinanet.py"
-SPLITS = ("train", "val", "test")
 
 
 def lay_out(name, folder):
@@ -53,62 +50,16 @@ def classes_of(name):
 
 
 def settings(folder, *splits):
-    """Options for `cskd-train` that make a case the data of splits of a config."""
-    found = []
-    for split in splits:
-        found += [
-            f"data.{split}.ann_file={folder / 'annotations.json'}",
-            f"data.{split}.img_prefix={folder / 'images'}",
-        ]
-    return [word for one in found for word in ("--set", one)]
+    return data_settings(folder / "annotations.json", folder / "images", splits)
 
 
 def train(call, case, work_dir):
-    """Run `cskd-train run` for an epoch on a case, training and validation alike."""
-    names = list(classes_of(case.name))
-    changes = ["runner.max_epochs=1", "model.bbox_head.num_classes=3", *(f"data.{s}.classes={names}" for s in SPLITS)]
-    options = [word for one in changes for word in ("--set", one)]
-    return call("train", "run", TINY, "--work-dir", work_dir, *options, *settings(case, *SPLITS))
+    return train_tiny(call, classes_of(case.name), work_dir, settings(case, *SPLITS))
 
 
 @pytest.fixture
 def case(request, tmp_path):
     return lay_out(request.param, tmp_path / request.param)
-
-
-@pytest.fixture
-def call(capsys):
-    """Run a command in this process: `call("train", "data", "check", ...)` -> exit code, output and error."""
-    import cskd_deploy.cli
-    import cskd_train.cli
-
-    mains = {"train": cskd_train.cli.main, "deploy": cskd_deploy.cli.main}
-
-    def run(command, *arguments):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            mains[command]([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        assert "Traceback" not in printed.err
-        return int(stopped.value.code or 0), printed.out, printed.err
-
-    return run
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory):
-    """`model(case)`: a checkpoint that knows the classes of a case, and its ONNX file."""
-    import cskd_train.mm  # noqa: F401  (before mmcv is imported)
-    from cskd_deploy.onnx_export import export
-    from tests.deploy.students import student_config, write_checkpoint
-
-    @functools.cache
-    def make(classes):
-        folder = tmp_path_factory.mktemp("model")
-        path = write_checkpoint(folder / "best.pth", classes, student_config(classes))
-        return path, export(path, folder / "student.onnx").path
-
-    return lambda name: make(classes_of(name))
 
 
 def test_the_cases_are_of_every_verdict():
@@ -171,7 +122,7 @@ def image_keys(case):
 @pytest.mark.parametrize("door", ["test", "eval"])
 @pytest.mark.parametrize("case", DETECTABLE, indirect=True)
 def test_a_model_is_evaluated_and_its_detections_have_the_ids_of_the_file(case, call, model, door, tmp_path):
-    checkpoint, file = model(case.name)
+    checkpoint, file = model(classes_of(case.name))
     out_file = tmp_path / "detections.json"
     if door == "test":
         options = ("--split", "test", "--out", out_file, *settings(case, "test"))
@@ -195,7 +146,7 @@ def test_a_model_is_evaluated_and_its_detections_have_the_ids_of_the_file(case, 
 @pytest.mark.parametrize("door", ["test", "eval"])
 @pytest.mark.parametrize("case", REFUSED, indirect=True)
 def test_no_model_is_evaluated_on_what_cannot_be_used(case, call, model, door):
-    checkpoint, file = model(case.name)
+    checkpoint, file = model(classes_of(case.name))
     if door == "test":
         code, out, err = call("train", "test", checkpoint, "--split", "test", *settings(case, "test"))
     else:
@@ -218,7 +169,7 @@ def test_perfect_detections_score_one_without_a_model(case, call):
 
 @pytest.mark.parametrize("case", ["no_annotations_section"], indirect=True)
 def test_a_drop_without_annotations_is_a_usage_error(case, call, model):
-    checkpoint, file = model(case.name)
+    checkpoint, file = model(classes_of(case.name))
     data = ("--ann", case / "annotations.json", "--images", case / "images")
     for options in (["--reference", checkpoint], ["--max-drop", "0.2"]):
         code, out, err = call("deploy", "eval", file, *data, *options)

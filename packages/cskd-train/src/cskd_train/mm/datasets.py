@@ -34,7 +34,7 @@ _WRAPPERS = ("ConcatDataset", "RepeatDataset", "ClassBalancedDataset", "MultiIma
 
 @dataclass(frozen=True)
 class Source:
-    """One annotation file of a dataset config."""
+    """One annotation file of a dataset config, or one folder of another format."""
 
     ann_file: str
     images: str | None  # folder; None looks for it beside the file
@@ -59,7 +59,8 @@ class Source:
             stamp = status.st_mtime_ns, status.st_size
         except OSError:
             stamp = None
-        return _read(self.ann_file, self.images, tuple(wanted), stamp)
+        images = self.images and os.path.abspath(self.images)  # mmdet joins relative ones to data_root, once more
+        return _read(self.ann_file, images, tuple(wanted), stamp)
 
 
 @functools.lru_cache(maxsize=4)  # a large file takes a minute: the check and what is built after it share one reading
@@ -84,13 +85,19 @@ def sources(cfg: Any) -> Iterator[Source]:
             f"(type='CocoDataset', or {', '.join(_WRAPPERS)} around it). `cskd-train data convert` converts VOC's"
         )
     else:
-        files, prefixes = cfg.get("ann_file") or "", cfg.get("img_prefix")
+        files, prefixes = cfg.get("ann_file") or "", cfg.get("img_prefix", "")
         several = isinstance(files, (list, tuple))
         for index, ann_file in enumerate(files if several else [files]):
             prefix = prefixes[index] if isinstance(prefixes, (list, tuple)) else prefixes
             root = cfg.get("data_root") or ""
-            images = os.path.join(root, prefix or "")
-            yield Source(os.path.join(root, ann_file), images or None, classes_of(cfg))
+            path = os.path.join(root, ann_file)
+            # As in mmdet an empty img_prefix is data_root, but other formats tell where their images are.
+            images = os.path.join(root, prefix) if prefix or (prefix == "" and _is_coco(path)) else None
+            yield Source(path, images or None, classes_of(cfg))
+
+
+def _is_coco(path: str) -> bool:
+    return not os.path.isdir(path) and Path(path).suffix.lower() not in (".yaml", ".yml", ".xml", ".txt")
 
 
 def build(cfg: Any, test_mode: bool, classes: Sequence[str] = ()) -> Any:
@@ -180,8 +187,11 @@ def _with_own_types(cfg: Any, classes: tuple[str, ...]) -> Any:
         return [_with_own_types(member, classes) for member in cfg]
     own = dict(cfg)
     if own["type"] not in _WRAPPERS:
+        folders = []
         for source in sources(own):
             source.read(classes)  # refuses other classes
+            folders.append(source.images and os.path.abspath(source.images))
+        own["img_prefix"] = folders if isinstance(own.get("ann_file"), (list, tuple)) else folders[0]
         return {**own, "type": CountedCocoDataset, "classes": classes, "test_mode": False}
     for key in ("dataset", "datasets"):
         if key in own:
