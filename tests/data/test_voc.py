@@ -15,6 +15,7 @@ from cskd_data.voc_xml import read_xml
 from .factories import boxes_of, write, write_photo
 
 INTAKE = Path(__file__).parent / "intake"
+NOT_DIFFICULT = ("", "<difficult>0</difficult>", "<difficult>Unspecified</difficult>")
 CASES = ("voc_names_with_space", "voc_other_folders", "voc_polygon_object", "voc_wrong_filename", "voc_zero_based")
 
 
@@ -79,6 +80,14 @@ def test_coordinates_count_from_one_unless_one_is_below_or_the_caller_says_so(vo
     assert boxes_of(read_voc(root, zero_based=False))["a.jpg"] == [[1, 2, 9, 20.5, "dog"]]
 
 
+@pytest.mark.parametrize(
+    "box", [(2.5, 3.25, 10.5, 22.0), ("2,5", "3,25", "10,5", "22"), (" 2.5 ", "3.250", "1.05e1", "22")]
+)
+def test_fractions_of_pixels_are_kept_with_a_point_or_a_comma(voc, box):
+    _, fill = voc
+    assert boxes_of(read(fill(a=annotation(thing(box=box)))))["a.jpg"] == [[1.5, 2.25, 9, 19.75, "dog"]]
+
+
 def test_xml_beside_its_image_and_several_splits_as_folders_are_read(tmp_path):
     for split, seed in (("train", 1), ("test", 2)):
         write(tmp_path / split / "same.xml", annotation(thing(split), "same.png"))
@@ -113,9 +122,10 @@ def test_a_file_name_is_used_where_no_image_has_the_xmls_own_name(voc):
 
 def test_difficult_objects_are_crowds_and_a_missing_flag_is_none(voc):
     _, fill = voc
-    dataset = read(fill(a=annotation(thing(more="<difficult>1</difficult>") + thing(box=(5, 5, 9, 9)))))
-    assert [one["iscrowd"] for one in dataset.annotations] == [1, 0]
-    assert str(dataset.notes[0]) == "1 object marked difficult get iscrowd 1: a dog of a.xml"
+    others = "".join(thing(box=(5, 5, 9, 9 + n), more=more) for n, more in enumerate(NOT_DIFFICULT))
+    dataset = read(fill(a=annotation(thing(more="<difficult>1</difficult>") + others)))
+    assert [one["iscrowd"] for one in dataset.annotations] == [1, 0, 0, 0]
+    assert str(dataset.notes[0]) == "1 object marked difficult, as iscrowd 1: a dog of a.xml"
 
 
 @pytest.mark.parametrize("size", ["", "<size><width>0</width><height>0</height></size>"])

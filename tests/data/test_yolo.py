@@ -59,9 +59,12 @@ def test_an_odd_set_has_its_expected_boxes(case):
         "path: /data/other/machine\ntrain: /data/other/machine/images/train\nval: images\\val\n",
         "train: images\n",
         "\ufefftrain: lists/train.txt\nval:\n  - lists/val.txt\nnc: 2\n",
+        "train: [images/train, images/val]\n",
+        "train: [images/train, lists/val.txt]\n",
+        "train: images/train\r\nval: images/val\r\n",
     ],
 )
-@pytest.mark.parametrize("names", [NAMES, "names: {0: cat, 1: dog}\n", "names:\n  0: cat\n  1: dog\n"])
+@pytest.mark.parametrize("names", [NAMES, "names: {0: cat, 1: dog}\n", "names:\r\n  '0': cat\r\n  1: dog\r\n"])
 def test_every_way_to_write_a_split_and_the_names_is_read(yolo, yaml, names):
     root = yolo(yaml, names=names)
     write(root / "lists" / "train.txt", "../images/train/train.jpg\r\n\r\n")
@@ -139,6 +142,13 @@ def test_a_file_of_classes_does_in_place_of_yaml(yolo, file):
         read(root)
 
 
+def test_the_folder_that_label_studio_writes_is_no_coco_set(yolo):
+    root = yolo(None)
+    write(root / "classes.txt", "cat\ndog\n")
+    write(root / "notes.json", '{"categories": [{"id": 0, "name": "cat"}], "info": {}}')
+    assert boxes_of(read(root)) == {"train.jpg": [BOX], "val.jpg": [BOX]}
+
+
 def test_labels_beside_their_images_are_read(tmp_path):
     write_photo(tmp_path / "obj_train_data" / "a.jpg")
     write(tmp_path / "obj_train_data" / "a.txt", ROW)
@@ -180,6 +190,17 @@ def with_one_box(yolo, rows):
     root = yolo(rows=rows)
     write(root / "labels" / "val" / "val.txt", ROW)
     return root
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_an_image_without_rows_or_without_a_label_file_has_no_objects(yolo, missing):
+    root = yolo()
+    label = write(root / "labels" / "train" / "train.txt", "")
+    if missing:
+        label.unlink()
+    dataset = read(root)
+    assert boxes_of(dataset) == {"train.jpg": [], "val.jpg": [BOX]}
+    assert dataset.check().images_without_boxes == 1
 
 
 @pytest.mark.parametrize(

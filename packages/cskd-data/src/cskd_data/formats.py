@@ -37,6 +37,8 @@ def format_of(path: Path) -> str:
         return "yolo"
     if (path / "Annotations").is_dir() or any(path.glob("*.xml")) or any(path.glob("*/*.xml")):
         return "voc"
+    if (path / "labels").is_dir() and names_file(path) is not None:  # before Label Studio's notes.json
+        return "yolo"
     if _coco_file(path) is not None:
         return "coco"
     if (path / "labels").is_dir() or any(path.glob("*/labels")) or any(path.glob("obj.names")):

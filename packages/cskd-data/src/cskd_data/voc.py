@@ -35,8 +35,9 @@ def read_voc(
     becomes x = 0, width = 10: `x = xmin - 1`, `width = xmax - xmin + 1`. Some tools write VOC files with coordinates
     from zero and the end not included: `x = xmin`, `width = xmax - xmin`.
 
-    Difficult objects get `iscrowd` 1: mmdet then neither learns them nor takes their surroundings for background, and
-    pycocotools counts neither finding nor missing them. (mmdet skips COCO's `ignore` flag in training only.)
+    Difficult objects get `iscrowd` 1: mmdet does not learn them, and what they cover is background, unless a pipeline
+    collects `gt_bboxes_ignore` and the assigner has an `ignore_iof_thr`; pycocotools counts neither finding nor missing
+    them. (COCO's `ignore` flag would leave them out of training only.)
 
     The classes are those of all XML files, sorted, whatever the split: all splits of a folder have the same.
 
@@ -194,5 +195,5 @@ def _object_notes(annotations: Sequence[VocAnnotation]) -> list[Note]:
     if polygons:
         notes.append(Note.of(f"{counted(len(polygons), 'polygon')} read as the box around it", polygons))
     if difficult:
-        notes.append(Note.of(f"{counted(len(difficult), 'object')} marked difficult get iscrowd 1", difficult))
+        notes.append(Note.of(f"{counted(len(difficult), 'object')} marked difficult, as iscrowd 1", difficult))
     return notes
