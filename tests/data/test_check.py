@@ -176,7 +176,8 @@ def test_a_set_without_images_beside_it_is_read_but_not_fit_for_use(coco_set):
     file, folder, _ = coco_set
     for name in ("a.jpg", "b.png"):
         (folder / name).unlink()
-    assert refused(file, None) == f"no image of {file} was found beside it: give the folder of the images"
+    way_out = "give the folder of the images (`--images FOLDER`; `img_prefix` in a config)"
+    assert refused(file, None) == f"no image of {file} was found beside it: {way_out}"
 
 
 def test_a_clean_check_is_remembered_until_a_file_changes(coco_set, monkeypatch):

@@ -104,10 +104,24 @@ def test_images_elsewhere_are_found_by_name_and_without_their_folder_the_way_out
     (tmp_path / "elsewhere" / "b.jpg").rename(tmp_path / "elsewhere" / "B.jpg")
     dataset = read(root, tmp_path / "elsewhere")
     assert [image["file_name"] for image in dataset.images] == ["a.jpg", "B.jpg"]
-    with pytest.raises(DataError, match=r"give the folder of the images \(`--images FOLDER`\)"):
+    with pytest.raises(DataError, match=r"give the folder of the images \(`--images FOLDER`; `img_prefix` in a config"):
         read(root)
     with pytest.raises(DataError, match=r"the image folder .*nowhere of .* does not exist"):
         read(root, tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["images", "JPEGImages"])
+def test_images_in_a_folder_beside_that_of_the_annotations_are_found(voc, tmp_path, monkeypatch, name):
+    _, fill = voc
+    root = fill(a=annotation())
+    shutil.move(root / "JPEGImages", tmp_path / name)
+    assert list(boxes_of(read(root))) == ["a.jpg"]
+    write_photo(root / "other" / "b.jpg")  # images below the folder go before those beside it
+    with pytest.raises(DataError, match=r"no image of .* was found below or beside it"):
+        read(root)
+    shutil.rmtree(root / "other")
+    monkeypatch.chdir(root)
+    assert read(".").image_root == tmp_path / name
 
 
 def test_a_file_name_is_used_where_no_image_has_the_xmls_own_name(voc):

@@ -74,6 +74,33 @@ def test_the_path_of_a_split_converts_it_alone(voc, yolo, tmp_path, command_line
         assert out.startswith(f"{tmp_path}/coco/{name}.json: ")
 
 
+@pytest.mark.parametrize("command", ["convert", "split"])
+def test_the_config_that_is_printed_trains_on_what_was_written(yolo, tmp_path, command_line, tiny_config, command):
+    out_folder = (tmp_path / "a 'new' folder",) if command == "convert" else ("--out", tmp_path / "cut")
+    code, out, _ = command_line("data", command, yolo, *out_folder)
+    assert code == 0
+    lines = out.partition("  a config that trains on them:\n")[2].splitlines()
+    assert len(lines) == 7
+    config = tmp_path / "mine.py"
+    config.write_text("\n".join(line[4:] for line in lines).replace("CONFIG.py", str(tiny_config)))
+    code, out, err = command_line("run", config, "--work-dir", tmp_path / "work", "--dry-run")
+    assert code == 0, err
+    assert "first loss" in out
+
+
+def test_the_one_file_of_a_set_without_splits_is_looked_at_and_cut_with_the_printed_lines(
+    voc, tmp_path, command_line, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    _, out, _ = command_line("data", "convert", voc, tmp_path / "all cups.json")
+    assert "a config" not in out
+    commands = [shlex.split(line.partition(": cskd-train ")[2]) for line in out.splitlines() if ": cskd-train " in line]
+    assert [one[1] for one in commands] == ["check", "show", "split"]
+    for one in commands:
+        code, _, err = command_line(*one)
+        assert code == 0, err
+
+
 @pytest.mark.parametrize("alias", ["convert", "from-voc"])
 def test_a_voc_split_becomes_one_file_with_the_classes_asked_for(voc, tmp_path, command_line, alias):
     options = ("--split", "train", "--classes", "spoon, cup")

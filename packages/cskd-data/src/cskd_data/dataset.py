@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 _MOST_EXAMPLES = 100
+GIVE_IMAGES = "give the folder of the images (`--images FOLDER`; `img_prefix` in a config)"
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Dataset:
             DataError: there is no image folder.
         """
         if self.image_root is None:
-            raise DataError(f"the images of {self.source} were not found beside it: give the folder of the images")
+            raise DataError(f"no image of {self.source} was found beside it: {GIVE_IMAGES}")
         return self.image_root / image["file_name"]
 
     def select(self, classes: Sequence[str]) -> Dataset:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cskd_data.dataset import Dataset, Note
+from cskd_data.dataset import GIVE_IMAGES, Dataset, Note
 from cskd_data.errors import ImageFault
 from cskd_data.header import Header, read_header
 from cskd_data.images import MOST_LOST, picture
@@ -46,7 +46,7 @@ def check_images(dataset: Dataset, decode: bool, progress: Callable[[int, int], 
         progress: called with (images done, images in all).
     """
     if dataset.image_root is None:
-        return ImageFindings((f"no image of {dataset.source} was found beside it: give the folder of the images",))
+        return ImageFindings((f"no image of {dataset.source} was found beside it: {GIVE_IMAGES}",))
     faults: list[str] = []
     cut: list[str] = []
     odd: list[str] = []

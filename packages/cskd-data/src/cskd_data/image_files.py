@@ -38,6 +38,7 @@ class ImageFiles:
     """Image files by name."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.paths = files_below(folder, SUFFIXES)
         self._by_name: dict[str, list[Path]] = {}
         for path in self.paths:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
-from cskd_data.dataset import Note
+from cskd_data.dataset import GIVE_IMAGES, Note
 from cskd_data.errors import DataError
 from cskd_data.names import counted
 
@@ -39,9 +39,7 @@ def find_images(
     Raises:
         DataError: `images` is no folder.
     """
-    if images is not None and not images.is_dir():
-        raise DataError(f"the image folder {images} of {source} does not exist")
-    root = images if images is not None else _guess(names, source)
+    root = check_folder(images, source) if images is not None else _guess(names, source)
     if root is None:
         return None, [None] * len(names), []
     folder = _Folder(root)
@@ -62,6 +60,17 @@ def find_images(
         if changed:
             notes.append(Note.of(message.format(counted(len(changed), "file name")), sorted(changed)))
     return root, files, notes
+
+
+def check_folder(images: Path, source: Path) -> Path:
+    """The folder that the user gave for the images.
+
+    Raises:
+        DataError: it is none.
+    """
+    if not images.is_dir():
+        raise DataError(f"the image folder {images} of {source} does not exist: {GIVE_IMAGES}")
+    return images
 
 
 def _guess(names: Sequence[str], source: Path) -> Path | None:

@@ -8,14 +8,17 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cskd_data.dataset import Dataset, Note
+from cskd_data.dataset import GIVE_IMAGES, Dataset, Note
 from cskd_data.errors import DataError, refuse
 from cskd_data.image_files import ImageFiles, common_folder, files_below
+from cskd_data.image_names import check_folder
 from cskd_data.images import SUFFIXES
 from cskd_data.names import counted
 from cskd_data.normalise import normalise
 from cskd_data.voc_lists import listed
 from cskd_data.voc_xml import VocAnnotation, VocObject, read_xml
+
+_IMAGE_FOLDERS = ("images", "JPEGImages")  # beside the folder of the annotations
 
 Progress = Callable[[int, int], None]
 
@@ -43,8 +46,8 @@ def read_voc(
 
     Args:
         path: the folder (`Annotations/` in it, XML files in it or further below), or one XML file.
-        images: folder of the images; None looks for them below `path`. An image is found by the name of its XML file,
-            else by `<filename>`.
+        images: folder of the images; None looks for them below `path`, else in a folder `images` or `JPEGImages` beside
+            it. An image is found by the name of its XML file, else by `<filename>`.
         split: the name of a list in `ImageSets/Main/`, without `.txt`; None takes every XML file, or those of the one
             list that is there.
         zero_based: whether coordinates count from zero; None sees it from a coordinate below one.
@@ -73,14 +76,11 @@ def read_voc(
         if progress is not None:
             progress(done, len(files))
     refuse(path, faults, "Correct these files, or take them out")
-    found, image_notes = _images(annotations, ImageFiles(_image_folder(root, images)), path)
+    files_there = _image_files(root, images)
+    found, image_notes = _images(annotations, files_there, path)
     if not any(found) and images is None:
-        raise DataError(
-            f"no image of {path} was found below it ({', '.join(SUFFIXES)}): give the folder of the images "
-            "(`--images FOLDER`)"
-        )
-    there = [image for image in found if image is not None]
-    folder = common_folder(there, _image_folder(root, images))
+        raise DataError(f"no image of {path} was found below or beside it ({', '.join(SUFFIXES)}): {GIVE_IMAGES}")
+    folder = common_folder([image for image in found if image is not None], files_there.folder)
     objects = [one for annotation in annotations for one in annotation.objects]
     shift, base_notes = _base(objects, zero_based)
     classes = sorted(names)
@@ -113,13 +113,13 @@ def _xml_files(path: Path) -> list[Path]:
     return files
 
 
-def _image_folder(root: Path, images: Path | str | None) -> Path:
-    if images is None:
-        return root
-    folder = Path(images)
-    if not folder.is_dir():
-        raise DataError(f"the image folder {folder} of {root} does not exist")
-    return folder
+def _image_files(root: Path, images: Path | str | None) -> ImageFiles:
+    """The images below the given folder; else those below `root`, or where there is none, in a folder beside it."""
+    if images is not None:
+        return ImageFiles(check_folder(Path(images), root))
+    beside = (Path(os.path.abspath(root)).parent / name for name in _IMAGE_FOLDERS)
+    candidates = (ImageFiles(folder) for folder in (root, *beside) if folder.is_dir())
+    return next((found for found in candidates if found.paths), ImageFiles(root))
 
 
 def _images(

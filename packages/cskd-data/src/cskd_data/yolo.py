@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cskd_data.dataset import Dataset, Note, together
+from cskd_data.dataset import GIVE_IMAGES, Dataset, Note, together
 from cskd_data.errors import DataError, ImageFault, refuse
 from cskd_data.image_files import common_folder
+from cskd_data.image_names import check_folder
 from cskd_data.images import SUFFIXES, image_size
 from cskd_data.names import counted
 from cskd_data.normalise import normalise
@@ -49,9 +50,8 @@ def read_yolo(
         DataError: the first few faults, their count and the way out: nothing names the classes, rows that are none
             (file and line are named), class numbers without a name, images missing.
     """
-    path, elsewhere = Path(path), None if images is None else Path(images)
-    if elsewhere is not None and not elsewhere.is_dir():
-        raise DataError(f"the image folder {elsewhere} of {path} does not exist")
+    path = Path(path)
+    elsewhere = None if images is None else check_folder(Path(images), path)
     layout = layout_of(path, elsewhere)
     chosen = _chosen(layout, split, path)
     root = path.parent if path.is_file() else path
@@ -110,9 +110,7 @@ def _chosen(layout: Layout, split: str | None, path: Path) -> list[Path]:
             raise DataError(f"{path} has no split {split!r}; splits: {there}")
         chosen = splits[name]
     if not chosen:
-        raise DataError(
-            f"{path} has no image ({', '.join(SUFFIXES)}): give the folder of the images (`--images FOLDER`)"
-        )
+        raise DataError(f"{path} has no image ({', '.join(SUFFIXES)}): {GIVE_IMAGES}")
     return chosen
 
 

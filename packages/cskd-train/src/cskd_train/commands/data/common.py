@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -50,6 +51,34 @@ def read(path: Path, images: Path | None, classes: str | None = None, **settings
     dataset = reader_of(path)(path, images, **settings)
     wanted = names(classes)
     return dataset if wanted is None else dataset.select(wanted)
+
+
+def config_lines(written: Mapping[str, tuple[Path, Dataset]]) -> list[str]:
+    """What to print of a config that trains on files that were written; nothing where none is for training.
+
+    Args:
+        written: by split; those that a config has no name for are left out.
+    """
+    splits = [name for name in ("train", "val", "test") if name in written]
+    if "train" not in splits:
+        return []
+    classes = written["train"][1].classes
+    sources = [
+        f"{name}=dict(ann_file={os.path.abspath(path)!r}, img_prefix={os.path.abspath(dataset.image_root or '')!r}, "
+        "classes=classes),"
+        for name in splits
+        for path, dataset in [written[name]]
+    ]
+    return [
+        "  a config that trains on them:",
+        '    _base_ = "CONFIG.py"  # of a detector, such as configs/bccd/retinanet_r18_bccd.py',
+        f"    classes = {classes!r}",
+        "    data = dict(",
+        *(f"        {source}" for source in sources),
+        "    )",
+        f"    model = dict(bbox_head=dict(num_classes={len(classes)}))  # dict(roi_head=dict(bbox_head=...)) in a "
+        "Faster R-CNN",
+    ]
 
 
 def refuse_existing(paths: Sequence[Path], overwrite: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from cskd_data.names import counted
 from cskd_train.commands.data.common import (
     A_PATH,
     as_json_option,
+    config_lines,
     images_option,
     overwrite_option,
     progress,
@@ -54,7 +56,12 @@ class Conversion:
             total = counted(len(dataset.annotations), "box")
             lines.append(f"{path}: {counted(len(dataset.images), 'image')}, {total} ({boxes})")
             lines += [f"  warning: {note}" for note in dataset.notes]
-            lines.append(f"  check it: cskd-train data check {path} --images {dataset.image_root}")
+            options = f"{shlex.quote(path)} --images {shlex.quote(str(dataset.image_root))}"
+            lines.append(f"  check it: cskd-train data check {options}")
+            if len(self.written) == 1:
+                lines.append(f"  look at it: cskd-train data show {options}")
+                lines.append(f"  cut it: cskd-train data split {options} --val 0.2")
+        lines += config_lines({Path(path).stem: (Path(path), dataset) for path, dataset in self.written.items()})
         return "\n".join(lines)
 
 

@@ -11,6 +11,7 @@ from cskd_data.split import split as cut
 from cskd_train.commands.data.common import (
     A_PATH,
     as_json_option,
+    config_lines,
     images_option,
     overwrite_option,
     progress,
@@ -62,3 +63,5 @@ def command(
     if not as_json:
         click.echo("\n".join(f"  {target}" for target in targets.values()))
         click.echo(f"  images: {dataset.image_root}")
+        written = {part: (target, result.parts[part]) for part, target in targets.items()}
+        click.echo("\n".join(config_lines(written)))
