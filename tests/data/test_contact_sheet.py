@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 
 from cskd_data import DataError, read
-from cskd_data.contact_sheet import TILE, contact_sheet
+from cskd_data.contact_sheet import contact_sheet, tile_size
 
 from .factories import write
+
+
+TILE = (360, 480)  # of images of 240 x 180
 
 
 @pytest.fixture
@@ -91,7 +94,37 @@ def test_any_shape_of_image_is_drawn(tmp_path, shape):
         "categories": [{"id": 1, "name": "x" * 300}],
     }
     contact_sheet(read(write(tmp_path / "a.json", json.dumps(data))), tmp_path / "sheet.png")
-    assert cv2.imread(str(tmp_path / "sheet.png")).shape[1] == TILE[1] + 24
+    assert cv2.imread(str(tmp_path / "sheet.png")).shape[1] == tile_size(data["images"])[1] + 24
+
+
+@pytest.mark.parametrize(
+    ("sizes", "tile"),
+    [
+        ([(640, 480)], (360, 480)),
+        ([(480, 640), (480, 640), (640, 480)], (480, 360)),
+        ([(640, 640)], (416, 416)),
+        ([(8000, 100)], (294, 588)),
+        ([(100, 8000)], (497, 348)),
+    ],
+)
+def test_tiles_have_the_shape_of_most_images_within_bounds(sizes, tile):
+    assert tile_size([{"width": width, "height": height} for width, height in sizes]) == tile
+
+
+def test_no_tag_hides_another_box(tmp_path):
+    pixels = np.full((180, 240, 3), 255, np.uint8)
+    write(tmp_path / "a.png", cv2.imencode(".png", pixels)[1].tobytes())
+    boxes = [[80, 60, 60, 60], [82, 46, 14, 12], [78, 122, 20, 9]]  # one where a tag is usual, above, and one below
+    data = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 240, "height": 180}],
+        "annotations": [{"image_id": 1, "category_id": n, "bbox": box} for n, box in enumerate(boxes, start=1)],
+        "categories": [{"id": n, "name": name} for n, name in enumerate(("wide", "up", "low"), start=1)],
+    }
+    contact_sheet(read(write(tmp_path / "a.json", json.dumps(data))), tmp_path / "sheet.png")
+    (tile,) = tiles(tmp_path / "sheet.png")
+    for x, y, w, h in boxes:
+        inside = tile[2 * y + 5 : 2 * (y + h) - 5, 2 * x + 5 : 2 * (x + w) - 5]
+        assert (inside == 255).all(axis=2).mean() > 0.9
 
 
 def test_numbers_without_sense_are_refused(plain, tmp_path):

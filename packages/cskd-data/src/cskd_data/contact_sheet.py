@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import colorsys
 import random
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,20 +13,23 @@ from typing import Any
 import cv2
 import numpy as np
 
+from cskd_data.boxes import reaches_over
 from cskd_data.dataset import Dataset
 from cskd_data.errors import DataError, ImageFault
 from cskd_data.files import write_atomically
 from cskd_data.images import picture
+from cskd_data.lettering import Colour, fitting, plain, printable, width_of, write
 from cskd_data.names import counted
 
-TILE = (360, 480)  # height, width in pixels
+_TILE_AREA = 360 * 480  # pixels
+_NARROWEST, _WIDEST = 0.7, 2.0  # width to height of a tile
 _MARGIN, _LINE = 12, 22
 _PAPER, _INK, _PALE, _ALARM = (250, 250, 250), (40, 40, 40), (130, 130, 130), (40, 40, 220)
-_FONT = cv2.FONT_HERSHEY_SIMPLEX
 _COLOURS = "2a7fff ff7f0e 22a836 e6194b 9b4dff ffd60a 12b5c9 f032e6 9a6324 9ee619 2b2fb0 ff8fa8"  # red, green, blue
 _CROWDED = 8  # boxes; in an image of more, those that are small beside their tag have none
+_MOST_COVERED = 0.5  # of any box, by the tag of another or its own; else the box has its colour only
 
-Colour = tuple[int, int, int]
+Size = tuple[int, int]  # height, width
 Place = tuple[int, int, int, int]  # left, top, right, bottom
 
 
@@ -75,21 +77,22 @@ def contact_sheet(
         boxes[one["image_id"]].append(one)
     chosen = _choose(dataset, boxes, count, seed)
     colours = [_colour(label) for label in range(len(dataset.classes))]
-    names = [_printable(name, label) for label, name in enumerate(dataset.classes)]
+    names = [printable(name, label) for label, name in enumerate(dataset.classes)]
     columns = min(columns, len(chosen))
+    tile = tile_size(chosen)
     tiles, faults = [], []
     for done, image in enumerate(chosen, start=1):
         try:
             found = picture(dataset.path(image))
-            tiles.append(_tile(image, found.pixels, boxes[image["id"]], names, colours))
+            tiles.append(_tile(tile, image, found.pixels, boxes[image["id"]], names, colours))
         except ImageFault as fault:
             faults.append(f"image {image['file_name']} {fault}")
-            tiles.append(_broken(image, str(fault)))
+            tiles.append(_broken(tile, image, str(fault)))
         if progress is not None:
             progress(done, len(chosen))
     if len(faults) == len(tiles):
         raise DataError(f"no image of {dataset.source} can be drawn: {faults[0]}")
-    width = columns * (TILE[1] + _MARGIN) + _MARGIN
+    width = columns * (tile[1] + _MARGIN) + _MARGIN
     sheet = np.vstack([_head(dataset, names, colours, width, len(chosen)), _grid(tiles, columns)])
     written, png = cv2.imencode(".png", sheet)
     if not written:
@@ -98,13 +101,24 @@ def contact_sheet(
     return Sheet(str(out), tuple(image["file_name"] for image in chosen), tuple(faults))
 
 
+def tile_size(images: Sequence[Mapping[str, Any]]) -> Size:
+    """Height and width of a tile, in the shape of most images: upright for upright ones."""
+    middle = sorted(image["width"] / image["height"] for image in images)[len(images) // 2]
+    shape = min(max(middle, _NARROWEST), _WIDEST)
+    return round((_TILE_AREA / shape) ** 0.5), round((_TILE_AREA * shape) ** 0.5)
+
+
 def _choose(
     dataset: Dataset, boxes: Mapping[int, Sequence[Mapping[str, Any]]], count: int, seed: int
 ) -> list[dict[str, Any]]:
     """Images that show every class, the least shown class first."""
     rest = list(dataset.images)
     random.Random(seed).shuffle(rest)
-    rest.sort(key=lambda image: not any(_leaves(one["bbox"], image) for one in boxes[image["id"]]))
+    rest.sort(
+        key=lambda image: (
+            not any(reaches_over(one["bbox"], image["width"], image["height"]) for one in boxes[image["id"]])
+        )
+    )
     classes = {image["id"]: {one["category_id"] for one in boxes[image["id"]]} for image in rest}
     shown: Counter[int] = Counter()
     in_all = Counter(one for found in classes.values() for one in found)
@@ -119,12 +133,8 @@ def _choose(
     return chosen
 
 
-def _leaves(box: Sequence[float], image: Mapping[str, Any]) -> bool:
-    x, y, w, h = box
-    return min(x, y) < -1 or x + w > image["width"] + 1 or y + h > image["height"] + 1
-
-
 def _tile(
+    room: Size,
     image: Mapping[str, Any],
     pixels: np.ndarray,
     boxes: Sequence[Mapping[str, Any]],
@@ -132,12 +142,12 @@ def _tile(
     colours: Sequence[Colour],
 ) -> np.ndarray:
     """An image with its boxes over a line with its name. Boxes keep their place on the stated size of the image."""
-    tile = np.full((TILE[0] + _LINE, TILE[1], 3), 232, np.uint8)
+    tile = np.full((room[0] + _LINE, room[1], 3), 232, np.uint8)
     height, width = pixels.shape[:2]
-    scale = min(TILE[0] / height, TILE[1] / width, 4)
+    scale = min(room[0] / height, room[1] / width, 4)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     shown = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
-    left, top = (TILE[1] - size[0]) // 2, (TILE[0] - size[1]) // 2
+    left, top = (room[1] - size[0]) // 2, (room[0] - size[1]) // 2
     tile[top : top + size[1], left : left + size[0]] = shown
     placed: list[tuple[Place, int, bool]] = []
     for one in boxes:
@@ -151,54 +161,67 @@ def _tile(
             cv2.rectangle(tile, (x1, y1), (x2, y2), (255, 255, 255), 4, cv2.LINE_AA)
         cv2.rectangle(tile, (x1, y1), (x2, y2), colours[label], 1 if crowd else 2, cv2.LINE_AA)
     _name_boxes(tile, placed, names, colours)
-    tile[TILE[0] :] = _PAPER
+    tile[room[0] :] = _PAPER
     amount = counted(len(boxes), "box")
-    wrong = sum(_leaves(one["bbox"], image) for one in boxes)
+    wrong = sum(reaches_over(one["bbox"], image["width"], image["height"]) for one in boxes)
     mismatch = (width, height) != (image["width"], image["height"])
     alarm = f"{wrong} over the edge" if wrong else f"stated {image['width']} x {image['height']}" if mismatch else ""
     right = f"{width} x {height}, {amount}" + (f", {alarm}" if alarm else "")
-    taken = _width(right, 0.4)
-    _text(tile, right, (TILE[1] - taken, TILE[0] + 15), 0.4, _ALARM if alarm else _PALE)
-    name = _fitting(_ascii(str(image["file_name"])), 0.4, TILE[1] - taken - 10)
-    _text(tile, name, (0, TILE[0] + 15), 0.4, _INK)
+    taken = width_of(right, 0.4)
+    write(tile, right, (room[1] - taken, room[0] + 15), 0.4, _ALARM if alarm else _PALE)
+    name = fitting(plain(str(image["file_name"])), 0.4, room[1] - taken - 10)
+    write(tile, name, (0, room[0] + 15), 0.4, _INK)
     return tile
 
 
 def _name_boxes(
     tile: np.ndarray, placed: Sequence[tuple[Place, int, bool]], names: Sequence[str], colours: Sequence[Colour]
 ) -> None:
-    """A tag at each box where it covers no other tag; in a crowded image the large boxes have theirs."""
+    """A tag at each box where it hides no other tag and little of any box; in a crowded image at the large boxes."""
     taken: list[Place] = []
+    limits = tile.shape[1], tile.shape[0] - _LINE
     for (x1, y1, x2, y2), label, _ in placed:
-        text = _fitting(names[label], 0.42, 150)
-        width, height = _width(text, 0.42) + 6, 15
+        text = fitting(names[label], 0.42, 150)
+        width, height = width_of(text, 0.42) + 6, 15
         if x2 - x1 < width * (0 if len(placed) <= _CROWDED else 0.5 if len(placed) <= 2 * _CROWDED else 1):
             continue
-        for x, y in ((x1 - 1, y1 - height), (x1 - 1, y1), (x2 - width + 1, y2 - height), (x1 - 1, y2)):
-            x, y = min(max(x, 0), TILE[1] - width), min(max(y, 0), TILE[0] - height)
+        around = [(x1 - 1, y1 - height), (x2 - width + 1, y1 - height), (x1 - 1, y2), (x2 - width + 1, y2)]
+        around += [(x2, y1 - 1), (x1 - width, y1 - 1), (x1 - 1, y1), (x2 - width + 1, y2 - height)]
+        best: tuple[float, Place] | None = None
+        for x, y in around:
+            x, y = min(max(x, 0), limits[0] - width), min(max(y, 0), limits[1] - height)
             place = (x, y, x + width, y + height)
-            if not any(_overlap(place, other) for other in taken):
-                taken.append(place)
-                cv2.rectangle(tile, place[:2], (place[2] - 1, place[3] - 1), colours[label], -1)
-                dark = (
-                    sum(weight * level for weight, level in zip((0.11, 0.59, 0.3), colours[label], strict=True)) > 140
-                )
-                _text(tile, text, (x + 3, y + 11), 0.42, (0, 0, 0) if dark else (255, 255, 255))
-                break
+            if any(_overlap(place, other) for other in taken):
+                continue
+            covered = max(_overlap(place, box) / max(_area(box), 1) for box, _, _ in placed)
+            if covered <= _MOST_COVERED and (best is None or covered < best[0]):
+                best = covered, place
+        if best is None:
+            continue
+        place = best[1]
+        taken.append(place)
+        cv2.rectangle(tile, place[:2], (place[2] - 1, place[3] - 1), colours[label], -1)
+        light = sum(weight * level for weight, level in zip((0.11, 0.59, 0.3), colours[label], strict=True))
+        write(tile, text, (place[0] + 3, place[1] + 11), 0.42, (0, 0, 0) if light > 140 else (255, 255, 255))
 
 
-def _overlap(one: Place, other: Place) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+def _overlap(one: Place, other: Place) -> int:
+    """Pixels that two rectangles share."""
+    return max(min(one[2], other[2]) - max(one[0], other[0]), 0) * max(min(one[3], other[3]) - max(one[1], other[1]), 0)
 
 
-def _broken(image: Mapping[str, Any], fault: str) -> np.ndarray:
-    tile = np.full((TILE[0] + _LINE, TILE[1], 3), 232, np.uint8)
-    tile[TILE[0] :] = _PAPER
-    cv2.line(tile, (0, 0), (TILE[1] - 1, TILE[0] - 1), (210, 210, 210), 1, cv2.LINE_AA)
-    cv2.line(tile, (TILE[1] - 1, 0), (0, TILE[0] - 1), (210, 210, 210), 1, cv2.LINE_AA)
-    text = _fitting(fault, 0.45, TILE[1] - 20)
-    _text(tile, text, ((TILE[1] - _width(text, 0.45)) // 2, TILE[0] // 2), 0.45, _ALARM)
-    _text(tile, _fitting(_ascii(str(image["file_name"])), 0.4, TILE[1]), (0, TILE[0] + 15), 0.4, _INK)
+def _area(place: Place) -> int:
+    return (place[2] - place[0]) * (place[3] - place[1])
+
+
+def _broken(room: Size, image: Mapping[str, Any], fault: str) -> np.ndarray:
+    tile = np.full((room[0] + _LINE, room[1], 3), 232, np.uint8)
+    tile[room[0] :] = _PAPER
+    cv2.line(tile, (0, 0), (room[1] - 1, room[0] - 1), (210, 210, 210), 1, cv2.LINE_AA)
+    cv2.line(tile, (room[1] - 1, 0), (0, room[0] - 1), (210, 210, 210), 1, cv2.LINE_AA)
+    text = fitting(fault, 0.45, room[1] - 20)
+    write(tile, text, ((room[1] - width_of(text, 0.45)) // 2, room[0] // 2), 0.45, _ALARM)
+    write(tile, fitting(plain(str(image["file_name"])), 0.4, room[1]), (0, room[0] + 15), 0.4, _INK)
     return tile
 
 
@@ -209,7 +232,7 @@ def _head(dataset: Dataset, names: Sequence[str], colours: Sequence[Colour], wid
     x = _MARGIN
     for label, name in enumerate(names):
         text = f"{name}  {counts[label]}"
-        step = 18 + _width(text, 0.45) + 22
+        step = 18 + width_of(text, 0.45) + 22
         if x + step > width and lines[-1]:
             if len(lines) == 6:
                 lines[-1].append((-1, f"and {len(names) - label} more"))
@@ -220,16 +243,16 @@ def _head(dataset: Dataset, names: Sequence[str], colours: Sequence[Colour], wid
         x += step
     head = np.full((_MARGIN + 28 + 22 * len(lines) + 8, width, 3), _PAPER, np.uint8)
     total = f"{counted(len(dataset.images), 'image')}, {counted(len(dataset.annotations), 'box')}, {shown} shown"
-    _text(
-        head, _fitting(f"{_ascii(str(dataset.source))}:  {total}", 0.55, width - 2 * _MARGIN), (_MARGIN, 26), 0.55, _INK
+    write(
+        head, fitting(f"{plain(str(dataset.source))}:  {total}", 0.55, width - 2 * _MARGIN), (_MARGIN, 26), 0.55, _INK
     )
     for row, entries in enumerate(lines):
         x, y = _MARGIN, _MARGIN + 28 + 22 * row
         for label, text in entries:
             if label >= 0:
                 cv2.rectangle(head, (x, y), (x + 12, y + 12), colours[label], -1)
-            _text(head, text, (x + 18, y + 11), 0.45, _INK if label < 0 or counts[label] else _ALARM)
-            x += 18 + _width(text, 0.45) + 22
+            write(head, text, (x + 18, y + 11), 0.45, _INK if label < 0 or counts[label] else _ALARM)
+            x += 18 + width_of(text, 0.45) + 22
     return head
 
 
@@ -251,38 +274,3 @@ def _colour(label: int) -> Colour:
         return blue, green, red
     red, green, blue = (round(255 * level) for level in colorsys.hsv_to_rgb(label * 0.618034 % 1, 0.8, 0.6))
     return blue, green, red
-
-
-def _printable(name: str, label: int) -> str:
-    """A class name in the letters that OpenCV draws; its number where it has none of them."""
-    plain = _ascii(name)
-    return plain if plain.strip("? ") else f"class {label}"
-
-
-def _ascii(text: str) -> str:
-    """Accents taken off, a question mark for what has no letter."""
-    bare = "".join(one for one in unicodedata.normalize("NFKD", text) if not unicodedata.combining(one))
-    return bare.encode("ascii", "replace").decode()
-
-
-def _fitting(text: str, size: float, room: int) -> str:
-    """`text`, its middle left out where it is wider than `room` pixels."""
-    if _width(text, size) <= room:
-        return text
-    while len(text) > 4 and _width(text, size) > room:
-        middle = len(text) // 2
-        text = f"{text[: middle - 2]}..{text[middle + 1 :]}" if ".." not in text else _shorter(text)
-    return text
-
-
-def _shorter(text: str) -> str:
-    first, _, second = text.partition("..")
-    return f"{first[:-1]}..{second}" if len(first) > len(second) else f"{first}..{second[1:]}"
-
-
-def _width(text: str, size: float) -> int:
-    return int(cv2.getTextSize(text, _FONT, size, 1)[0][0])
-
-
-def _text(canvas: np.ndarray, text: str, place: tuple[int, int], size: float, colour: Colour) -> None:
-    cv2.putText(canvas, text, place, _FONT, size, colour, 1, cv2.LINE_AA)
