@@ -13,7 +13,6 @@ from cskd_data.contact_sheet import contact_sheet, tile_size
 
 from .factories import write
 
-
 TILE = (360, 480)  # of images of 240 x 180
 
 
