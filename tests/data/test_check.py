@@ -203,6 +203,17 @@ def test_a_clean_check_is_remembered_until_a_file_changes(coco_set, monkeypatch)
     assert check(read(file, folder), use_memory=True).errors == report.errors  # faults are never remembered
 
 
+def test_a_check_that_is_asked_for_opens_every_image_and_is_remembered_for_others(coco_set, monkeypatch):
+    file, folder, _ = coco_set
+    monkeypatch.setattr("cskd_data.fingerprint.REMEMBERED_FROM", 1)
+    assert not check(read(file, folder)).remembered
+    assert not check(read(file, folder), use_memory=True).remembered  # one without any wish left nothing
+    (folder / "a.jpg").touch()
+    for _ in range(2):
+        assert not check(read(file, folder), remember=True).remembered
+    assert check(read(file, folder), use_memory=True).remembered
+
+
 def test_a_place_that_cannot_be_written_or_read_only_costs_the_memory(coco_set, tmp_path, monkeypatch):
     file, folder, _ = coco_set
     monkeypatch.setattr("cskd_data.fingerprint.REMEMBERED_FROM", 2)

@@ -10,12 +10,16 @@ Box = tuple[float, float, float, float]
 """x, y, width, height in pixels."""
 
 _FARTHEST = 1e8  # pixels; beyond them products of two lose their meaning
+_EXACT = 1 << 53  # smaller whole numbers are floats without rounding
 
 
 def number(value: Any) -> float | None:
     """A finite number, also written as text; None for anything else."""
-    if type(value) is float:
+    kind = type(value)
+    if kind is float:
         return value if math.isfinite(value) else None
+    if kind is int and -_EXACT < value < _EXACT:
+        return float(value)
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     try:
@@ -34,7 +38,9 @@ def box_of(annotation: Mapping[str, Any]) -> Box | None:
     if not isinstance(bbox, (list, tuple)) or len(bbox) != 4:
         return None
     x, y, w, h = map(number, bbox)
-    if x is None or y is None or w is None or h is None or max(map(abs, (x, y, w, h))) > _FARTHEST:
+    if x is None or y is None or w is None or h is None:
+        return None
+    if max(x, y, w, h) > _FARTHEST or min(x, y, w, h) < -_FARTHEST:
         return None
     return x, y, w, h
 

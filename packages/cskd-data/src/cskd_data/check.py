@@ -91,6 +91,7 @@ def check(
     *,
     decode: bool = False,
     use_memory: bool = False,
+    remember: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Look for everything that could stop a run, or spoil it without a word, after it has begun.
@@ -102,14 +103,15 @@ def check(
         decode: decode each image in full as well (2 to 5 s per 1000 images of 640 x 480).
         use_memory: open no image of a large set where a check of the same files was clean and none has changed since;
             remember this check (`cskd_data.fingerprint`).
+        remember: open every image, and remember a clean check for those that use the memory.
         progress: called with (images done, images in all).
     """
     begin = time.monotonic()
-    use_memory = use_memory and len(dataset.images) >= memory.REMEMBERED_FROM
-    mark = memory.fingerprint(dataset) if use_memory else ""
-    known = memory.remembered(mark, decode) if use_memory else None
+    large = len(dataset.images) >= memory.REMEMBERED_FROM
+    mark = memory.fingerprint(dataset) if large and (use_memory or remember) else ""
+    known = memory.remembered(mark, decode) if mark and use_memory else None
     findings = ImageFindings.from_data(known) if known is not None else check_images(dataset, decode, progress)
-    if use_memory and known is None and not findings.faults:
+    if mark and known is None and not findings.faults:
         memory.remember(mark, decode, findings.to_data())
     errors, way_out = findings.faults, findings.way_out
     if not errors and dataset.annotated and not dataset.countable:

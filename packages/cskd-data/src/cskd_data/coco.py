@@ -8,6 +8,7 @@ from typing import Any
 from cskd_data.dataset import Dataset
 from cskd_data.errors import DataError
 from cskd_data.json_file import load_json
+from cskd_data.many import paused_garbage_collection
 from cskd_data.normalise import normalise
 
 SECTIONS = ("images", "annotations", "categories")
@@ -25,9 +26,10 @@ def read_coco(path: Path | str, images: Path | str | None = None, *, skip_missin
             COCO, ids that are double or point nowhere, boxes that are no boxes, images missing.
     """
     path = Path(path)
-    content = load_json(path, "annotation file")
-    _check_sections(content, path)
-    return normalise(content, path, None if images is None else Path(images), skip_missing=skip_missing)
+    with paused_garbage_collection():
+        content = load_json(path, "annotation file")
+        _check_sections(content, path)
+        return normalise(content, path, None if images is None else Path(images), skip_missing=skip_missing)
 
 
 def _check_sections(content: Any, path: Path) -> None:

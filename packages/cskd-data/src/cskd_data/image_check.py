@@ -11,6 +11,7 @@ from cskd_data.dataset import GIVE_IMAGES, Dataset, Note
 from cskd_data.errors import ImageFault
 from cskd_data.header import Header, read_header
 from cskd_data.images import MOST_LOST, picture
+from cskd_data.many import DECODERS, READERS, in_threads
 from cskd_data.names import counted
 
 _REPLACE = "Replace these images, or go on without them: `cskd-train data clean` writes a set that leaves them out"
@@ -53,10 +54,20 @@ def check_images(dataset: Dataset, decode: bool, progress: Callable[[int, int], 
     quiet: list[str] = []
     turned = False
     done_before: set[str] = set()
-    for done, image in enumerate(dataset.images, start=1):
-        name = image["file_name"]
+
+    def look(image: Mapping[str, Any]) -> tuple[Header, tuple[str, ...]] | ImageFault:
         try:
-            header, warnings = _look(dataset.path(image), decode)
+            return _look(dataset.path(image), decode)
+        except ImageFault as fault:
+            return fault
+
+    seen = in_threads(look, dataset.images, DECODERS if decode else READERS)
+    for done, (image, found) in enumerate(zip(dataset.images, seen, strict=True), start=1):
+        name = image["file_name"]
+        if isinstance(found, ImageFault):
+            faults.append(f"image {name} {found}")
+        else:
+            header, warnings = found
             if name not in done_before:
                 cut += [name] if header.kind == "JPEG" and warnings else []
                 odd += [f"{name} {warning}" for warning in warnings if header.kind != "JPEG"]
@@ -64,8 +75,6 @@ def check_images(dataset: Dataset, decode: bool, progress: Callable[[int, int], 
             if (header.width, header.height) != (image["width"], image["height"]):
                 faults.append(f"image {name} {_size_fault(header, image)}")
                 turned = turned or header.turned
-        except ImageFault as fault:
-            faults.append(f"image {name} {fault}")
         done_before.add(name)
         if progress is not None:
             progress(done, len(dataset.images))

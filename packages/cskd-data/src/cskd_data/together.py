@@ -33,15 +33,12 @@ def check_together(datasets: Mapping[str, Dataset]) -> list[Note]:
                 f"{', '.join(second.classes)}\nGive both the same class names, or choose with --classes"
             )
     pictures = {name: _by_size(dataset) for name, dataset in datasets.items()}
-    digests: dict[tuple[str, bool], bytes] = {}
+    digests = _Digests()
     notes = []
     for one, other in combinations(pictures, 2):
-        shared = []
+        shared: list[str] = []
         for size in pictures[one].keys() & pictures[other].keys():
-            there = pictures[other][size]
-            shared += [
-                path for path in pictures[one][size] if any(_same(path, candidate, digests) for candidate in there)
-            ]
+            shared += _shared(pictures[one][size], pictures[other][size], digests)
         if shared:
             names = sorted(Path(path).name for path in shared)
             message = (
@@ -65,18 +62,45 @@ def _by_size(dataset: Dataset) -> dict[int, list[str]]:
     return found
 
 
-def _same(one: str, other: str, digests: dict[tuple[str, bool], bytes]) -> bool:
-    """Whether two files of one size are the same: their last bytes are compared first, then all."""
+class _Digests:
+    """Digests of files, each computed once."""
 
-    def digest(path: str, whole: bool) -> bytes:
-        if (path, whole) not in digests:
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, bool], bytes | None] = {}
+
+    def of(self, path: str, whole: bool) -> bytes | None:
+        """Of the last bytes of a file, or of all; None where it cannot be read."""
+        if (path, whole) not in self._found:
+            self._found[path, whole] = self._compute(path, whole)
+        return self._found[path, whole]
+
+    @staticmethod
+    def _compute(path: str, whole: bool) -> bytes | None:
+        try:
             with open(path, "rb") as file:
                 if not whole:
                     file.seek(-min(_END_BYTES, os.fstat(file.fileno()).st_size), os.SEEK_END)
-                digests[path, whole] = hashlib.sha256(file.read()).digest()
-        return digests[path, whole]
+                return hashlib.sha256(file.read()).digest()
+        except OSError:
+            return None
 
-    try:
-        return one == other or all(digest(one, whole) == digest(other, whole) for whole in (False, True))
-    except OSError:
-        return False
+
+def _shared(first: list[str], second: list[str], digests: _Digests) -> list[str]:
+    """Which files of the first list are in the second, or have the bytes of one there; all are of one size.
+
+    The last bytes are compared first: most pictures differ in them.
+    """
+    listed = set(second)
+    by_end: dict[bytes | None, list[str]] = {}
+    for path in second:
+        by_end.setdefault(digests.of(path, whole=False), []).append(path)
+    by_end.pop(None, None)
+    return [
+        path
+        for path in first
+        if path in listed
+        or (
+            (alike := by_end.get(digests.of(path, whole=False)))
+            and digests.of(path, whole=True) in {digests.of(other, whole=True) for other in alike} - {None}
+        )
+    ]

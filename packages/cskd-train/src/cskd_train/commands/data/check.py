@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from cskd_data.check import Report
+from cskd_data.check import Report, check
 from cskd_data.dataset import Note
 from cskd_data.errors import DataError
 from cskd_data.together import check_together
@@ -31,7 +31,7 @@ def command(
     """Check the data sets FILES and their images, as every run does before it begins.
 
     Several files, such as the splits of one set, are also compared: other classes are an error, the same picture in two
-    of them is a warning. Exit code 0: fit for use, with warnings maybe. Exit code 2: a run would stop; the first faults
+    of them is a warning. A run opens the images of a large set again only where one has changed. Exit code 0: fit for use, with warnings maybe. Exit code 2: a run would stop; the first faults
     are named.
 
     \b
@@ -47,7 +47,7 @@ def command(
     reports = {}
     for name, dataset in datasets.items():
         with progress(f"checking images of {name}") as advance:
-            reports[name] = dataset.check(decode=decode, progress=advance)
+            reports[name] = check(dataset, decode=decode, remember=True, progress=advance)
     notes, fault = [], None
     try:
         notes = check_together(datasets)
