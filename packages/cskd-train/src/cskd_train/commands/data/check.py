@@ -31,8 +31,8 @@ def command(
     """Check the data sets FILES and their images, as every run does before it begins.
 
     Several files, such as the splits of one set, are also compared: other classes are an error, the same picture in two
-    of them is a warning. A run opens the images of a large set again only where one has changed. Exit code 0: fit for use, with warnings maybe. Exit code 2: a run would stop; the first faults
-    are named.
+    of them is a warning. A run after it opens the images of a large set again only where one has changed. Exit code 0:
+    fit for use, with warnings maybe. Exit code 2: a run would stop; the first faults are named.
 
     \b
     Examples:
