@@ -9,8 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 import torch
+from click.testing import CliRunner
+
+from cskd_data import read
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 DOCS = BENCHMARKS.parent / "docs"
@@ -23,8 +27,12 @@ def benchmark(monkeypatch):
     return importlib.import_module
 
 
+def in_folder(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
 def in_docs():
-    return {path: path.stat().st_mtime_ns for path in DOCS.rglob("*")}
+    return in_folder(DOCS)
 
 
 def test_the_step_benchmark_writes_a_line_a_family_whose_ratios_agree(tmp_path):
@@ -121,3 +129,40 @@ def test_failed_and_skipped_tests_are_counted_with_their_reasons(benchmark, tmp_
     assert found == {
         "passed": 1, "failed": 1, "skipped": 1, "failures": ["test_bad"], "reasons": ["no TensorRT"]
     }  # fmt: skip
+
+
+def test_the_data_benchmark_makes_its_set_once_and_measures_commands_that_succeed(tmp_path, benchmark, monkeypatch):
+    data_check = benchmark("data_check")
+    measured, ran = data_check.measured, []
+    monkeypatch.setattr(
+        data_check, "measured", lambda arguments, cache: ran.append(arguments) or measured(["--help"], cache)
+    )
+    out = tmp_path / "a.json"
+    options = [str(tmp_path / "sets"), "--images", "200", "--boxes", "600", "--rounds", "1", "--json", str(out)]
+    done = CliRunner().invoke(data_check.main, options)
+    assert done.exit_code == 0, done.output
+    result = json.loads(out.read_text())
+    assert [row["measured"] for row in result["rows"]] == [
+        "check",
+        "check, decoded",
+        "run, first",
+        "run, again",
+        "run, a hundredth",
+    ]
+    assert all(row["seconds"] > 0 and row["peak_mb"] > 10 for row in result["rows"])
+    assert {"processor", "commit", "command"} <= set(result)
+    dataset = read(tmp_path / "sets" / "200_600" / "annotations" / "train.json")
+    assert (len(dataset.images), len(dataset.annotations), dataset.notes) == (200, 600, ())
+    made = in_folder(tmp_path / "sets")
+    assert CliRunner().invoke(data_check.main, options).exit_code == 0
+    assert in_folder(tmp_path / "sets") == made
+    for arguments in (ran[1], ran[4]):  # a check, and the run on the small set
+        assert measured(arguments, str(tmp_path / "cache"))["seconds"] > 0
+    with pytest.raises(click.ClickException, match=r"failed:\n.*error: annotation file"):
+        measured(["data", "check", str(tmp_path / "none.json")], str(tmp_path / "cache"))
+
+
+def test_the_data_benchmark_writes_nothing_into_the_checkout(benchmark):
+    done = CliRunner().invoke(benchmark("data_check").main, [str(BENCHMARKS / "sets")])
+    assert (done.exit_code, (BENCHMARKS / "sets").exists()) == (2, False)
+    assert "give a folder outside of it" in done.output
