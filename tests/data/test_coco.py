@@ -330,3 +330,16 @@ def test_images_are_found_beside_the_file_and_a_folder_without_them_is_none(coco
         dataset.path(dataset.images[0])
     with pytest.raises(DataError, match=r"the image folder .*gone of .*coco\.json does not exist"):
         read(alone / "coco.json", tmp_path / "gone")
+
+
+def test_a_link_to_a_folder_above_hides_no_image_that_is_looked_for_by_its_base_name(coco_set):
+    file, folder, write = coco_set
+    (folder / "deep").mkdir()
+    (folder / "a.jpg").rename(folder / "deep" / "a.jpg")
+    (folder / "deep" / "again").symlink_to(folder, target_is_directory=True)
+
+    def elsewhere(data):
+        data["images"][0]["file_name"] = "/mnt/photos/a.jpg"
+
+    write(elsewhere)
+    assert [image["file_name"] for image in read(file, folder).images] == ["deep/a.jpg", "b.png"]

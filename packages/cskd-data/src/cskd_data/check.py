@@ -116,7 +116,6 @@ def check(
     errors, way_out = findings.faults, findings.way_out
     if not errors and dataset.annotated and not dataset.countable:
         errors, way_out = (dataset.nothing_counts(),), ""
-    per_class = Counter(one["category_id"] for one in dataset.annotations)
     sizes = Counter(_size(one["area"]) for one in dataset.annotations)
     categories = dataset.data["categories"]
     return Report(
@@ -125,7 +124,7 @@ def check(
         images=len(dataset.images),
         images_without_boxes=len(dataset.images) - len({one["image_id"] for one in dataset.annotations}),
         boxes=len(dataset.annotations),
-        boxes_per_class={category["name"]: per_class[category["id"]] for category in categories},
+        boxes_per_class=dataset.boxes_per_class,
         category_ids={category["name"]: dataset.category_keys[category["id"]] for category in categories},
         box_sizes={size: sizes[size] for size in ("small", "medium", "large")},
         annotated=dataset.annotated,

@@ -227,7 +227,7 @@ def _broken(room: Size, image: Mapping[str, Any], fault: str) -> np.ndarray:
 
 def _head(dataset: Dataset, names: Sequence[str], colours: Sequence[Colour], width: int, shown: int) -> np.ndarray:
     """The title, and the legend in as many lines as it takes."""
-    counts = Counter(one["category_id"] - 1 for one in dataset.annotations)
+    counts = list(dataset.boxes_per_class.values())
     lines: list[list[tuple[int, str]]] = [[]]
     x = _MARGIN
     for label, name in enumerate(names):

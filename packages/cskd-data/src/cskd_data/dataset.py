@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -78,6 +79,12 @@ class Dataset:
     def classes(self) -> tuple[str, ...]:
         """The class of each label, in the order of the user's file."""
         return tuple(category["name"] for category in self.data["categories"])
+
+    @property
+    def boxes_per_class(self) -> dict[str, int]:
+        """How many boxes there are of each class, crowds among them, in the order of the labels."""
+        counts = Counter(one["category_id"] for one in self.annotations)
+        return {name: counts[number] for number, name in enumerate(self.classes, start=1)}
 
     @property
     def countable(self) -> int:

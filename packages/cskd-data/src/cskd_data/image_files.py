@@ -3,35 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import takewhile
 from pathlib import Path
 
+from cskd_data.folders import files_below
 from cskd_data.image_names import folded
 from cskd_data.images import SUFFIXES
-
-
-def files_below(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """The files of these endings in a folder, at any depth, by name; hidden ones are left out."""
-    found = []
-    for path in _walk(folder):
-        if path.suffix.lower() in suffixes and not path.name.startswith("."):
-            found.append(path)
-    return sorted(found)
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    """Links to folders are followed, each folder once: a link to a folder above would never end."""
-    seen = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            yield Path(place, name)
 
 
 class ImageFiles:

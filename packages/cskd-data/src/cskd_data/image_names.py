@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
-from cskd_data.dataset import GIVE_IMAGES, Note
-from cskd_data.errors import DataError
+from cskd_data.dataset import Note
+from cskd_data.folders import check_folder, walk
 from cskd_data.names import counted
 
 _SAMPLE = 20
@@ -60,17 +60,6 @@ def find_images(
         if changed:
             notes.append(Note.of(message.format(counted(len(changed), "file name")), sorted(changed)))
     return root, files, notes
-
-
-def check_folder(images: Path, source: Path) -> Path:
-    """The folder that the user gave for the images.
-
-    Raises:
-        DataError: it is none.
-    """
-    if not images.is_dir():
-        raise DataError(f"the image folder {images} of {source} does not exist: {GIVE_IMAGES}")
-    return images
 
 
 def _guess(names: Sequence[str], source: Path) -> Path | None:
@@ -140,9 +129,8 @@ class _Folder:
     def _index(self) -> dict[str, list[str]]:
         if self._files is None:
             self._files = {}
-            for folder, _, files in os.walk(self._root, followlinks=True):
-                for file in files:
-                    self._files.setdefault(folded(file), []).append(self._below(os.path.join(folder, file)))
+            for path in walk(Path(self._root)):
+                self._files.setdefault(folded(path.name), []).append(self._below(str(path)))
         return self._files
 
 

@@ -32,12 +32,12 @@ class Split:
             "source": self.source,
             "seed": self.seed,
             "images": {name: len(part.images) for name, part in self.parts.items()},
-            "boxes_per_class": {name: _boxes(part) for name, part in self.parts.items()},
+            "boxes_per_class": {name: part.boxes_per_class for name, part in self.parts.items()},
             "warnings": [str(note) for note in self.notes],
         }
 
     def __str__(self) -> str:
-        boxes = {name: _boxes(part) for name, part in self.parts.items()}
+        boxes = {name: part.boxes_per_class for name, part in self.parts.items()}
         classes = next(iter(self.parts.values())).classes
         width = max(6, *map(len, classes))
         lines = [f"  {'':<{width}}" + "".join(f"  {name:>12}" for name in boxes)]
@@ -83,16 +83,11 @@ def split(
     parts = {name: replace(dataset.subset(assigned[name]), notes=(), source=dataset.source) for name in shares}
     notes = [Note.of(f"{counted(len(twice), 'image')} the same as another: in one part", twice)] if twice else []
     for name, part in parts.items():
-        boxes = _boxes(part)
-        absent = [one for one, count in _boxes(dataset).items() if count and not boxes[one]]
+        boxes = part.boxes_per_class
+        absent = [one for one, count in dataset.boxes_per_class.items() if count and not boxes[one]]
         if absent:
             notes.append(Note.of(f"no box in {name} of {counted(len(absent), 'class')}", absent))
     return Split(str(dataset.source), parts, seed, tuple(notes))
-
-
-def _boxes(dataset: Dataset) -> dict[str, int]:
-    counts = Counter(one["category_id"] for one in dataset.annotations)
-    return {name: counts[number] for number, name in enumerate(dataset.classes, start=1)}
 
 
 def _sizes(images: int, shares: Mapping[str, float]) -> dict[str, int]:

@@ -10,8 +10,8 @@ from typing import Any
 
 from cskd_data.dataset import GIVE_IMAGES, Dataset, Note
 from cskd_data.errors import DataError, refuse
-from cskd_data.image_files import ImageFiles, common_folder, files_below
-from cskd_data.image_names import check_folder
+from cskd_data.folders import check_folder, files_below
+from cskd_data.image_files import ImageFiles, common_folder
 from cskd_data.images import SUFFIXES
 from cskd_data.names import counted
 from cskd_data.normalise import normalise

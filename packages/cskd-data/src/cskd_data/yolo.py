@@ -11,8 +11,8 @@ from typing import Any
 
 from cskd_data.dataset import GIVE_IMAGES, Dataset, Note, together
 from cskd_data.errors import DataError, ImageFault, refuse
+from cskd_data.folders import check_folder
 from cskd_data.image_files import common_folder
-from cskd_data.image_names import check_folder
 from cskd_data.images import SUFFIXES, image_size
 from cskd_data.names import counted
 from cskd_data.normalise import normalise

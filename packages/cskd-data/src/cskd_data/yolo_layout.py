@@ -13,7 +13,7 @@ import yaml
 
 from cskd_data.dataset import Note
 from cskd_data.errors import DataError
-from cskd_data.image_files import files_below
+from cskd_data.folders import files_below
 from cskd_data.images import SUFFIXES
 from cskd_data.names import counted, plain_name
 

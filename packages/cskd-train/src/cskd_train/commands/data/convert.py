@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,7 @@ class Conversion:
                     "ann_file": path,
                     "image_root": str(dataset.image_root),
                     "images": len(dataset.images),
-                    "boxes_per_class": _boxes(dataset),
+                    "boxes_per_class": dataset.boxes_per_class,
                     "warnings": [str(note) for note in dataset.notes],
                 }
                 for path, dataset in self.written.items()
@@ -52,7 +51,7 @@ class Conversion:
     def __str__(self) -> str:
         lines = []
         for path, dataset in self.written.items():
-            boxes = ", ".join(f"{count} {name}" for name, count in _boxes(dataset).items())
+            boxes = ", ".join(f"{count} {name}" for name, count in dataset.boxes_per_class.items())
             total = counted(len(dataset.annotations), "box")
             lines.append(f"{path}: {counted(len(dataset.images), 'image')}, {total} ({boxes})")
             lines += [f"  warning: {note}" for note in dataset.notes]
@@ -125,11 +124,6 @@ def command(
     for path, dataset in written.items():
         dataset.to_coco(Path(path))
     show(Conversion(written), as_json)
-
-
-def _boxes(dataset: Dataset) -> dict[str, int]:
-    counts = Counter(one["category_id"] for one in dataset.annotations)
-    return {name: counts[number] for number, name in enumerate(dataset.classes, start=1)}
 
 
 def _refuse(option: str, src: Path, kind: str) -> Any:
