@@ -217,7 +217,7 @@ def test_split_clean_and_show_write_what_they_say(yolo, tmp_path, command_line):
         "data", "show", tmp_path / "clean.json", tmp_path / "s.png", "--images", yolo / "images"
     )
     assert (code, out) == (0, f"{tmp_path}/s.png: 2 images\n")
-    assert cv2.imread(str(tmp_path / "s.png")).shape[1] == 2 * 492 + 12
+    assert cv2.imread(str(tmp_path / "s.png")).shape[1] == 2 * 521 + 12  # of images of 96 x 64
 
 
 @pytest.mark.parametrize("name", [*COMMANDS, "from-voc", "from-yolo"])
