@@ -343,3 +343,11 @@ def test_a_link_to_a_folder_above_hides_no_image_that_is_looked_for_by_its_base_
 
     write(elsewhere)
     assert [image["file_name"] for image in read(file, folder).images] == ["deep/a.jpg", "b.png"]
+
+
+def test_a_folder_of_one_file_is_read_and_of_several_each_is_named(coco_set):
+    file, folder, _ = coco_set
+    assert len(read(file.parent, folder).images) == 2
+    (file.parent / "val.json").write_text(file.read_text())
+    with pytest.raises(DataError, match=r"holds 2 JSON files: give one of coco\.json, val\.json"):
+        read(file.parent, folder)

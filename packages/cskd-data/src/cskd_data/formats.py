@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cskd_data.coco import read_coco
 from cskd_data.dataset import Dataset
-from cskd_data.errors import DataError
+from cskd_data.errors import SHOWN, DataError
 from cskd_data.yolo_layout import find_yaml, layout_of, names_file
 
 Reader = Callable[..., Dataset]
@@ -45,6 +45,9 @@ def format_of(path: Path) -> str:
         return "yolo"
     if split_of(path) is not None:
         return "yolo"
+    several = [file.name for file in sorted(path.glob("*.json"))]
+    if several:
+        raise DataError(f"the folder {path} holds {len(several)} JSON files: give one of {', '.join(several[:SHOWN])}")
     raise DataError(
         f"the folder {path} holds no data set: expected XML files (Pascal VOC), a data.yaml (YOLO), or give a COCO file"
     )
