@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from cskd_data.image_entries import Images, normal_images
 from cskd_data.names import counted
 
 _WAY_OUT = "Correct the file, or export it again"
+_KEYS = (int, float, str)  # what an id may be
 
 
 def normalise(
@@ -64,22 +65,26 @@ def _read_boxes(entries: Sequence[Any]) -> tuple[list[str], list[Box]]:
         if not isinstance(entry, dict):
             faults.append(f"annotations[{position}] is a {type(entry).__name__}, expected an object")
             continue
-        name = _name(entry, position)
-        for key in ("image_id", "category_id"):
-            if key not in entry or entry[key] is None:
-                faults.append(f"{name} has no {key}")
-            elif not isinstance(entry[key], (int, float, str)):
-                faults.append(f"{name} has {key} {entry[key]!r} (expected a number or text)")
         box = box_of(entry)
-        if box is not None:
+        keys = isinstance(entry.get("image_id"), _KEYS) and isinstance(entry.get("category_id"), _KEYS)
+        if box is not None and keys:
             boxes.append(box)
         else:
-            if entry.get("bbox") in (None, []):
-                what = "captions" if "caption" in entry else "no bbox, nor a segmentation to take it from"
-                faults.append(f"{name} has {what}")
-            else:
-                faults.append(f"{name} has bbox {entry['bbox']!r} (expected four numbers: x, y, width, height)")
+            faults += _faults(entry, _name(entry, position), box)
     return faults, boxes
+
+
+def _faults(entry: Mapping[str, Any], name: str, box: Box | None) -> Iterator[str]:
+    for key in ("image_id", "category_id"):
+        if entry.get(key) is None:
+            yield f"{name} has no {key}"
+        elif not isinstance(entry[key], _KEYS):
+            yield f"{name} has {key} {entry[key]!r} (expected a number or text)"
+    if box is None and entry.get("bbox") in (None, []):
+        what = "captions" if "caption" in entry else "no bbox, nor a segmentation to take it from"
+        yield f"{name} has {what}"
+    elif box is None:
+        yield f"{name} has bbox {entry['bbox']!r} (expected four numbers: x, y, width, height)"
 
 
 def _annotations(
