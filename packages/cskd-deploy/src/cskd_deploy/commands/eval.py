@@ -35,7 +35,10 @@ MAX_DROP = 0.2
     help="In place of a model: its detections, a JSON file in COCO's results format. Needs no runtime.",
 )
 @click.option(
-    "--ann", required=True, type=click.Path(path_type=Path), help="COCO file, or the folder of another format."
+    "--ann",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="COCO file, or the folder of another format or of one split.",
 )
 @click.option("--images", type=click.Path(path_type=Path), help="Folder of its images.  [default: beside the file]")
 @click.option(
@@ -85,6 +88,7 @@ def command(
           --reference work_dirs/student/best.pth --max-drop 0.2
       cskd-deploy eval student_int8.onnx --ann data/shapes/annotations/val.json --images data/shapes/images \\
           --reference student.onnx --max-drop 0.5 --detections detections.json
+      cskd-deploy eval student.onnx --ann aquarium/valid
       cskd-deploy eval --predictions detections.json --ann data/shapes/annotations/val.json
     """
     if (model is None) == (predictions is None):

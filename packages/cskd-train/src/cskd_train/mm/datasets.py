@@ -81,8 +81,9 @@ def sources(cfg: Any) -> Iterator[Source]:
         yield from sources(cfg.get("dataset") or cfg.get("datasets") or ())
     elif cfg.get("type") not in ("CocoDataset", CocoDataset):
         raise TrainError(
-            f"dataset type {cfg.get('type')!r} is not supported: CSKD trains and evaluates on COCO annotations "
-            f"(type='CocoDataset', or {', '.join(_WRAPPERS)} around it). `cskd-train data convert` converts VOC's"
+            f"dataset type {cfg.get('type')!r} is not supported: give type='CocoDataset', or "
+            f"{', '.join(_WRAPPERS)} around it; its ann_file may be a COCO file, a folder of VOC or YOLO, or one split: a "
+            "list in VOC's ImageSets/Main, the folder of YOLO that holds it"
         )
     else:
         files, prefixes = cfg.get("ann_file") or "", cfg.get("img_prefix", "")
