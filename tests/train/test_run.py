@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 
 import pytest
 import torch
@@ -113,10 +114,25 @@ def test_evaluation_follows_its_interval_and_the_last_epoch(train_tiny, tmp_path
     assert [r["epoch"] for r in read_log(tmp_path / "log.jsonl") if r["mode"] == "val"] == [2, 3]
 
 
+def test_the_line_after_a_run_exports_the_best_checkpoint(train_tiny, tmp_path):
+    from cskd_deploy.cli import main
+
+    work_dir = tmp_path / "my work"
+    _, out, _ = train_tiny(work_dir, "--set", "runner.max_epochs=1")
+    (line,) = (line for line in out.splitlines() if line.startswith("  export it: "))
+    program, *arguments = shlex.split(line.removeprefix("  export it: "))
+    assert (program, arguments[2]) == ("cskd-deploy", str(work_dir / "best.pth"))
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert not stopped.value.code
+    assert (work_dir / "student.onnx").exists()
+
+
 def test_a_config_without_validation_split_trains(train_tiny, tmp_path):
-    code, _, err = train_tiny(tmp_path, "--set", "data.val=None", "--set", "runner.max_epochs=1")
+    code, out, err = train_tiny(tmp_path, "--set", "data.val=None", "--set", "runner.max_epochs=1")
     assert code == 0, err
     assert (tmp_path / "last.pth").exists()
+    assert f"  export it: cskd-deploy export --checkpoint {tmp_path}/last.pth --output {tmp_path}/student.onnx\n" in out
     assert not (tmp_path / "best.pth").exists()
     assert json.loads((tmp_path / "result.json").read_text())["best"] == {}
 

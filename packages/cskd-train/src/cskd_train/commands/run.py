@@ -137,6 +137,10 @@ def _run(options: Any, console: Any) -> None:
     for path in () if options.dry_run else (files.best, files.last, files.result, files.log, files.tensorboard):
         if path.exists():
             click.echo(f"  {path}")
+    best = files.best if files.best.exists() else files.last  # without a validation split there is no best
+    if not options.dry_run and best.exists():
+        words = ["cskd-deploy", "export", "--checkpoint", str(best), "--output", str(best.with_name("student.onnx"))]
+        click.echo(f"  export it: {shlex.join(words)}")
 
 
 def _overrides(
