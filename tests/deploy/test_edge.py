@@ -177,3 +177,9 @@ def test_a_fresh_environment_with_ort_alone_runs_every_command_but_export(
     refused = run("eval", model_file, *data, "--reference", checkpoint)
     assert refused.returncode == 3
     assert "cskd-train" in refused.stderr
+
+
+def test_the_package_is_a_command_of_its_own():
+    run = subprocess.run([sys.executable, "-m", "cskd_deploy", "--help"], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0
+    assert "Usage: cskd-deploy" in run.stdout

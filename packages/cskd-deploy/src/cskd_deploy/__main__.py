@@ -2,4 +2,5 @@
 
 from cskd_deploy.cli import main
 
-main()
+if __name__ == "__main__":
+    main()
