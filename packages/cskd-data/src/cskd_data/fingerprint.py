@@ -16,7 +16,7 @@ from cskd_data.dataset import Dataset
 from cskd_data.errors import DataError
 from cskd_data.files import write_atomically
 
-_RULES = 1
+_RULES = 2
 """Raised when the check finds what it did not find before: what was clean then is looked at again."""
 
 
