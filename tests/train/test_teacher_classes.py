@@ -64,14 +64,33 @@ def test_a_config_that_says_nothing_has_none(cfg):
     assert classes_of(cfg) == ()
 
 
-def test_a_missing_file_is_named_with_the_folder_and_the_other_way_to_write_it(tmp_path, monkeypatch):
+def test_a_word_that_names_no_file_is_the_only_class(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert classes_of({"type": "CocoDataset", "classes": "circle"}) == ("circle",)
+    assert classes_of({"type": "CocoDataset", "classes": "tea cup"}) == ("tea cup",)
+    (tmp_path / "circle").write_text("star\ncross\n")
+    assert classes_of({"type": "CocoDataset", "classes": "circle"}) == ("star", "cross")
+
+
+@pytest.mark.parametrize("name", ["circle.txt", "lists/circle", "lists\\circle", "", " "])
+def test_a_missing_file_is_named_with_the_folder_and_the_other_way_to_write_it(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(TrainError) as error:
-        classes_of({"type": "CocoDataset", "classes": "circle"})
-    assert str(error.value) == (
-        "the config's data has classes = 'circle', which names a file of classes: no such file (looked in "
-        f"{tmp_path}). Give one with a class a line, or a list: a single class is ['circle']"
-    )
+        classes_of({"type": "CocoDataset", "classes": name})
+    if name.strip() and "\\" not in name:
+        assert str(error.value) == (
+            f"the config's data has classes = {name!r}, which names a file of classes: no such file (looked in "
+            f"{tmp_path}). Give one with a class a line, or a list: a single class is [{name!r}]"
+        )
+
+
+def test_a_data_set_of_one_class_is_read_with_its_name_alone(shapes_root):
+    cfg = {
+        "type": "CocoDataset", "ann_file": str(shapes_root / "annotations" / "train.json"), "pipeline": [],
+        "classes": "star",
+    }  # fmt: skip
+    assert build(cfg, test_mode=False).CLASSES == ("star",)
+    assert build(cfg, test_mode=True).CLASSES == ("star",)
 
 
 @pytest.mark.parametrize(

@@ -143,9 +143,9 @@ def build(cfg: Any, test_mode: bool, classes: Sequence[str] = ()) -> Any:
 def classes_of(cfg: Any) -> tuple[str, ...]:
     """The class names of a dataset config, in the order of its labels; () where nothing says them.
 
-    As in mmdet, text is the name of a file with one class a line, relative to the working directory; a dataset that
-    names none has those of its type (`CocoDataset`: COCO's 80); several datasets have the first one's. Wrappers are
-    looked into.
+    As in mmdet, text is the name of a file with one class a line, relative to the working directory; a plain word, with
+    no folder and no suffix, that names no file is the only class. A dataset that names none has those of its type
+    (`CocoDataset`: COCO's 80); several datasets have the first one's. Wrappers are looked into.
 
     Raises:
         TrainError: a file of classes that cannot be read, or `classes` that are no names.
@@ -161,10 +161,15 @@ def classes_of(cfg: Any) -> tuple[str, ...]:
         kind = cfg.get("type")
         return tuple(getattr(DATASETS.get(kind) if isinstance(kind, str) else kind, "CLASSES", None) or ())
     if isinstance(names, str):
-        return _classes_in_file(names)
+        return (names,) if _is_one_class(names) else _classes_in_file(names)
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
         raise TrainError(f"the config's data has classes = {names!r}: expected a list of names or a file of them")
     return tuple(names)
+
+
+def _is_one_class(text: str) -> bool:
+    path = Path(text).expanduser()
+    return bool(text.strip()) and not (path.suffix or "/" in text or "\\" in text or path.exists())
 
 
 def _classes_in_file(name: str) -> tuple[str, ...]:
