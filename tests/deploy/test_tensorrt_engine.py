@@ -196,7 +196,7 @@ def test_an_engine_of_another_tensorrt_or_gpu_is_refused_with_the_command_that_m
     [
         (lambda data: "not JSON", "cannot be read as the manifest of an engine"),
         (lambda data: [1], "expected an object"),
-        (lambda data: {**data, "schema": 2}, "schema is 2, this version of cskd-deploy reads 1"),
+        (lambda data: {**data, "schema": 2}, "reads 1. Install a newer cskd-deploy"),
         (lambda data: {key: value for key, value in data.items() if key != "onnx_sha256"}, "'onnx_sha256' is missing"),
         (lambda data: {**data, "version_compatible": "yes"}, "expected bool"),
         (lambda data: {**data, "gpu": {"name": "Orin", "capability": [8]}}, "not enough values"),

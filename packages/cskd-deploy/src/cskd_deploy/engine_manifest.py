@@ -18,7 +18,7 @@ from cskd_data.files import write_atomically
 from cskd_deploy.engine_shapes import Shape, ShapeRange, range_from_list
 from cskd_deploy.errors import DeployError
 from cskd_deploy.gpu_driver import Gpu
-from cskd_deploy.manifest import MANIFEST_KEY, Manifest, manifest_from_metadata
+from cskd_deploy.manifest import MANIFEST_KEY, Manifest, checked_schema, manifest_from_metadata
 from cskd_deploy.model_file import check_manifest
 
 SCHEMA = 1
@@ -151,8 +151,8 @@ def _gpu_fits(manifest: EngineManifest, gpu: Gpu) -> bool:
 
 
 def _manifest(data: Mapping[str, Any], path: Path) -> EngineManifest:
-    if data["schema"] != SCHEMA:
-        raise ValueError(f"schema is {data['schema']!r}, this version of cskd-deploy reads {SCHEMA}")
+    model = data.get("model")
+    checked_schema(data, (SCHEMA,), model.get("versions") if isinstance(model, dict) else None)
     texts = {key: _typed(data, key, str) for key in ("sha256", "onnx", "onnx_sha256", "tensorrt", "cuda", "precision")}
     shapes = _typed(data, "shapes", dict)
     gpu = data["gpu"]

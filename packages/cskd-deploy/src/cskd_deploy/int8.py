@@ -139,7 +139,10 @@ def _tools() -> tuple[Any, Any]:
             "Install: `pip install onnxruntime onnx`"
         ) from error
     if "calibration_cache_path" not in inspect.signature(tools.quantize_static).parameters:
-        raise BackendMissing("INT8 needs onnxruntime 1.27 or newer. Install: `pip install --upgrade onnxruntime`")
+        raise BackendMissing(
+            "INT8 needs onnxruntime 1.27 or newer, for Python 3.11 or newer. "
+            "Install: `pip install --upgrade onnxruntime`"
+        )
     return tools, prepare
 
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cskd_deploy import __version__
 from cskd_deploy.errors import DeployError
 
 MANIFEST_KEY = "cskd_manifest"
@@ -134,10 +135,7 @@ def manifest_from_metadata(metadata: Mapping[str, str], path: object) -> Manifes
         data = json.loads(text)
         if not isinstance(data, dict):
             raise TypeError("expected an object")
-        schema = _typed(data, "schema", int)
-        if schema not in SCHEMAS:
-            known = " and ".join(map(str, SCHEMAS))
-            raise ValueError(f"schema is {schema}, this version of cskd-deploy reads {known}")
+        schema = checked_schema(data, SCHEMAS, data.get("versions"))
         return Manifest(
             family=_typed(data, "family", str),
             classes=tuple(_typed_list(data, "classes", str)),
@@ -153,6 +151,27 @@ def manifest_from_metadata(metadata: Mapping[str, str], path: object) -> Manifes
         )
     except (ValueError, TypeError) as error:
         raise DeployError(f"the metadata {MANIFEST_KEY!r} of {path} cannot be read: {error}") from error
+
+
+def checked_schema(data: Mapping[str, Any], schemas: tuple[int, ...], versions: object) -> int:
+    """The schema of a manifest's data.
+
+    Args:
+        schemas: those that are read.
+        versions: what the data says of the versions that wrote it, if anything.
+
+    Raises:
+        TypeError, ValueError: it is no number, or none of `schemas`; says which version reads it.
+    """
+    schema: int = _typed(data, "schema", int)
+    if schema in schemas:
+        return schema
+    message = f"schema is {schema}, cskd-deploy {__version__} reads {', '.join(map(str, schemas))}"
+    if schema < max(schemas):
+        raise ValueError(f"{message}. Export the student's checkpoint again")
+    writer = versions.get("cskd-deploy") if isinstance(versions, dict) else None
+    newer = f"cskd-deploy {writer}, which wrote it, or newer" if isinstance(writer, str) else "a newer cskd-deploy"
+    raise ValueError(f"{message}. Install {newer}, or export the student's checkpoint again with {__version__}")
 
 
 def _preprocessing(data: Mapping[str, Any]) -> Preprocessing:

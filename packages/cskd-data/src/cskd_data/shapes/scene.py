@@ -202,8 +202,10 @@ def _texture(rng: np.random.Generator, height: int, width: int, colour: NDArray[
     kind = rng.integers(5)
     rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
     angle = rng.uniform(0, 2 * np.pi)
-    along = columns * np.cos(angle) + rows * np.sin(angle)
-    across = rows * np.cos(angle) - columns * np.sin(angle)
+    # A float64 scalar makes float64 of these with NumPy 2, and float32 with NumPy 1: the pictures would differ.
+    cosine, sine = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+    along = columns * cosine + rows * sine
+    across = rows * cosine - columns * sine
     period = rng.uniform(5, 14) * unit
     if kind == 0:
         weight = np.zeros((height, width))
