@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 
+import cv2
 import numpy as np
 
 from cskd_data.shapes.scene import draw_scene
@@ -84,4 +85,4 @@ def _digest(*arrays: np.ndarray) -> str:
 
 
 if __name__ == "__main__":
-    print(json.dumps({"numpy": np.__version__, "digests": digests()}))
+    print(json.dumps({"numpy": np.__version__, "opencv": cv2.__version__, "digests": digests()}))
