@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cskd_data.images import read_image
+from cskd_deploy.manifest import GraphForm
 from cskd_deploy.mmdet_pipeline import preprocessing_of
 from cskd_deploy.preprocess import padded_size, prepare, resized_size
 
@@ -49,6 +50,20 @@ def test_bgr_and_stretching_pipelines_are_reproduced_too(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "value", [{"img": 0, "masks": 0, "seg": 255}, {"img": (0.75, 0.75, 0.75)}, {"img": (0, 0, 0)}, {"masks": 3}, 0]
+)
+@pytest.mark.parametrize("size", [(150, 90), (90, 150)])
+def test_padding_of_a_dynamic_file_is_that_of_mmdets_pipeline(tmp_path, size, value):
+    config = student_config(("a",), scale=(160, 120))
+    config["data"]["test"]["pipeline"][1]["transforms"][3]["pad_val"] = value
+    path = tmp_path / "image.png"
+    cv2.imwrite(str(path), np.random.default_rng(4).integers(0, 256, (*size, 3), dtype=np.uint8))
+    expected, _ = prepare_with_mmdet(config["data"]["test"]["pipeline"], path)
+    rule = preprocessing_of(config)
+    np.testing.assert_array_equal(prepare(read_image(path), rule, GraphForm(dynamic=True)).tensor, expected.numpy())
+
+
+@pytest.mark.parametrize(
     ("scale", "expected"), [((1333, 800), (800, 1344)), ((320, 240), (256, 320)), ((240, 320), (320, 256))]
 )
 def test_the_default_input_is_the_test_scale_rounded_up_to_the_divisor(scale, expected):
@@ -85,6 +100,11 @@ def test_every_size_fits_the_input():
         (lambda steps: steps.insert(3, {"type": "PhotoMetricDistortion"}), "'PhotoMetricDistortion'"),
         (lambda steps: steps.pop(2), "Resize, Pad"),
         (lambda steps: steps[3].update(size_divisor=None, size=(64, 64)), "size=(64, 64)"),
+        (lambda steps: steps[3].update(pad_val={"img": 0.5}), "Pad has pad_val=0.5"),
+        (lambda steps: steps[3].update(pad_val=114), "Pad has pad_val=114"),
+        (lambda steps: steps[3].update(pad_val={"img": (1, 2, 3)}), "Pad has pad_val=(1, 2, 3)"),
+        (lambda steps: steps[3].update(pad_val={"img": (1, 1)}), "Pad has pad_val=(1, 1)"),
+        (lambda steps: steps[3].update(pad_val={"img": "mean"}), "Pad has pad_val='mean'"),
     ],
 )
 def test_a_step_that_is_not_reproduced_is_refused_by_name(change, message):

@@ -54,7 +54,6 @@ def preprocessing_of(config: Mapping[str, Any], input_size: tuple[int, int] | No
     resize, normalize, pad = (_step(transforms, name) for name in _ORDER)
     width, height = _scale(augment.get("img_scale"))
     divisor = number(pad.get("size_divisor"), "Pad's size_divisor", int)
-    pad_value = pad.get("pad_val", {"img": 0})
     default_size = padded_size((height, width), divisor)
     if input_size is not None and any(side < divisor or side % divisor for side in input_size):
         near = padded_size(input_size, divisor)
@@ -70,7 +69,7 @@ def preprocessing_of(config: Mapping[str, Any], input_size: tuple[int, int] | No
         std=_triple(normalize.get("std"), "Normalize's std"),
         channel_order="rgb" if normalize.get("to_rgb", True) else "bgr",
         pad_divisor=divisor,
-        pad_value=float(pad_value.get("img", 0) if isinstance(pad_value, Mapping) else pad_value),
+        pad_value=_pad_value(pad.get("pad_val", 0)),
     )
 
 
@@ -114,6 +113,19 @@ def _scale(value: Any) -> tuple[int, int]:
     if isinstance(value, Sequence) and len(value) == 2 and all(isinstance(side, int) and side > 0 for side in value):
         return value[0], value[1]
     raise DeployError(f"the test pipeline's img_scale is {value!r}, expected one (width, height) pair")
+
+
+def _pad_value(setting: Any) -> float:
+    """The number that every channel is padded with."""
+    value = setting.get("img", 0) if isinstance(setting, Mapping) else setting
+    # Of a single number mmcv fills the first channel with it, and the others with 0.
+    channels = value if isinstance(value, Sequence) else (value, 0, 0)
+    if len(channels) != 3 or len({number(one, "Pad's pad_val", float) for one in channels}) != 1:
+        raise DeployError(
+            f"the test pipeline's Pad has pad_val={value!r}, which cskd-deploy does not reproduce "
+            "(expected: 0, or one number three times)"
+        )
+    return float(channels[0])
 
 
 def _triple(value: Any, what: str) -> tuple[float, float, float]:
