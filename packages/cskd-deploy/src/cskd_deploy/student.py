@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cskd_data import CocoResult, Dataset
-from cskd_deploy.environment import versions
+from cskd_deploy.environment import usable_cores, versions
 from cskd_deploy.errors import BackendMissing, DeployError
 from cskd_deploy.manifest import GraphForm, Manifest
 from cskd_deploy.mmdet_model import family_of, postprocessing_of
@@ -86,13 +86,20 @@ def load_student(checkpoint: Path, config: Path | None = None) -> Student:
         )
 
 
-def evaluate_student(student: Student, dataset: Dataset, progress: Callable[[int, int], None]) -> CocoResult:
+def evaluate_student(
+    student: Student, dataset: Dataset, progress: Callable[[int, int], None], threads: int | None = None
+) -> CocoResult:
     """COCO metrics of a student by cskd-train's own evaluation: mmdet's test pipeline and post-processing.
 
     Args:
         dataset: with the student's classes, in their order.
+        threads: as `torch_threads`.
     """
-    with training_packages("evaluating the reference"), tempfile.TemporaryDirectory() as folder:
+    with (
+        training_packages("evaluating the reference"),
+        torch_threads(threads),
+        tempfile.TemporaryDirectory() as folder,
+    ):
         file = Path(folder) / "annotations.json"  # exactly the images and boxes that the model is evaluated on
         dataset.to_coco(file)
         configs = importlib.import_module("cskd_train.files.config")
@@ -108,6 +115,19 @@ def evaluate_student(student: Student, dataset: Dataset, progress: Callable[[int
         data = {**student.config, "data": {**student.config["data"], "test": test, "workers_per_gpu": 0}}
         settings = configs.config_from_data(data)
         return evaluation.evaluate(student.model, settings, split="test", progress=progress)
+
+
+@contextmanager
+def torch_threads(count: int | None) -> Iterator[None]:
+    """Let PyTorch compute with so many threads within an operator; None takes every core this process may use."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or usable_cores())
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

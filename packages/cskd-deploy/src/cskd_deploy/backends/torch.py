@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from cskd_deploy.backends.base import CLASS_SCORES, IMAGE_SHAPE, INPUT, OUTPUTS, Arrays, Backend
-from cskd_deploy.environment import usable_cores
 from cskd_deploy.manifest import GraphForm
-from cskd_deploy.student import Student, load_student
+from cskd_deploy.student import Student, load_student, torch_threads
 
 
 class TorchBackend(Backend):
@@ -40,19 +40,15 @@ class TorchBackend(Backend):
         self._dynamic = dynamic
         self._config = config
         self._input_size = input_size
-        self._threads = threads or usable_cores()
+        self._threads = threads
         self._student: Student | None = None
-        self._threads_before: int | None = None
+        self._held = ExitStack()  # PyTorch's threads, which are the process's
 
     def load(self) -> None:
-        # Not at the top: an edge box imports this module, and has no torch.
         student = load_student(self.path, self._config)
-        import torch
-
-        self._threads_before = torch.get_num_threads()
-        torch.set_num_threads(self._threads)
         self.manifest = student.manifest(self._input_size, graph=GraphForm(dynamic=self._dynamic))
         self.size_bytes = sum(value.numel() * value.element_size() for value in student.model.state_dict().values())
+        self._held.enter_context(torch_threads(self._threads))
         self._student = student
 
     def infer(self, feed: Arrays) -> dict[str, np.ndarray]:
@@ -65,10 +61,7 @@ class TorchBackend(Backend):
 
     def close(self) -> None:
         self._student = None
-        if self._threads_before is not None:
-            import torch
-
-            torch.set_num_threads(self._threads_before)
+        self._held.close()
 
 
 def mmdet_candidates(
@@ -91,6 +84,7 @@ def mmdet_candidates(
         The outputs of a `Backend` but for the class scores; boxes are clipped to the image. In a batch the images with
         fewer candidates are filled up with empty boxes of score 0.
     """
+    # Not at the top: an edge box imports this module, and has no torch.
     import torch
 
     scale = np.ones(4, dtype=np.float32)

@@ -183,6 +183,7 @@ class Reference:
 
     def __init__(self, path: Path, options: dict[str, Any], stack: contextlib.ExitStack) -> None:
         self._path = path
+        self._threads = options["threads"]
         self._student = load_student(path) if backend_name(path) == "pytorch" else None
         self._detector = None
         if self._student is None:
@@ -194,7 +195,7 @@ class Reference:
         if self._detector is not None:
             return measure(self._detector, dataset.select(self._detector.manifest.classes), progress)
         assert self._student is not None
-        return evaluate_student(self._student, dataset.select(self._student.classes), progress)
+        return evaluate_student(self._student, dataset.select(self._student.classes), progress, self._threads)
 
     def notes(self, detector: Detector, dataset: Dataset) -> list[str]:
         """Why the two are not the same but for their form."""
