@@ -94,6 +94,23 @@ def write_graph(path: Path, dynamic: bool = False, outputs: int = 3, precision: 
     return path
 
 
+def write_small_model(path: Path) -> Path:
+    """As `write_graph`, with what whole commands need: a layer, `neck.identity`, and labels that are classes."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    model = onnx.load(str(write_graph(path)))
+    weights = np.eye(3, dtype=np.float32).reshape(3, 3, 1, 1)
+    model.graph.initializer.append(numpy_helper.from_array(weights, "weights"))
+    model.graph.initializer.append(helper.make_tensor("classes", TensorProto.INT64, [1], [len(MANIFEST.classes)]))
+    flatten, best = model.graph.node[0], model.graph.node[3]
+    flatten.input[0], best.output[1] = "mapped", "best_places"
+    model.graph.node.insert(0, helper.make_node("Conv", ["image", "weights"], ["mapped"], "/neck/identity/Conv"))
+    model.graph.node.append(helper.make_node("Mod", ["best_places", "classes"], ["labels"]))
+    onnx.save(model, str(path))
+    return path
+
+
 def picture(shape: tuple[int, ...] = (1, 3, 64, 96), seed: int = 0) -> dict[str, np.ndarray]:
     """Noise to feed."""
     return {"image": np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)}
