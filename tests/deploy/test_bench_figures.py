@@ -1,0 +1,127 @@
+"""The figures of a benchmark, from samples that are given: each formula for itself."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cskd_deploy.bench import Latencies, measure, random_images
+from cskd_deploy.bench_report import BenchReport
+from cskd_deploy.cold_start import ColdStart
+from cskd_deploy.detector import Detector
+from cskd_deploy.plot import Evaluation, mean_average_precision
+
+from .test_bench import Counting
+
+ENVIRONMENT: Any = {"processor": "x", "threads": 1, "gpus": [], "clocks": {}, "versions": {}}
+
+
+def timed(preprocess: list[float], inference: list[float], postprocess: list[float], **facts: Any) -> Latencies:
+    """With the whole as long as its stages."""
+    total = [sum(stages) for stages in zip(preprocess, inference, postprocess, strict=True)]
+    samples = {"preprocess": preprocess, "inference": inference, "postprocess": postprocess, "total": total}
+    return Latencies(**{"backend": "onnxruntime", "path": "a.onnx", "size_bytes": 1, **facts}, samples=samples)
+
+
+@pytest.mark.parametrize(
+    ("stages", "overhead"),
+    [
+        (([1.0], [8.0], [1.0]), 0.2),
+        (([3.0], [4.0], [1.0]), 0.5),
+        (([0.0], [4.0], [1.0]), 0.2),
+        (([1.0, 1.0, 7.0], [8.0, 8.0, 80.0], [1.0, 1.0, 9.0]), 0.2),  # by medians
+    ],
+)
+def test_overhead_is_the_part_of_the_whole_that_is_not_inference(stages, overhead, capsys):
+    found = timed(*stages)
+    assert found.overhead == pytest.approx(overhead)
+    assert found.to_dict()["overhead"] == pytest.approx(overhead)
+    BenchReport([found], ENVIRONMENT, "", (32, 32), []).print()
+    assert f"pre- and post-processing {100 * overhead:.1f} % of the whole" in capsys.readouterr().out
+
+
+def test_rates_are_of_means_and_count_the_images_of_a_batch():
+    found = timed([1.0, 1.0, 1.0], [8.0, 8.0, 20.0], [1.0, 1.0, 1.0], batch=4)
+    found.detections = 30
+    facts = found.to_dict()
+    assert facts["images"] == 12
+    assert facts["images_per_second"] == pytest.approx(4 * 1000 / 14)
+    assert facts["inferences_per_second"] == pytest.approx(1000 / 12)
+    assert facts["detections_per_image"] == pytest.approx(2.5)
+    assert facts["milliseconds"]["inference"]["p50"] == 8
+
+
+def test_the_speedup_is_of_medians_and_of_the_same_batch_size():
+    slow, quick = {"backend": "pytorch", "path": "a.pth"}, {}
+    results = [
+        timed([1.0], [4.0], [0.0], **quick),
+        timed([1.0, 1.0, 1.0], [20.0, 20.0, 90.0], [4.0, 4.0, 4.0], **slow),
+        timed([1.0], [7.0], [0.0], batch=2, **quick),
+        timed([1.0], [14.0], [1.0], batch=2, **slow),
+    ]
+    report = BenchReport(results, ENVIRONMENT, "", (32, 32), [])
+    assert report.speedup(results[0]) == pytest.approx({"inference": 5.0, "total": 5.0})
+    assert report.speedup(results[2]) == pytest.approx({"inference": 2.0, "total": 2.0})
+    assert report.speedup(results[1]) is report.speedup(results[3]) is None
+
+
+def test_the_first_detections_come_after_loading_and_one_image():
+    assert ColdStart(300.0, 50.0, 7).to_dict() == {
+        "load_ms": 300.0,
+        "first_inference_ms": 50.0,
+        "time_to_first_ms": 350.0,
+        "peak_memory_bytes": 7,
+    }
+
+
+def test_the_map_of_a_file_is_that_of_its_content_and_else_of_its_path():
+    found = timed([1.0], [1.0], [1.0], sha256="b")
+    evaluations = [Evaluation("a.onnx", "a", 0.1), Evaluation("other.onnx", "b", 0.2), Evaluation("a.onnx", None, 0.3)]
+    assert mean_average_precision(found, evaluations) == 0.2
+    assert mean_average_precision(found, evaluations[2:]) == 0.3
+    assert mean_average_precision(found, evaluations[:1]) is None
+
+
+@pytest.fixture
+def clock(monkeypatch) -> list[float]:
+    """Seconds, as a benchmark reads them; they pass in `Slow` alone."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    return now
+
+
+class Slow(Counting):
+    """Takes 10 ms an image."""
+
+    def __init__(self, clock: list[float]) -> None:
+        super().__init__("slow", [])
+        self._clock = clock
+
+    def infer(self, feed: Any) -> dict[str, np.ndarray]:
+        self._clock[0] += 0.01 * len(feed["image"])
+        return super().infer(feed)
+
+
+@pytest.mark.parametrize(
+    ("options", "warm", "timed_batches"),
+    [
+        ({"warmup": 0.0, "duration": 0.0, "iterations": 1}, 1, 5),  # a turn of 50 ms, at least
+        ({"warmup": 0.095, "duration": 0.0, "iterations": 1}, 10, 5),
+        ({"warmup": 0.0, "duration": 0.145, "iterations": 1}, 1, 15),
+        ({"warmup": 0.0, "duration": 0.0, "iterations": 12}, 1, 15),
+        ({"warmup": 0.0, "duration": 0.0, "iterations": 1, "batches": (5,)}, 1, 1),
+    ],
+)
+def test_warm_up_duration_and_iterations_are_kept_to(options, warm, timed_batches, clock, monkeypatch):
+    monkeypatch.setattr("cskd_deploy.bench.TURN_SECONDS", 0.045)
+    backend = Slow(clock)
+    (found,) = measure([Detector(backend)], random_images((32, 32)), **options)
+    turns = -(-timed_batches // 5)
+    assert found.count == timed_batches
+    assert len(backend.calls) == warm + turns + timed_batches  # the first batch of a turn does not count
+    milliseconds = 10.0 * found.batch
+    assert found.samples["inference"] == pytest.approx([milliseconds] * timed_batches)
+    assert found.samples["total"] == pytest.approx(found.samples["inference"])
