@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 import zlib
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from cskd_data import DataError, read
+from cskd_data import DataError, fingerprint, read
 from cskd_data.check import check
 from cskd_data.header import read_header
 from cskd_data.together import check_together
@@ -212,6 +214,26 @@ def test_a_check_that_is_asked_for_opens_every_image_and_is_remembered_for_other
     for _ in range(2):
         assert not check(read(file, folder), remember=True).remembered
     assert check(read(file, folder), use_memory=True).remembered
+
+
+def test_a_clean_check_by_other_rules_is_done_again(coco_set, tmp_path, monkeypatch):
+    file, folder, _ = coco_set
+    monkeypatch.setattr("cskd_data.fingerprint.REMEMBERED_FROM", 2)
+    package = shutil.copytree(Path(fingerprint.__file__).parent, tmp_path / "package")
+    monkeypatch.setattr(fingerprint, "__file__", str(package / "fingerprint.py"))
+
+    def is_remembered():
+        fingerprint.rules.cache_clear()
+        return check(read(file, folder), use_memory=True).remembered
+
+    try:
+        assert [is_remembered(), is_remembered()] == [False, True]
+        for name in ("decode.py", "image_check.py", "jpeg_cut.py", "header.py", "a_rule_of_tomorrow.py"):
+            with (package / name).open("a") as module:
+                module.write("# another rule\n")
+            assert [is_remembered(), is_remembered()] == [False, True], name
+    finally:
+        fingerprint.rules.cache_clear()
 
 
 def test_a_place_that_cannot_be_written_or_read_only_costs_the_memory(coco_set, tmp_path, monkeypatch):

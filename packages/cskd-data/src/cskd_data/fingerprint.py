@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -11,14 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 
 from cskd_data.dataset import Dataset
 from cskd_data.errors import DataError
 from cskd_data.files import write_atomically
-
-_RULES = 2
-"""Raised when the check finds what it did not find before: what was clean then is looked at again."""
-
 
 REMEMBERED_FROM = 1000
 """Images; fewer are looked at anew more quickly than anybody notices."""
@@ -33,8 +31,9 @@ def cache_folder() -> Path:
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """Of every image: its path, the size that the annotations give it, and its file's size and time of change."""
-    digest = hashlib.sha256(f"{_RULES} {cv2.__version__}".encode())
+    """Of every image: its path, the size that the annotations give it, and its file's size and time of change; and of
+    the rules that it is checked by."""
+    digest = hashlib.sha256(f"{rules()} {cv2.__version__} {np.__version__}".encode())
     root = os.path.abspath(dataset.image_root or "")
     for image in dataset.images:
         path = os.path.join(root, image["file_name"])
@@ -44,6 +43,19 @@ def fingerprint(dataset: Dataset) -> str:
         except (OSError, ValueError):
             state = "missing"
         digest.update(f"{path}\0{image['width']} {image['height']} {state}\n".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+@functools.cache
+def rules() -> str:
+    """Of this package's source: what was clean by older rules is looked at again.
+
+    All of it, a few milliseconds once a process: a list of the modules that the rules are in would have to be kept, and
+    a change of the others costs one more check after an update, no more.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()
 
 
