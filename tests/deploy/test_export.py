@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from cskd_data.images import read_image
 from cskd_deploy import onnx_export
@@ -16,6 +17,7 @@ from cskd_deploy.agreement import match
 from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend
 from cskd_deploy.backends.torch import TorchBackend
 from cskd_deploy.detector import Detector
+from cskd_deploy.errors import DeployError
 from cskd_deploy.preprocess import resized_size
 from cskd_deploy.student import load_student
 
@@ -44,6 +46,23 @@ def test_detections_of_every_validation_image_are_those_of_simple_test(family, e
             expected = flat(detect_with_mmdet(student, path))
             assert len(expected[1]) > 20
             assert_same(expected, triple(detector.detect(read_image(path))))
+
+
+@pytest.mark.parametrize("written", [["tea cup"], "tea cup", "names.txt", None])
+def test_a_checkpoint_without_classes_has_those_that_its_config_names(tmp_path, monkeypatch, written):
+    monkeypatch.chdir(tmp_path)
+    Path("names.txt").write_text("tea cup\n")
+    own = student_config(("tea cup",))
+    stored = write_checkpoint(tmp_path / "student.pth", ("tea cup",), own)
+    plain = torch.load(stored, weights_only=True)
+    torch.save({"state_dict": plain["state_dict"]}, tmp_path / "plain.pth")
+    own["data"]["test"]["classes"] = written
+    (config := tmp_path / "config.json").write_text(json.dumps(own))
+    if written is None:
+        with pytest.raises(DeployError, match=r"neither the checkpoint .* nor its config names the classes"):
+            load_student(tmp_path / "plain.pth", config)
+    else:
+        assert load_student(tmp_path / "plain.pth", config).classes == ("tea cup",)
 
 
 @pytest.mark.parametrize("size", [(120, 160), (60, 170), (300, 400), (200, 150), (400, 101)])

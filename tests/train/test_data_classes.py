@@ -12,7 +12,9 @@ import cskd_data
 from cskd_data import DataError
 from cskd_train.engine.build import build_split, check_data, check_split
 from cskd_train.errors import TrainError
-from cskd_train.files.config import load_config
+from cskd_train.files.checkpoints import load_checkpoint
+from cskd_train.files.config import config_from_data, config_to_data, load_config
+from cskd_train.files.variables import unread_names
 from cskd_train.mm import datasets
 
 LOAD = [{"type": "LoadImageFromFile"}, {"type": "LoadAnnotations", "with_bbox": True}]
@@ -118,6 +120,37 @@ def test_names_come_from_a_file_too(cfg, tmp_path):
     train_set = build_split(cfg, "train")
     assert train_set.CLASSES == ("dog", "cat")
     assert labels(train_set) == ["cat", "dog"]
+
+
+TWO_SPLITS = """
+data = dict(
+    train=dict(type="CocoDataset", classes=classes),
+    val=dict(type="RepeatDataset", dataset=dict(type="CocoDataset", classes=classes)),
+)
+"""
+
+
+@pytest.mark.parametrize("written", ["'traffic light'", "['traffic light']", "('traffic light',)"])
+def test_one_name_alone_is_one_class_however_it_is_written(tmp_path, written):
+    (tmp_path / "c.py").write_text(f"classes = {written}{TWO_SPLITS}")
+    cfg = load_config(tmp_path / "c.py")
+    for found in (cfg, config_from_data(config_to_data(cfg))):
+        assert datasets.classes_of(found.data.train) == datasets.classes_of(found.data.val) == ("traffic light",)
+    (tmp_path / "written_out.json").write_text(json.dumps(config_to_data(cfg)))
+    assert unread_names(load_config(tmp_path / "written_out.json")) == []
+
+
+@pytest.mark.parametrize("text", ["circle", "['circle']", "('circle',)"])
+def test_one_name_alone_is_one_class_with_set_too(train_tiny, tmp_path, text):
+    names = [f"data.{split}.classes={text}" for split in ("train", "val")]
+    options = [
+        word for one in (*names, "model.bbox_head.num_classes=1", "runner.max_epochs=1") for word in ("--set", one)
+    ]
+    code, _, err = train_tiny(tmp_path / "w", *options)
+    assert code == 0, err
+    stored = load_checkpoint(tmp_path / "w" / "last.pth")
+    assert stored.classes == ("circle",)
+    assert datasets.classes_of(stored.config["data"]["val"]) == ("circle",)
 
 
 def test_a_picture_in_two_splits_is_a_warning(cfg, two_sets):

@@ -152,6 +152,9 @@ def training_packages(purpose: str) -> Iterator[None]:
 
 
 def _classes_of(config: dict[str, Any]) -> tuple[str, ...]:
+    """The classes that the config names, as a list or as a file of them; () where it names none."""
     test = config.get("data", {}).get("test")
-    names = test.get("classes") if isinstance(test, dict) else None
-    return tuple(names) if isinstance(names, (list, tuple)) else ()
+    if not isinstance(test, dict) or test.get("classes") is None:
+        return ()
+    found: tuple[str, ...] = importlib.import_module("cskd_train.mm.datasets").classes_of(test)
+    return found
