@@ -280,6 +280,64 @@ def test_written_again_it_has_the_users_ids_and_reads_as_the_same(coco_set, tmp_
     assert again.image_keys == dataset.image_keys
 
 
+def write_far_away(coco_set, tmp_path, odd=False):
+    """The set's images in a deep folder of their own, and its file written to another one."""
+    file, folder, _ = coco_set
+    far = tmp_path / "pictures" / (os.fsdecode(b"2026 \xff") if odd else "2026")
+    far.parent.mkdir()
+    folder.rename(far)
+    dataset = read(file, far)
+    out = tmp_path / "sets" / "mine" / "all.json"
+    dataset.to_coco(out)
+    return dataset, out, far
+
+
+@pytest.mark.parametrize("odd", [False, True])
+def test_a_written_file_finds_its_images_wherever_they_are(coco_set, tmp_path, monkeypatch, odd):
+    dataset, out, far = write_far_away(coco_set, tmp_path, odd)
+    written = json.loads(out.read_text())
+    assert [image["file_name"] for image in written["images"]] == ["a.jpg", "b.png"]  # as other tools expect
+    assert written["info"]["image_root"] == os.path.join("..", "..", "pictures", far.name)
+    for folder in (None, far):
+        again = read(out, folder)
+        assert (again.image_root, again.data, again.notes) == (far, dataset.data, ())
+    monkeypatch.chdir(out.parent)
+    assert read("all.json").image_root == far
+
+
+def test_a_written_file_and_its_images_may_be_moved_together_and_linked_to(coco_set, tmp_path):
+    _, out, far = write_far_away(coco_set, tmp_path)
+    (moved := tmp_path / "a" / "b").mkdir(parents=True)
+    for folder in ("sets", "pictures"):
+        (tmp_path / folder).rename(moved / folder)
+    (tmp_path / "link.json").symlink_to(moved / out.relative_to(tmp_path))
+    for file in (moved / out.relative_to(tmp_path), tmp_path / "link.json"):
+        assert read(file).image_root == moved / far.relative_to(tmp_path)
+
+
+def test_through_a_linked_folder_the_way_is_that_of_the_folder_itself(coco_set, tmp_path):
+    file, folder, _ = coco_set
+    (deep := tmp_path / "x" / "y" / "z").mkdir(parents=True)
+    (tmp_path / "short").symlink_to(deep)
+    folder = folder.rename(tmp_path / "x" / "pictures")
+    read(file, folder).to_coco(tmp_path / "short" / "all.json")
+    for written in (tmp_path / "short" / "all.json", deep / "all.json"):
+        assert read(written).image_root == folder
+
+
+def test_the_folder_that_a_file_names_counts_only_where_its_images_are_there(coco_set, tmp_path):
+    file, folder, write = coco_set
+    for info in ({"image_root": "nowhere"}, {"image_root": ".."}, {"image_root": 3}, {"year": 2026}, "text", None):
+        write(lambda data, info=info: data.update(info=info))
+        assert read(file).image_root == folder
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "a.jpg").write_bytes((folder / "a.jpg").read_bytes())
+    write(lambda data: (data.update(info={"image_root": "other"}), data["images"].pop(), data["annotations"].clear()))
+    assert read(file).image_root == other
+    assert read(file, folder).image_root == folder  # what is given goes before what is written
+
+
 def test_a_subset_has_the_images_asked_for_and_their_boxes(coco_set):
     file, folder, _ = coco_set
     part = read(file, folder).subset([1])

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from cskd_data import read
 from cskd_deploy.onnx_export import export
 
 from .students import FAMILIES, write_checkpoint
@@ -41,6 +42,20 @@ def test_the_tables_name_every_metric_and_class_and_the_drop(
     assert "drop: " in done.out
     assert "eval 6/6 images" in done.err
     assert "reference 6/6 images" in done.err
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["looked for", "given"])
+def test_a_file_that_was_written_elsewhere_is_evaluated_with_the_images_given_or_not(
+    deploy, model_file, checkpoint, found_annotations, shapes_root, tmp_path, given
+):
+    out = tmp_path / "far" / "away" / "made.json"
+    read(found_annotations, shapes_root / "images").to_coco(out)
+    images = ("--images", shapes_root / "images") if given else ()
+    done = deploy("eval", model_file, "--ann", out, *images, "--reference", checkpoint, "--json")
+    assert done.code == 0, done.err
+    result = json.loads(done.out)
+    assert result["metrics"]["bbox_mAP"] > 0.2
+    assert abs(result["drop_points"]) < 0.05
 
 
 def test_a_drop_beyond_the_limit_is_exit_code_1(deploy, checkpoint, classes, found_annotations, shapes_root, tmp_path):

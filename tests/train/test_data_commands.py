@@ -220,6 +220,27 @@ def test_split_clean_and_show_write_what_they_say(yolo, tmp_path, command_line):
     assert cv2.imread(str(tmp_path / "s.png")).shape[1] == 2 * 521 + 12  # of images of 96 x 64
 
 
+@pytest.mark.parametrize("given", [False, True], ids=["looked for", "given"])
+@pytest.mark.parametrize("how", ["convert", "clean", "split"])
+def test_what_is_written_elsewhere_is_used_with_the_images_given_or_not(
+    shapes_root, trained, tiny_config, tmp_path, command_line, how, given
+):
+    source = shapes_root / "annotations" / "val.json"
+    out = tmp_path / "far" / "away" / ("val_train.json" if how == "split" else "made.json")
+    target = ("--out", out.parent) if how == "split" else (out,)
+    assert command_line("data", how, source, *target)[0] == 0
+    images = ("--images", shapes_root / "images") if given else ()
+    assert command_line("data", "check", out, "--decode", *images)[0] == 0
+    assert command_line("data", "show", out, tmp_path / "sheet.png", *images)[0] == 0
+    settings = {"ann_file": out, "img_prefix": shapes_root / "images" if given else None, "data_root": None}
+    places = [f"data.{split}.{key}={value}" for split in ("train", "val") for key, value in settings.items()]
+    options = [word for one in places for word in ("--set", one)]
+    code, _, err = command_line("run", tiny_config, "--epochs", 1, "--work-dir", tmp_path / "w", *options)
+    assert code == 0, err
+    code, found, err = command_line("test", trained / "best.pth", "--json", *options)
+    assert (code, json.loads(found)["images"]) == (0, len(json.loads(out.read_text())["images"])), err
+
+
 @pytest.mark.parametrize("name", [*COMMANDS, "from-voc", "from-yolo"])
 def test_every_help_has_examples_that_parse(command_line, name):
     code, out, _ = command_line("data", name, "--help")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cskd_data.dataset import Dataset
+from cskd_data.dataset import IMAGE_ROOT, Dataset
 from cskd_data.errors import DataError
+from cskd_data.image_names import SAMPLE
 from cskd_data.json_file import load_json
 from cskd_data.many import paused_garbage_collection
 from cskd_data.normalise import normalise
@@ -18,7 +21,8 @@ def read_coco(path: Path | str, images: Path | str | None = None, *, skip_missin
     """The data set of a COCO JSON file, in any of JSON's encodings, gzipped or not.
 
     Args:
-        images: folder that the file names start from; None looks for it beside the file.
+        images: folder that the file names start from; None takes the one that the file names, where the images are
+            there, or looks for it beside the file.
         skip_missing: leave images out whose file is not there, or whose size cannot be read, with a note.
 
     Raises:
@@ -29,7 +33,20 @@ def read_coco(path: Path | str, images: Path | str | None = None, *, skip_missin
     with paused_garbage_collection():
         content = load_json(path, "annotation file")
         _check_sections(content, path)
-        return normalise(content, path, None if images is None else Path(images), skip_missing=skip_missing)
+        folder = _named_root(content, path) if images is None else Path(images)
+        return normalise(content, path, folder, skip_missing=skip_missing)
+
+
+def _named_root(content: Mapping[str, Any], path: Path) -> Path | None:
+    """The image folder that `Dataset.to_coco` has named in the file, if one of the first images is there."""
+    info = content.get("info")
+    name = info.get(IMAGE_ROOT) if isinstance(info, dict) else None
+    if not isinstance(name, str):
+        return None
+    folder = os.path.normpath(os.path.join(os.path.dirname(os.path.realpath(path)), name))
+    images = [image.get("file_name") for image in content["images"][:SAMPLE] if isinstance(image, dict)]
+    there = any(os.path.isfile(os.path.join(folder, image)) for image in images if isinstance(image, str))
+    return Path(folder) if there else None
 
 
 def _check_sections(content: Any, path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 
 _MOST_EXAMPLES = 100
+IMAGE_ROOT = "image_root"
+"""The key in the `info` of a COCO file that `Dataset.to_coco` has written."""
 GIVE_IMAGES = "give the folder of the images (`--images FOLDER`; `img_prefix` in a config)"
 
 
@@ -180,12 +183,16 @@ class Dataset:
     def to_coco(self, path: Path | str) -> None:
         """Write the normal form as a COCO file, with the user's own image and category ids.
 
+        File names start from `image_root`, as other tools expect; where that is, seen from the file, stands in its
+        `info`, and `read` goes by it.
+
         Raises:
             DataError: the file cannot be written.
         """
         from cskd_data.files import write_atomically
 
-        content = json.dumps(self.with_keys()).encode()
+        info = {} if self.image_root is None else {"info": {IMAGE_ROOT: _way(Path(path).parent, self.image_root)}}
+        content = json.dumps({**info, **self.with_keys()}).encode()
         write_atomically(Path(path), lambda file: file.write(content))
 
     def with_keys(self) -> dict[str, list[dict[str, Any]]]:
@@ -208,6 +215,11 @@ class Dataset:
         from cskd_data.split import split
 
         return split(self, *args, **kwargs)
+
+
+def _way(start: Path, folder: Path) -> str:
+    """A folder's path from another one; symbolic links are followed first, as the system follows them before `..`."""
+    return os.path.relpath(os.path.realpath(folder), os.path.realpath(start))
 
 
 def _listed(names: Sequence[str], limit: int = 20) -> str:

@@ -12,7 +12,8 @@ from cskd_data.dataset import Note
 from cskd_data.folders import check_folder, walk
 from cskd_data.names import counted
 
-_SAMPLE = 20
+SAMPLE = 20
+"""Images whose files say where the folder is."""
 
 _KINDS = {  # in the order in which they are tried
     "backslash": "{} written in Windows' way",
@@ -67,7 +68,7 @@ def _guess(names: Sequence[str], source: Path) -> Path | None:
     beside, above = source.parent, source.parent.parent
     folders = [beside, beside / "images", above, above / "images", beside / source.stem, above / source.stem]
     folders += [above / "images" / source.stem, above / f"{source.stem.removeprefix('instances_')}"]
-    sample = names[:_SAMPLE]
+    sample = names[:SAMPLE]
 
     def hits(folder: Path) -> int:
         if not folder.is_dir():

@@ -55,11 +55,11 @@ class Conversion:
             total = counted(len(dataset.annotations), "box")
             lines.append(f"{path}: {counted(len(dataset.images), 'image')}, {total} ({boxes})")
             lines += [f"  warning: {note}" for note in dataset.notes]
-            options = f"{shlex.quote(path)} --images {shlex.quote(str(dataset.image_root))}"
-            lines.append(f"  check it: cskd-train data check {options}")
+            name = shlex.quote(path)
+            lines.append(f"  check it: cskd-train data check {name}")
             if len(self.written) == 1:
-                lines.append(f"  look at it: cskd-train data show {options}")
-                lines.append(f"  cut it: cskd-train data split {options} --val 0.2")
+                lines.append(f"  look at it: cskd-train data show {name}")
+                lines.append(f"  cut it: cskd-train data split {name} --val 0.2")
         lines += config_lines({Path(path).stem: (Path(path), dataset) for path, dataset in self.written.items()})
         return "\n".join(lines)
 
