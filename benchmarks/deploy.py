@@ -34,7 +34,7 @@ from cskd_deploy.onnx_export import export
 from cskd_deploy.precision import CalibrationSettings, convert_to_int8
 from cskd_train.files import checkpoints
 from cskd_train.files.config import config_to_data, load_config
-from cskd_train.mm.datasets import classes_of
+from cskd_train.mm.data_sources import classes_of
 from cskd_train.mm.plain import build_without_pretrained
 
 MOST_IMAGES = 32

@@ -9,6 +9,7 @@ import io
 import multiprocessing
 import os
 import socket
+from dataclasses import replace
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -16,13 +17,15 @@ import torch
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from cskd_train.engine.build import build_parts
+from cskd_data import clean
+from cskd_train.engine.build import agree_on_broken, build_parts, build_split
 from cskd_train.engine.distributed import World, joined
 from cskd_train.engine.evaluate import evaluate_checkpoint
 from cskd_train.engine.loader import Batch, Position
 from cskd_train.engine.step import TrainStep
 from cskd_train.errors import TrainError
 from cskd_train.files.config import load_config
+from cskd_train.mm import data_sources
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["process_parts"])
@@ -189,3 +192,28 @@ def lacking_a_term(world, lacking):
     model = LosesATerm(world.rank == lacking)
     step = TrainStep(model, torch.optim.SGD(model.parameters(), lr=0), world)
     return [step([Batch(0, number, {"img_metas": []})]).terms for number in range(3)]
+
+
+def agreed(world, config, settings, machines):
+    """What each process leaves out of the training images, and how many files it has looked through.
+
+    Of two machines the second cannot use the last image either.
+    """
+    looked = []
+
+    def usable(dataset, **options):
+        looked.append(dataset.source)
+        found = clean.usable(dataset, **options)
+        if world.rank == 0:
+            return found
+        key = found.dataset.image_keys[found.dataset.images[-1]["id"]]
+        name = found.dataset.images[-1]["file_name"]
+        return replace(found, dataset=found.dataset.without({key: f"image {name} is gone here"}))
+
+    data_sources.usable = usable
+    if machines == 2:
+        world = replace(world, local_rank=0)
+    cfg = load_config(config, settings)
+    agree_on_broken(cfg, ("train", "val"), world)
+    normal = build_split(cfg, "train").normal
+    return {"left_out": [fault.split()[1] for fault in normal.left_out.values()], "decoded": len(looked)}

@@ -16,6 +16,7 @@ from cskd_train.files.checkpoints import load_checkpoint
 from cskd_train.files.config import config_from_data, config_to_data, load_config
 from cskd_train.files.variables import unread_names
 from cskd_train.mm import datasets
+from cskd_train.mm.data_sources import classes_of
 
 LOAD = [{"type": "LoadImageFromFile"}, {"type": "LoadAnnotations", "with_bbox": True}]
 
@@ -135,7 +136,7 @@ def test_one_name_alone_is_one_class_however_it_is_written(tmp_path, written):
     (tmp_path / "c.py").write_text(f"classes = {written}{TWO_SPLITS}")
     cfg = load_config(tmp_path / "c.py")
     for found in (cfg, config_from_data(config_to_data(cfg))):
-        assert datasets.classes_of(found.data.train) == datasets.classes_of(found.data.val) == ("traffic light",)
+        assert classes_of(found.data.train) == classes_of(found.data.val) == ("traffic light",)
     (tmp_path / "written_out.json").write_text(json.dumps(config_to_data(cfg)))
     assert unread_names(load_config(tmp_path / "written_out.json")) == []
 
@@ -150,7 +151,7 @@ def test_one_name_alone_is_one_class_with_set_too(train_tiny, tmp_path, text):
     assert code == 0, err
     stored = load_checkpoint(tmp_path / "w" / "last.pth")
     assert stored.classes == ("circle",)
-    assert datasets.classes_of(stored.config["data"]["val"]) == ("circle",)
+    assert classes_of(stored.config["data"]["val"]) == ("circle",)
 
 
 def test_a_picture_in_two_splits_is_a_warning(cfg, two_sets):

@@ -9,7 +9,8 @@ from cskd_core.plan import TeacherPlan
 from cskd_train.errors import TrainError
 from cskd_train.files.checkpoints import FORMAT, FORMAT_VERSION, save
 from cskd_train.files.config import config_to_data
-from cskd_train.mm.datasets import build, classes_of
+from cskd_train.mm.data_sources import classes_of
+from cskd_train.mm.datasets import build
 from cskd_train.mm.plain import build_without_pretrained
 from cskd_train.mm.teacher import build_teacher
 

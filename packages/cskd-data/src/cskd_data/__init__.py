@@ -12,7 +12,7 @@ from cskd_data.results import CocoResult
 __all__ = ["CocoResult", "CskdError", "DataError", "Dataset", "Note", "evaluate", "read"]
 
 
-def read(path: Path | str, images: Path | str | None = None) -> Dataset:
+def read(path: Path | str, images: Path | str | None = None, *, skip_missing: bool = False) -> Dataset:
     """The data set at a path, whatever its format.
 
     Args:
@@ -20,6 +20,7 @@ def read(path: Path | str, images: Path | str | None = None) -> Dataset:
             `ImageSets/Main`, the folder of YOLO that holds it. A data set with splits is read with all of them as one,
             and a note says so.
         images: folder that the file names start from; None looks for it where the format has it.
+        skip_missing: leave images out whose file is not there, or whose size cannot be read, with a note.
 
     Raises:
         DataError: nothing is there, it is of no known format, or it cannot be used: the first few faults, their count,
@@ -27,4 +28,4 @@ def read(path: Path | str, images: Path | str | None = None) -> Dataset:
     """
     from cskd_data.formats import reader_of
 
-    return reader_of(Path(path))(path, images)
+    return reader_of(Path(path))(path, images, skip_missing=skip_missing)

@@ -109,10 +109,11 @@ def check(
     begin = time.monotonic()
     large = len(dataset.images) >= memory.REMEMBERED_FROM
     mark = memory.fingerprint(dataset) if large and (use_memory or remember) else ""
-    known = memory.remembered(mark, decode) if mark and use_memory else None
+    depth = memory.DECODED if decode else memory.OPENED
+    known = memory.remembered(mark, memory.DECODED, depth) if mark and use_memory else None
     findings = ImageFindings.from_data(known) if known is not None else check_images(dataset, decode, progress)
     if mark and known is None and not findings.faults:
-        memory.remember(mark, decode, findings.to_data())
+        memory.remember(mark, depth, findings.to_data())
     errors, way_out = findings.faults, findings.way_out
     if not errors and dataset.annotated and not dataset.countable:
         errors, way_out = (dataset.nothing_counts(),), ""

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cskd_data import fingerprint as memory
 from cskd_data.dataset import Dataset
-from cskd_data.errors import DataError, ImageFault
+from cskd_data.errors import ImageFault
+from cskd_data.ids import Key
 from cskd_data.images import picture
+from cskd_data.many import DECODERS, in_threads
 from cskd_data.names import counted
 
 _SHOWN = 20
+
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -55,37 +60,62 @@ class Usable:
     warnings: tuple[str, ...]  # of images that are used
 
 
-def usable(dataset: Dataset, progress: Callable[[int, int], None] | None = None) -> Usable:
+def usable(dataset: Dataset, progress: Progress | None = None, *, use_memory: bool = False) -> Usable:
     """Decode every image, and leave out what cannot be decoded or has another size than the data set says.
 
+    This is what training, evaluation and `cskd-deploy eval` go by where broken images are skipped.
+
     Args:
+        dataset: read with `skip_missing`, so that images without a file are out already.
         progress: called with (images done, images in all).
+        use_memory: decode no image of a large set where this was done before and no file has changed since.
 
     Raises:
-        DataError: no image is left.
+        DataError: no image is left; the images were not found.
     """
-    faults: dict[int, str] = {}
-    warnings = []
-    for done, image in enumerate(dataset.images, start=1):
+    mark = memory.fingerprint(dataset) if use_memory and len(dataset.images) >= memory.REMEMBERED_FROM else ""
+    known = memory.remembered(mark, memory.USABLE) if mark else None
+    if known is not None:
+        faults, warnings = dict(known[0]), known[1]
+    else:
+        faults, warnings, lasting = _faults(dataset, progress)
+        if mark and lasting:
+            memory.remember(mark, memory.USABLE, [list(faults.items()), warnings])
+    return Usable(dataset.without(faults), tuple(faults.values()), tuple(warnings))
+
+
+def _faults(dataset: Dataset, progress: Progress | None) -> tuple[dict[Key, str], list[str], bool]:
+    """The user's id of each image that cannot be used and why, what is odd about others, and whether all of it lies in
+    the files: reading one may succeed another time."""
+
+    def look(image: Mapping[str, Any]) -> tuple[int, int, tuple[str, ...]] | ImageFault:
         try:
             found = picture(dataset.path(image))
-            height, width = found.pixels.shape[:2]
+        except ImageFault as fault:
+            return fault
+        return found.pixels.shape[1], found.pixels.shape[0], found.warnings
+
+    faults: dict[Key, str] = {}
+    warnings: list[str] = []
+    lasting = True
+    looked = in_threads(look, dataset.images, DECODERS)
+    for done, (image, found) in enumerate(zip(dataset.images, looked, strict=True), start=1):
+        name, key = f"image {image['file_name']}", dataset.image_keys[image["id"]]
+        if isinstance(found, ImageFault):
+            faults[key] = f"{name} {found}"
+            lasting = lasting and not isinstance(found.__cause__, OSError)
+        else:
+            width, height, odd = found
             if (width, height) != (image["width"], image["height"]):
                 stated = f"the annotations say {image['width']} x {image['height']}"
-                faults[image["id"]] = f"is {width} x {height} pixels, but {stated}"
-            warnings += [f"image {image['file_name']} {warning}" for warning in found.warnings]
-        except ImageFault as fault:
-            faults[image["id"]] = str(fault)
+                faults[key] = f"{name} is {width} x {height} pixels, but {stated}"
+            warnings += [f"{name} {warning}" for warning in odd]
         if progress is not None:
             progress(done, len(dataset.images))
-    kept = dataset.subset(image["id"] for image in dataset.images if image["id"] not in faults)
-    named = [f"image {one['file_name']} {faults[one['id']]}" for one in dataset.images if one["id"] in faults]
-    if not kept.images:
-        raise DataError(f"no image of {dataset.source} can be used, such as: {named[0]}")
-    return Usable(kept, tuple(named), tuple(warnings))
+    return faults, warnings, lasting
 
 
-def clean(dataset: Dataset, out: Path, progress: Callable[[int, int], None] | None = None) -> Cleaned:
+def clean(dataset: Dataset, out: Path, progress: Progress | None = None) -> Cleaned:
     """Write the normal form of the usable part of a data set.
 
     Args:

@@ -69,6 +69,7 @@ class Dataset:
     notes: tuple[Note, ...] = ()
     annotated: bool = True  # False: the source holds images only, as a test set does
     unused: Mapping[str, Key] = field(default_factory=dict)  # categories that are no classes: name -> the user's id
+    left_out: Mapping[Key, str] = field(default_factory=dict)  # images of the source: the user's id -> what is wrong
 
     @property
     def images(self) -> list[dict[str, Any]]:
@@ -162,7 +163,8 @@ class Dataset:
         )
 
     def subset(self, image_ids: Iterable[int]) -> Dataset:
-        """The same classes with these images (their integer ids) and their boxes only."""
+        """The same classes with these images (their integer ids) and their boxes only; what was left out before is
+        forgotten."""
         kept = set(image_ids)
         return replace(
             self,
@@ -172,7 +174,28 @@ class Dataset:
                 "annotations": [one for one in self.annotations if one["image_id"] in kept],
             },
             image_keys={number: key for number, key in self.image_keys.items() if number in kept},
+            left_out={},
         )
+
+    def without(self, faults: Mapping[Key, str]) -> Dataset:
+        """The same but for images that cannot be used, with a note.
+
+        Args:
+            faults: the user's id of an image -> what is wrong with it, as `image NAME FAULT`.
+
+        Raises:
+            DataError: no image is left.
+        """
+        gone = {number for number, key in self.image_keys.items() if key in faults}
+        if not gone:
+            return self
+        kept = self.subset(self.image_keys.keys() - gone)
+        named = [faults[self.image_keys[image["id"]]] for image in self.images if image["id"] in gone]
+        if not kept.images:
+            raise DataError(f"no image of {self.source} can be used, such as: {named[0]}")
+        what = f"{len(named)} of {counted(len(self.images), 'image')} left out, with their boxes"
+        left_out = {**self.left_out, **{self.image_keys[number]: faults[self.image_keys[number]] for number in gone}}
+        return replace(kept, left_out=left_out, notes=(*self.notes, Note.of(what, named)))
 
     def check(self, *, decode: bool = False, progress: Callable[[int, int], None] | None = None) -> Report:
         """Look at every image file and all that could stop or spoil a run; see `cskd_data.check.check`."""

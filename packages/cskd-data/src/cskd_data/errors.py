@@ -18,6 +18,12 @@ class DataError(CskdError):
 
 SHOWN = 5
 
+WITHOUT_THEM = (
+    "or go on without them: `cskd-train data clean FILE OUT` writes a set that leaves them out, and with "
+    "`--skip-broken` `cskd-train run`, `cskd-train test` and `cskd-deploy eval` do"
+)
+"""The ways on from images that cannot be used."""
+
 
 def refuse(source: object, faults: list[str], way_out: str) -> None:
     """Raise when there are faults: the first few, their count, and the way out.

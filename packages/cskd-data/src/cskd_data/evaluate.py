@@ -31,7 +31,8 @@ def evaluate(
     """The twelve COCO numbers and the AP of each class.
 
     Ground truth is what `dataset` holds: no degenerate box counts, crowds as pycocotools takes them. Detections of
-    categories that are none of the data set's classes (`Dataset.unused`) are left out of account.
+    categories that are none of the data set's classes (`Dataset.unused`) and of images that were left out of it
+    (`Dataset.left_out`, which the result counts) are left out of account.
 
     Args:
         detections: in COCO's results format with the user's own ids, or a JSON file of them; there may be none.
@@ -65,6 +66,7 @@ def evaluate(
         images=len(dataset.images),
         detections=len(detections),
         seconds=seconds + time.perf_counter() - begin,
+        skipped_images=len(dataset.left_out),
     )
 
 
@@ -102,6 +104,7 @@ def _numbered(dataset: Dataset, detections: Detections) -> list[dict[str, Any]]:
     images = with_aliases({key: image_id for image_id, key in dataset.image_keys.items()})
     categories = with_aliases({key: category_id for category_id, key in dataset.category_keys.items()})
     ignored = with_aliases(dict.fromkeys(dataset.unused.values(), 0))
+    left_out = with_aliases(dict.fromkeys(dataset.left_out, 0))
     found: list[dict[str, Any]] = []
     faults = []
     for position, one in enumerate(detections):
@@ -113,9 +116,12 @@ def _numbered(dataset: Dataset, detections: Detections) -> list[dict[str, Any]]:
         try:
             image_id, category_id = images.get(one.get("image_id")), categories.get(one.get("category_id"))
             skipped = one.get("category_id") in ignored
+            of_skipped_image = image_id is None and one.get("image_id") in left_out
         except TypeError:  # a list or an object in place of an id
             image_id = category_id = None
-            skipped = False
+            skipped = of_skipped_image = False
+        if of_skipped_image:
+            continue
         if image_id is None:
             faults.append(f"detection {position} names image id {one.get('image_id')!r}, which is not listed")
         elif category_id is not None:

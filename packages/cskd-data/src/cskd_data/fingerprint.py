@@ -1,4 +1,4 @@
-"""A clean check of image files, remembered: the same files need not be opened again."""
+"""What was found in image files, remembered: the same files need not be opened again."""
 
 from __future__ import annotations
 
@@ -59,22 +59,27 @@ def rules() -> str:
     return digest.hexdigest()
 
 
-def remembered(mark: str, decoded: bool) -> list[Any] | None:
-    """What was stored with `remember` for this fingerprint by a check of at least this depth; None if nothing was."""
-    for depth in ("decoded",) if decoded else ("decoded", "opened"):
+OPENED, DECODED, USABLE = "opened", "decoded", "usable"
+"""What can be remembered of the files of one fingerprint: a clean check that opened or decoded them, and which of them
+can be used."""
+
+
+def remembered(mark: str, *kinds: str) -> list[Any] | None:
+    """What was stored with `remember` for this fingerprint, of the first of these kinds that there is; else None."""
+    for kind in kinds:
         with contextlib.suppress(OSError, ValueError, RuntimeError):
-            content = json.loads(_file(mark, depth).read_bytes())
+            content = json.loads(_file(mark, kind).read_bytes())
             if isinstance(content, list):
                 return content
     return None
 
 
-def remember(mark: str, decoded: bool, notes: Sequence[Any]) -> None:
-    """Store that a check found no error, and its notes. Where nothing can be written, nothing is remembered."""
-    content = json.dumps(notes).encode()
+def remember(mark: str, kind: str, content: Sequence[Any]) -> None:
+    """Store what was found. Where nothing can be written, nothing is remembered."""
+    data = json.dumps(content).encode()
     with contextlib.suppress(DataError, OSError, RuntimeError):  # a home that is read-only, or none at all
-        write_atomically(_file(mark, "decoded" if decoded else "opened"), lambda file: file.write(content))
+        write_atomically(_file(mark, kind), lambda file: file.write(data))
 
 
-def _file(mark: str, depth: str) -> Path:
-    return cache_folder() / "checks" / f"{mark}.{depth}.json"
+def _file(mark: str, kind: str) -> Path:
+    return cache_folder() / "checks" / f"{mark}.{kind}.json"

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from cskd_data.dataset import GIVE_IMAGES, Dataset, Note
-from cskd_data.errors import ImageFault
+from cskd_data.errors import WITHOUT_THEM, ImageFault
 from cskd_data.header import Header, read_header
 from cskd_data.images import MOST_LOST, picture
 from cskd_data.many import DECODERS, READERS, in_threads
 from cskd_data.names import counted
 
-_REPLACE = "Replace these images, or go on without them: `cskd-train data clean` writes a set that leaves them out"
+_REPLACE = f"Replace these images, {WITHOUT_THEM}"
 _TURNED = (
     "Boxes drawn on the raw picture need the EXIF orientation taken out of the file; else draw them on the picture as "
-    "viewers show it"
+    f"viewers show it, {WITHOUT_THEM}"
 )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from cskd_data.boxes import number
 from cskd_data.dataset import Note
-from cskd_data.errors import ImageFault, refuse
+from cskd_data.errors import WITHOUT_THEM, ImageFault, refuse
 from cskd_data.ids import Key, key_of, with_aliases
 from cskd_data.image_names import find_images
 from cskd_data.images import image_size
@@ -28,7 +28,7 @@ class Images:
     keys: dict[int, Key]  # and back
     sizes: dict[int, tuple[int, int]]  # width and height by image id
     names: dict[int, str]  # file names by image id
-    left_out: Mapping[Any, int]  # the file's ids of images without a file
+    left_out: dict[Key, str]  # images without a file, by the file's id: what is wrong, as `image NAME FAULT`
     notes: list[Note] = field(default_factory=list)
 
 
@@ -74,9 +74,9 @@ def normal_images(raw: Sequence[Any], source: Path, images: Path | None, skip_mi
         if lost:
             notes.append(Note.of(f"{len(lost)} of {counted(len(entries), 'image')} left out, with their boxes", lost))
     else:
-        where = f"Images are looked for in {root}: give the folder that the file names start from"
+        where = f"Images are looked for in {root}: give the folder that the file names start from, {WITHOUT_THEM}"
         refuse(source, [fault for _, fault in missing], where)
-        refuse(source, [fault for _, fault in unsized], "Replace these images, or leave them out of the file")
+        refuse(source, [fault for _, fault in unsized], f"Replace these images, {WITHOUT_THEM}")
 
     order = sorted(sized) if all(isinstance(key, int) for key in sized) else list(sized)
     numbers: dict[Key, int] = {key: place for place, key in enumerate(order, start=1)}
@@ -93,7 +93,7 @@ def normal_images(raw: Sequence[Any], source: Path, images: Path | None, skip_mi
         keys={place: key for key, place in numbers.items()},
         sizes={numbers[key]: (width, height) for key, (_, width, height) in sized.items()},
         names={numbers[key]: name for key, (name, _, _) in sized.items()},
-        left_out=with_aliases({key: 0 for key, _ in missing + unsized}),
+        left_out=dict(missing + unsized),
         notes=notes,
     )
 

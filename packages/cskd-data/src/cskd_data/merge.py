@@ -32,10 +32,11 @@ def merge(datasets: Sequence[Dataset]) -> Dataset:
                 f"{first.source} and {other.source} have different classes.\n  {first.source}: "
                 f"{', '.join(first.classes)}\n  {other.source}: {', '.join(other.classes)}"
             )
-    uses = Counter(key for dataset in datasets for key in dataset.image_keys.values())
+    uses = Counter(key for dataset in datasets for key in (*dataset.image_keys.values(), *dataset.left_out))
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     keys: dict[int, Key] = {}
+    left_out: dict[Key, str] = {}
     renamed = []
     for dataset, name in zip(datasets, _names(datasets), strict=True):
         start = len(images)
@@ -47,6 +48,7 @@ def merge(datasets: Sequence[Dataset]) -> Dataset:
             path = os.path.abspath(dataset.path(image))
             images.append({**image, "id": start + image["id"], "file_name": path})
             keys[start + image["id"]] = key
+        left_out |= {f"{name}/{key}" if uses[key] > 1 else key: fault for key, fault in dataset.left_out.items()}
         for one in dataset.annotations:
             annotations.append({**one, "id": len(annotations) + 1, "image_id": start + one["image_id"]})
     notes = [note for dataset in datasets for note in dataset.notes]
@@ -59,6 +61,7 @@ def merge(datasets: Sequence[Dataset]) -> Dataset:
         image_keys=keys,
         notes=tuple(notes),
         annotated=all(dataset.annotated for dataset in datasets),
+        left_out=left_out,
     )
 
 

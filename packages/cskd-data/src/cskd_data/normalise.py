@@ -10,6 +10,7 @@ from cskd_data.boxes import Box, are_corners, are_fractions, box_of, degenerate,
 from cskd_data.categories import Categories, normal_categories
 from cskd_data.dataset import Dataset, Note
 from cskd_data.errors import DataError, refuse
+from cskd_data.ids import with_aliases
 from cskd_data.image_entries import Images, normal_images
 from cskd_data.names import counted
 
@@ -54,6 +55,7 @@ def normalise(
         notes=(*notes, *pictures.notes, *categories.notes, *own),
         annotated=bool(entries),
         unused=categories.unused,
+        left_out=pictures.left_out,
     )
 
 
@@ -98,12 +100,13 @@ def _annotations(
     kept: list[tuple[Mapping[str, Any], int, int, Box]] = []
     faults, repeated = [], []
     seen: set[Any] = set()
+    left_out_images = with_aliases(dict.fromkeys(pictures.left_out, 0))
     for position, (entry, box) in enumerate(zip(entries, boxes_read, strict=True)):
         image_id = pictures.ids.get(entry["image_id"])
         category_id = categories.ids.get(entry["category_id"])
         if image_id is None or category_id is None:
             key = "category_id" if image_id is not None else "image_id"
-            if key == "category_id" or entry[key] not in pictures.left_out:
+            if key == "category_id" or entry[key] not in left_out_images:
                 what = f"{key.replace('_', ' ')} {entry[key]!r}"
                 faults.append(f"{_name(entry, position)} names {what}, which is not listed")
             continue

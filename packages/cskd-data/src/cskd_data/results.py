@@ -28,6 +28,13 @@ _COCO_ROWS = (
 COCO_METRICS = tuple(row[0] for row in _COCO_ROWS)
 
 
+def covered(images: int, skipped: int) -> str:
+    """`mAP over 5 of 6 images: 1 could not be used, and counted neither way`; empty where none was."""
+    if not skipped:
+        return ""
+    return f"mAP over {images} of {images + skipped} images: {skipped} could not be used, and counted neither way"
+
+
 @dataclass(frozen=True)
 class CocoResult:
     """COCO box metrics of one detector on one data set.
@@ -42,6 +49,7 @@ class CocoResult:
     images: int
     detections: int
     seconds: float  # inference and evaluation together
+    skipped_images: int = 0  # of the data set, beside `images`: they could not be used, and count neither way
 
     @classmethod
     def from_stats(
@@ -53,15 +61,21 @@ class CocoResult:
         images: int,
         detections: int,
         seconds: float,
+        skipped_images: int = 0,
     ) -> CocoResult:
         """The result of `COCOeval.stats` (12 numbers)."""
         metrics = dict(zip(COCO_METRICS, (float(value) for value in stats), strict=True))
-        return cls(metrics, dict(per_class), split, images, detections, seconds)
+        return cls(metrics, dict(per_class), split, images, detections, seconds, skipped_images)
 
     @property
     def mean_average_precision(self) -> float:
         """AP averaged over IoU 0.50:0.95 and classes, in [0, 1]."""
         return self.metrics["bbox_mAP"]
+
+    @property
+    def coverage(self) -> str:
+        """What the numbers are over, where images were skipped; else empty."""
+        return covered(self.images, self.skipped_images)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""

@@ -12,6 +12,7 @@ import numpy as np
 import cskd_data
 from cskd_data import CocoResult, Dataset
 from cskd_data.check import check
+from cskd_data.clean import usable
 from cskd_data.ids import Key
 from cskd_data.images import read_image
 from cskd_deploy.detector import Detector
@@ -23,7 +24,11 @@ CocoDetections = list[dict[str, Any]]  # COCO's results format, with the ids of 
 
 
 def load_dataset(
-    ann: Path, images: Path | None, classes: Sequence[str] | None, limit: int | None = None
+    ann: Path,
+    images: Path | None,
+    classes: Sequence[str] | None,
+    limit: int | None = None,
+    skip_broken: bool = False,
 ) -> tuple[Dataset, tuple[str, ...]]:
     """The data set of an evaluation, with its images checked, and what to warn of.
 
@@ -31,16 +36,19 @@ def load_dataset(
         images: folder of the images; None looks for it beside `ann`.
         classes: of the model; None takes the data set's own.
         limit: keep the first so many images (by their order in the file) and their boxes.
+        skip_broken: leave out images that cannot be used, of these.
 
     Raises:
         DataError: the data set cannot be used, an image is missing, damaged or of another size than annotated, or a
-            class is missing.
+            class is missing; no image is left.
     """
-    dataset = cskd_data.read(ann, images)
+    dataset = cskd_data.read(ann, images, skip_missing=skip_broken)
     if classes is not None:
         dataset = dataset.select(classes)
     if limit is not None:
         dataset = dataset.subset([image["id"] for image in dataset.images[:limit]])
+    if skip_broken:
+        dataset = usable(dataset, use_memory=True).dataset
     report = check(dataset, use_memory=True)
     report.raise_for_errors()
     return dataset, report.warnings

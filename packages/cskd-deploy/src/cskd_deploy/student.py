@@ -6,7 +6,7 @@ import importlib
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,9 +112,11 @@ def evaluate_student(
             "pipeline": student.config["data"]["test"]["pipeline"],
         }
         # Images are read in this process: the threads of a runtime do not survive the fork of a loader's workers.
-        data = {**student.config, "data": {**student.config["data"], "test": test, "workers_per_gpu": 0}}
+        own = {"test": test, "workers_per_gpu": 0, "skip_broken": False}
+        data = {**student.config, "data": {**student.config["data"], **own}}
         settings = configs.config_from_data(data)
-        return evaluation.evaluate(student.model, settings, split="test", progress=progress)
+        result: CocoResult = evaluation.evaluate(student.model, settings, split="test", progress=progress)
+        return replace(result, skipped_images=len(dataset.left_out))
 
 
 @contextmanager
@@ -156,5 +158,5 @@ def _classes_of(config: dict[str, Any]) -> tuple[str, ...]:
     test = config.get("data", {}).get("test")
     if not isinstance(test, dict) or test.get("classes") is None:
         return ()
-    found: tuple[str, ...] = importlib.import_module("cskd_train.mm.datasets").classes_of(test)
+    found: tuple[str, ...] = importlib.import_module("cskd_train.mm.data_sources").classes_of(test)
     return found

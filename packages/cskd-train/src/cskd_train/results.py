@@ -9,6 +9,15 @@ from typing import Any
 from cskd_data.results import COCO_METRICS
 
 
+def skipped_images(images: Mapping[str, int], skipped: Mapping[str, int]) -> str:
+    """`2 of 12 images of train, 1 of 6 of val could not be used: mAP over 5 of 6 images`, by split."""
+    lost = ", ".join(
+        f"{number} of {number + images[split]} images of {split}" for split, number in skipped.items() if number
+    )
+    over = f"; mAP over {images['val']} of {images['val'] + skipped['val']} images" if skipped.get("val") else ""
+    return f"{lost} cannot be used{over}"
+
+
 @dataclass(frozen=True)
 class RunResult:
     """What a training run measured; `result.json` in its work dir holds `to_dict()`."""
@@ -31,6 +40,8 @@ class RunResult:
     versions: Mapping[str, str] = field(default_factory=dict)
     processes: int = 1
     skipped_steps: int = 0  # whose float16 gradients overflowed
+    images: Mapping[str, int] = field(default_factory=dict)  # by split
+    skipped_images: Mapping[str, int] = field(default_factory=dict)  # by split, beside `images`: they cannot be used
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
@@ -42,6 +53,8 @@ class RunResult:
             if metrics:
                 numbers = "  ".join(f"{key.removeprefix('bbox_')} {metrics[key]:.4f}" for key in COCO_METRICS[:6])
                 rows.append(f"  {name} (epoch {epoch}):  {numbers}")
+        if any(self.skipped_images.values()):
+            rows.append(f"  skipped: {skipped_images(self.images, self.skipped_images)}")
         minutes, seconds = divmod(round(self.seconds), 60)
         rows.append(
             f"  {minutes} min {seconds:02d} s, {self.images_per_second:.1f} images/s, "

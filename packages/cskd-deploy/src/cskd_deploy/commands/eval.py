@@ -12,6 +12,7 @@ import click
 
 import cskd_data
 from cskd_data import CocoResult, Dataset
+from cskd_data.clean import usable
 from cskd_data.evaluate import load_detections
 from cskd_data.files import check_writable, sha256_of_file, write_atomically
 from cskd_deploy.backends import NAMES, backend_for, backend_name
@@ -52,6 +53,7 @@ MAX_DROP = 0.2
     type=float,
     help=f"Points of mAP that the model may lie below the reference; further is exit code 1.  [default: {MAX_DROP}]",
 )
+@click.option("--skip-broken", is_flag=True, help="Go on without images that cannot be used; they are counted.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first N images of the file.")
 @click.option("--backend", type=click.Choice(NAMES), help="[default: the one for the file's name]")
 @runtime_options
@@ -70,6 +72,7 @@ def command(
     images: Path | None,
     reference: Path | None,
     max_drop: float | None,
+    skip_broken: bool,
     limit: int | None,
     backend: str | None,
     out: Path | None,
@@ -98,10 +101,10 @@ def command(
     if predictions is not None:
         if out is not None or limit is not None:
             raise DeployError("--predictions are scored as they are: leave --detections and --limit out")
-        result, notes = _scored_file(predictions, ann, images, reference, options)
+        result, notes = _scored_file(predictions, ann, images, reference, skip_broken, options)
     else:
         assert model is not None
-        result, notes = _evaluated(model, ann, images, reference, limit, backend, out, options)
+        result, notes = _evaluated(model, ann, images, reference, limit, skip_broken, backend, out, options)
     allowed = MAX_DROP if max_drop is None else max_drop
     if as_json:
         click.echo(json.dumps({**result.to_dict(), "max_drop": allowed, "notes": notes}, indent=2))
@@ -112,10 +115,18 @@ def command(
 
 
 def _scored_file(
-    predictions: Path, ann: Path, images: Path | None, reference: Path | None, options: dict[str, Any]
+    predictions: Path,
+    ann: Path,
+    images: Path | None,
+    reference: Path | None,
+    skip_broken: bool,
+    options: dict[str, Any],
 ) -> tuple[EvaluationResult, list[str]]:
-    """The metrics of a file of detections, with the data set's own classes; only a reference needs the images."""
-    dataset = cskd_data.read(ann, images)
+    """The metrics of a file of detections, with the data set's own classes; only a reference, and skipping those that
+    cannot be used, needs the images."""
+    dataset = cskd_data.read(ann, images, skip_missing=skip_broken)
+    if skip_broken:
+        dataset = usable(dataset, use_memory=True).dataset
     for note in dataset.notes:
         _warn(str(note))
     metrics = cskd_data.evaluate(dataset, load_detections(predictions))
@@ -133,6 +144,7 @@ def _evaluated(
     images: Path | None,
     reference: Path | None,
     limit: int | None,
+    skip_broken: bool,
     backend: str | None,
     out: Path | None,
     options: dict[str, Any],
@@ -142,7 +154,7 @@ def _evaluated(
         check_writable(out)
     with contextlib.ExitStack() as stack:
         detector = Detector(stack.enter_context(backend_for(model, backend, **options)))
-        dataset, warnings = load_dataset(ann, images, detector.manifest.classes, limit)
+        dataset, warnings = load_dataset(ann, images, detector.manifest.classes, limit, skip_broken)
         for warning in warnings:
             _warn(warning)
         if not dataset.annotated and reference is not None:
@@ -157,7 +169,7 @@ def _evaluated(
         if dataset.annotated:
             metrics = cskd_data.evaluate(dataset, found, seconds=seconds)
         else:
-            metrics = CocoResult({}, {}, "", len(dataset.images), len(found), seconds)
+            metrics = CocoResult({}, {}, "", len(dataset.images), len(found), seconds, len(dataset.left_out))
         if out is not None:
             content = json.dumps(found).encode()
             write_atomically(out, lambda file: file.write(content))
@@ -227,6 +239,8 @@ def _print(result: EvaluationResult, ann: Path, notes: list[str], out: Path | No
     click.echo(f"{result.model} on {ann}, points")
     click.echo(str(result))
     click.echo(f"{metrics.images} images, {metrics.detections} detections, {metrics.seconds:.1f} s")
+    if metrics.coverage:
+        click.echo(metrics.coverage)
     if out is not None:
         click.echo(f"detections: {out}")
     for note in notes:

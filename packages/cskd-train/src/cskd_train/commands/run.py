@@ -37,6 +37,7 @@ import click
     flag_value="bf16",
     help="Mixed precision; alone it is bf16.",
 )
+@click.option("--skip-broken", is_flag=True, help="Go on without images that cannot be used; they are counted.")
 @click.option("--ema", is_flag=True, help="Average the student's weights; the average is evaluated and kept.")
 @click.option("--checkpoint-every", type=click.IntRange(min=1), metavar="STEPS", help="Save within an epoch, too.")
 @click.option(
@@ -154,6 +155,7 @@ def _overrides(
     accumulate: int | None,
     amp: str | None,
     ema: bool,
+    skip_broken: bool,
 ) -> dict[str, Any]:
     """The settings of a config that have an option of their own."""
     named: dict[str, Any] = {
@@ -167,5 +169,6 @@ def _overrides(
         "accumulate": accumulate,
         "amp": amp,
         "ema": {} if ema else None,
+        "data.skip_broken": skip_broken or None,
     }
     return {key: value for key, value in named.items() if value is not None}

@@ -14,6 +14,7 @@ import click
 @click.option("--split", type=click.Choice(["val", "test"]), default="val", show_default=True, help="Key of `data`.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--gpus", type=click.IntRange(min=1), metavar="N", help="Detect in N processes, each on a GPU.")
+@click.option("--skip-broken", is_flag=True, help="Go on without images that cannot be used; they are counted.")
 @click.option("--out", type=click.Path(path_type=Path), help="Also write the detections here, as COCO results (JSON).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 @click.option(
@@ -27,6 +28,7 @@ def command(
     split: str,
     device: str,
     gpus: int | None,
+    skip_broken: bool,
     out: Path | None,
     as_json: bool,
     assignments: tuple[str, ...],
@@ -69,7 +71,7 @@ def command(
         with evaluation_progress(console) as progress:
             result = evaluate_checkpoint(
                 loaded,
-                parse_overrides(assignments),
+                ({"data.skip_broken": True} if skip_broken else {}) | parse_overrides(assignments),
                 split,
                 config=config,
                 device=world.device,
@@ -90,6 +92,8 @@ def command(
         click.echo(f"{result}\n\nAP of each class\n{result.per_class_table()}")
     else:
         click.echo("no mAP: there are no annotations")
+    if result.coverage:
+        click.echo(result.coverage)
     click.echo(f"{result.seconds:.1f} s")
     if out is not None:
         click.echo(f"  {out}")

@@ -23,7 +23,7 @@ from cskd_train.engine.step import AveragedStudent, TrainStep
 from cskd_train.errors import TrainError
 from cskd_train.files.checkpoints import load_checkpoint, load_weights
 from cskd_train.files.downloads import local_file
-from cskd_train.mm import datasets
+from cskd_train.mm import data_sources, datasets
 from cskd_train.mm.detector import build_distilled, build_student
 from cskd_train.mm.ops import serve
 
@@ -40,7 +40,14 @@ class Parts:
     step: TrainStep
     loader: TrainLoader
     learning_rate: float  # after scaling
+    training: Any  # mmdet's dataset
     validation: Any  # mmdet's test dataset, or None without a validation split
+
+    @property
+    def images(self) -> dict[str, tuple[int, int]]:
+        """Split -> how many images it uses, and how many could not be used and are left out."""
+        splits = {"train": self.training, "val": self.validation}
+        return {split: datasets.counts(one) for split, one in splits.items() if one is not None}
 
 
 def check_data(cfg: Config, splits: Iterable[str] = ("train", "val")) -> list[str]:
@@ -115,7 +122,7 @@ def build_parts(cfg: Config, seed: int, world: World, work_dir: str, say: Callab
     for note in (*notes, *(() if distilled is None else distilled.remarks), sentence):
         say(note)
     distiller = None if distilled is None else distilled.distiller
-    return Parts(student, trained, classes, distiller, runner, step, loader, lr, validation)
+    return Parts(student, trained, classes, distiller, runner, step, loader, lr, train_set, validation)
 
 
 def scaled_learning_rate(cfg: Config, images: int, counts: tuple[int, int, int]) -> tuple[float, str]:
@@ -162,7 +169,7 @@ def check_split(cfg: Config, split: str, classes: Sequence[str] = (), *, scored:
         DataError: a file of it is missing or cannot be used.
     """
     warnings: list[str] = []
-    sources = list(datasets.sources(_split(cfg, split)))
+    sources = _sources(cfg, split)
     for source in sources:
         dataset = source.read(classes or sources[0].classes)
         report = check(dataset, use_memory=True)
@@ -179,9 +186,9 @@ def class_names(cfg: Config, split: str) -> tuple[str, ...]:
     """The classes of a split, in the order of its labels.
 
     Raises:
-        TrainError: the config has no such split; as `datasets.classes_of`.
+        TrainError: the config has no such split; as `data_sources.classes_of`.
     """
-    return datasets.classes_of(_split(cfg, split))
+    return data_sources.classes_of(_split(cfg, split))
 
 
 def shared_pictures(cfg: Config, splits: Iterable[str]) -> list[str]:
@@ -189,7 +196,7 @@ def shared_pictures(cfg: Config, splits: Iterable[str]) -> list[str]:
     found = {
         split: merge([source.read(classes) for source in sources])
         for split in splits
-        if (sources := list(datasets.sources(_split(cfg, split)))) and (classes := sources[0].classes)
+        if (sources := _sources(cfg, split)) and (classes := sources[0].classes)
     }
     return [str(note) for note in check_together(found)]
 
@@ -206,7 +213,7 @@ def build_split(cfg: Config, split: str, classes: Sequence[str] = ()) -> Any:
     """
     settings = _split(cfg, split)
     try:
-        dataset = datasets.build(settings, test_mode=split != "train", classes=classes)
+        dataset = datasets.build(settings, split != "train", classes, skips_broken(cfg))
     except (KeyError, TypeError, AssertionError) as error:
         raise TrainError(f"data.{split} of the config cannot be built: {error}") from error
     if len(dataset) == 0:
@@ -228,6 +235,39 @@ def check_classes(model: nn.Module, classes: tuple[str, ...]) -> None:
                 f"{', ...' if len(classes) > 8 else ''}): --set model.{name}.num_classes={len(classes)}, "
                 "or set `classes` in the config's data"
             )
+
+
+def skips_broken(cfg: Config) -> bool:
+    """Whether training and evaluation go on without images that cannot be used.
+
+    Raises:
+        TrainError: the setting is neither True nor False.
+    """
+    value = cfg.data.get("skip_broken", False)
+    if not isinstance(value, bool):
+        raise TrainError(f"data.skip_broken = {value!r}: expected True or False")
+    return value
+
+
+def agree_on_broken(cfg: Config, splits: Iterable[str], world: World) -> None:
+    """Have the processes of a run leave out the same images: those that cannot be used on any of its machines.
+
+    One process of each machine decodes every image.
+
+    Raises:
+        SharedError: one of them has nothing left, or cannot use a file.
+    """
+    if world.size == 1 or not skips_broken(cfg):
+        return
+    sources = [source for split in splits if has_split(cfg, split) for source in _sources(cfg, split)]
+    found = world.together(lambda: [one.left_out() for one in sources] if world.local_rank == 0 else None)
+    everywhere = [machine for machine in world.gather(found) if machine is not None]
+    for source, *faults in zip(sources, *everywhere, strict=True):
+        source.leave_out({key: fault for machine in faults for key, fault in machine.items()})
+
+
+def _sources(cfg: Config, split: str) -> list[data_sources.Source]:
+    return list(data_sources.sources(_split(cfg, split), skips_broken(cfg)))
 
 
 def _split(cfg: Config, split: str) -> Any:

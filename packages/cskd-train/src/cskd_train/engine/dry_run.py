@@ -19,6 +19,7 @@ from cskd_train.engine.prepare import RunOptions, explained_failures, stopped_at
 from cskd_train.engine.run import Run
 from cskd_train.engine.signals import stop_on_signals
 from cskd_train.engine.step import StepReport
+from cskd_train.results import skipped_images
 
 STEPS = 2
 
@@ -92,6 +93,10 @@ def _plan(run: Run, reports: list[StepReport], seconds: float) -> Iterable[tuple
         interval = (cfg.get("evaluation") or {}).get("interval", 1)
         yield "evaluation", f"every {interval} epoch(s) on {len(parts.validation)} images; its time is not in the above"
     every = f" and every {run.options.checkpoint_every} steps" if run.options.checkpoint_every else ""
+    images = {split: used for split, (used, _) in parts.images.items()}
+    skipped = {split: lost for split, (_, lost) in parts.images.items()}
+    if any(skipped.values()):
+        yield "skipped", skipped_images(images, skipped)
     yield "saved", f"{run.work_dir.last} after every epoch{every}, best.pth beside it"
     first = reports[0].terms
     for name in ("loss", *(name for name in first if "loss" in name and name != "loss")):

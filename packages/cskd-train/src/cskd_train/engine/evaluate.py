@@ -15,7 +15,7 @@ from torch import nn
 import cskd_data
 from cskd_data.files import write_json
 from cskd_data.results import CocoResult
-from cskd_train.engine.build import WORKERS, build_split, check_classes, check_split
+from cskd_train.engine.build import WORKERS, agree_on_broken, build_split, check_classes, check_split
 from cskd_train.engine.distributed import World
 from cskd_train.engine.loader import end_workers, evaluation_loader, to_device
 from cskd_train.files.checkpoints import Checkpoint, load_checkpoint, load_weights
@@ -98,11 +98,12 @@ def evaluate_checkpoint(
         checkpoint = load_checkpoint(checkpoint, require_config=config is None)
     cfg = load_config(config, overrides) if config else config_from_data(checkpoint.config, overrides)
     classes = checkpoint.classes or ()
+    world = world or World()
+    agree_on_broken(cfg, [split], world)
     for warning in check_split(cfg, split, classes, scored=False):
         if warn is not None:
             warn(warning)
     begin = time.perf_counter()
-    world = world or World()
     dataset = build_split(cfg, split, classes)
     model = build_trained(cfg, checkpoint, device)
     check_classes(model, dataset.CLASSES)
@@ -118,7 +119,8 @@ def _scored(dataset: Any, detections: Detections, split: str, begin: float, worl
     if world.is_main and dataset.normal.annotated:
         result = cskd_data.evaluate(dataset.normal, detections, split=split, seconds=seconds)
     elif world.is_main:
-        result = CocoResult({}, {}, split, len(dataset), len(detections), seconds)
+        skipped = len(dataset.normal.left_out)
+        result = CocoResult({}, {}, split, len(dataset), len(detections), seconds, skipped)
     shared = world.from_main(result)
     assert shared is not None
     return shared

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 
 from cskd_data.files import write_json
-from cskd_train.engine.build import Parts, build_parts, download
+from cskd_train.engine.build import Parts, agree_on_broken, build_parts, download
 from cskd_train.engine.device import device_name, keep_freed_memory
 from cskd_train.engine.distributed import SharedError, World, is_launched, is_restart, joined
 from cskd_train.engine.evaluate import EvaluationStopped, evaluate
@@ -77,6 +77,7 @@ class Run:
         # The process that launches others has looked and reported already; under torchrun one of each machine does.
         look = not is_launched() and world.local_rank == 0
         self.cfg, self.work_dir = world.together(lambda: prepare(options, partial(say, console), look))
+        agree_on_broken(self.cfg, ("train", "val"), world)
         self.config_data = config_to_data(self.cfg)
         asked = {"--seed": options.seed, "--checkpoint-every": options.checkpoint_every}
         world.check_equal("settings", {**dict(flat(self.config_data)), **asked})
@@ -192,7 +193,8 @@ class Run:
             self._interrupt()
         if trained.state.evaluated(result, position.epoch) and self.saver.best(position):
             trained.state.best_saved()
-        trained.recorder.validation(position.epoch, position.step, result.metrics)
+        skipped = {"skipped_images": result.skipped_images} if result.skipped_images else {}
+        trained.recorder.validation(position.epoch, position.step, {**result.metrics, **skipped})
         self.saver.last(position, required=position.epoch == self.cfg.runner.max_epochs)
         return result.metrics
 
@@ -275,6 +277,8 @@ class Run:
             device=device_name(self.world.device),
             processes=self.world.size,
             skipped_steps=state.skipped,
+            images={split: used for split, (used, _) in self.parts.images.items()},
+            skipped_images={split: skipped for split, (_, skipped) in self.parts.images.items()},
             command=self.options.command,
             started=self.started,
             versions=versions(),

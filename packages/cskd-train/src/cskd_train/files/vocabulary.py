@@ -129,6 +129,7 @@ TABLES: Mapping[str, Mapping[str, Rule]] = {
     "data": {
         "samples_per_gpu": AT_LEAST_1,
         "workers_per_gpu": AT_LEAST_0,
+        "skip_broken": FLAG,
         "train": OBEYED,
         "val": OBEYED,
         "test": OBEYED,

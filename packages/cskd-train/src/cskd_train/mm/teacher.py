@@ -12,7 +12,7 @@ from cskd_train.errors import TrainError
 from cskd_train.files.checkpoints import load_checkpoint, load_weights
 from cskd_train.files.config import config_from_data, load_config
 from cskd_train.files.downloads import fetch
-from cskd_train.mm.datasets import classes_of
+from cskd_train.mm.data_sources import classes_of
 from cskd_train.mm.normalization import Normalization
 from cskd_train.mm.plain import build_without_pretrained
 
