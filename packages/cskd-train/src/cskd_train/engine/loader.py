@@ -24,6 +24,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from cskd_train.engine.device import keep_freed_memory
 from cskd_train.engine.distributed import World
+from cskd_train.engine.open_files import allow_open_files
 from cskd_train.engine.signals import outlive_the_step
 
 Place = tuple[int, int]  # epoch, index of an image
@@ -107,6 +108,7 @@ class TrainLoader:
     def __init__(
         self, dataset: Any, batch_size: int, workers: int, seed: int, world: World | None = None, accumulate: int = 1
     ) -> None:
+        allow_open_files(workers, batch_size)
         self.world = world or World()
         self.batch_size = batch_size
         self.accumulate = accumulate
@@ -194,6 +196,7 @@ def end_workers(batches: Any) -> None:
 
 def evaluation_loader(dataset: Any, workers: int, world: World | None = None) -> DataLoader:
     """One image at a time, so that a result depends on one image only; process r of n has images r, r + n, ..."""
+    allow_open_files(workers, 1)
     world = world or World()
     return DataLoader(
         dataset,

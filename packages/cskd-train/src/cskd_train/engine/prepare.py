@@ -18,6 +18,7 @@ from cskd_core.plan import DistillPlan
 from cskd_train.engine.build import check_data
 from cskd_train.engine.distributed import is_launched, is_worker
 from cskd_train.engine.loader import Position
+from cskd_train.engine.open_files import WAYS_OUT, too_many_open_files
 from cskd_train.engine.resume import Resumption
 from cskd_train.engine.signals import Interrupted, StopRequest
 from cskd_train.engine.workdir import WorkDir
@@ -139,8 +140,12 @@ def explained_failures(stop: StopRequest) -> Iterator[None]:
             f"the GPU has too little memory: {error}. Lower the batch size (--batch-size) and raise --accumulate by "
             "as much, or train with --amp"
         ) from error
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (OSError, RuntimeError) as error:
+        if too_many_open_files(error):
+            raise TrainError(
+                f"no further file can be opened ({error}), and workers that load images need many: {WAYS_OUT}"
+            ) from error
+        if isinstance(error, OSError) or "DataLoader worker" not in str(error):
             raise
         stop.check()  # a signal to the whole process group ends the loader's workers too
         raise TrainError(

@@ -13,6 +13,7 @@ from mmdet.datasets import DATASETS, CocoDataset
 
 import cskd_data
 from cskd_data.clean import usable
+from cskd_data.formats import format_of
 from cskd_data.ids import Key
 from cskd_data.names import plain_name
 from cskd_train.errors import TrainError
@@ -122,7 +123,8 @@ def sources(cfg: Any, skip_broken: bool = False) -> Iterator[Source]:
 
 
 def _is_coco(path: str) -> bool:
-    return not os.path.isdir(path) and Path(path).suffix.lower() not in (".yaml", ".yml", ".xml", ".txt")
+    file = Path(path)
+    return not file.exists() or (file.is_file() and format_of(file) == "coco")
 
 
 def classes_of(cfg: Any) -> tuple[str, ...]:
