@@ -295,6 +295,15 @@ def test_names_that_are_not_utf8_and_terminals_that_are_not_lose_nothing(yolo, t
     assert rb"caf\udce9 \udcff.png is empty (0 bytes)" in done.stderr
 
 
+def test_a_run_in_a_work_dir_whose_name_is_not_utf8_is_refused_before_it_is_made(tmp_path, tiny_config, shapes_root):
+    odd = tmp_path / os.fsdecode(b"runs \xff") / "a"
+    done = in_a_shell("run", tiny_config, "--work-dir", odd, "--set", f"data_root={shapes_root}")
+    assert done.returncode == 2
+    assert b"Traceback" not in done.stderr
+    assert b"has a name whose bytes are not UTF-8 text" in done.stderr
+    assert not odd.parent.exists()
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes into read-only folders")
 def test_a_folder_that_cannot_be_written_is_one_message(yolo, tmp_path, command_line):
     folder = tmp_path / "locked"

@@ -73,6 +73,24 @@ def check_writable(path: Path) -> None:
         raise _not_writable(path, error) from error
 
 
+def check_utf8_name(path: Path, what: str) -> None:
+    """Refuse a path for libraries that take names as UTF-8 only (TensorBoard, ONNX Runtime).
+
+    Args:
+        what: to begin the message with, such as `work dir`.
+
+    Raises:
+        DataError: its bytes are no UTF-8.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{what} {path} has a name whose bytes are not UTF-8 text, which TensorBoard and ONNX Runtime cannot open: "
+            "rename it, or give another one"
+        ) from error
+
+
 def sweep(paths: Iterable[Path]) -> None:
     """Remove the temporary files that killed processes left when they wrote `paths`; not those of a save going on."""
     for path in paths:

@@ -10,6 +10,7 @@ import mmap
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
+from cskd_data.files import check_utf8_name, check_writable
 from cskd_deploy.errors import DeployError
 from cskd_deploy.manifest import MANIFEST_KEY, Manifest
 from cskd_deploy.onnx_metadata import external_files
@@ -19,6 +20,16 @@ MOST_EXTERNAL_BYTES = 1 << 33
 MOST_METADATA = 1 << 20
 MOST_SIDE = 1 << 14  # pixels
 MOST_NAME = 200  # characters of a class name
+
+
+def check_model_output(path: Path) -> None:
+    """Fail before long work when a model file could not be written, or not be opened after it.
+
+    Raises:
+        DataError: says why.
+    """
+    check_utf8_name(path, "output")
+    check_writable(path)
 
 
 def check_model_file(path: Path, allow_external_data: bool = False) -> int:
@@ -32,9 +43,11 @@ def check_model_file(path: Path, allow_external_data: bool = False) -> int:
 
     Raises:
         DeployError: says what the file is, and what was expected.
+        DataError: its name is not UTF-8.
     """
     if not path.is_file():
         raise DeployError(f"model {path} does not exist" if not path.exists() else f"model {path} is not a file")
+    check_utf8_name(path, "model")
     size = path.stat().st_size
     if not size:
         raise DeployError(f"model {path} is empty (0 bytes): export it again")

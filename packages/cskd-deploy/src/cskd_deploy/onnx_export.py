@@ -19,12 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cskd_data.files import check_writable, write_atomically
+from cskd_data.files import write_atomically
 from cskd_deploy.agreement import Agreement
 from cskd_deploy.backends.interface import CANDIDATE
 from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend, import_onnxruntime
 from cskd_deploy.errors import BackendMissing
 from cskd_deploy.manifest import GraphForm, Manifest
+from cskd_deploy.model_file import check_model_output
 from cskd_deploy.student import INSTALL, Student, load_student
 from cskd_deploy.verification import verify
 
@@ -92,7 +93,7 @@ def export(
         CheckFailed: the exported graph does not compute what mmdet does; no file is written.
     """
     _require_exporters()
-    check_writable(output)
+    check_model_output(output)
     progress(f"reading {checkpoint}")
     student = load_student(checkpoint, config)
     manifest = student.manifest(input_size, OPSET, form)

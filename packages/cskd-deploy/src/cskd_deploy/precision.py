@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from cskd_data import Dataset
-from cskd_data.files import check_writable, write_atomically
+from cskd_data.files import write_atomically
 from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend
 from cskd_deploy.calibration import CalibrationReader, calibration_images
 from cskd_deploy.coco_eval import load_dataset, measure
@@ -24,6 +24,7 @@ from cskd_deploy.float16 import half_layers, to_float16
 from cskd_deploy.int8 import Quantizer
 from cskd_deploy.layers import WEIGHTED, layers, matching
 from cskd_deploy.manifest import Manifest
+from cskd_deploy.model_file import check_model_output
 from cskd_deploy.sensitivity import Search, search
 
 FP32 = "fp32"
@@ -110,7 +111,7 @@ def convert_to_fp16(source: Path, output: Path, keep_float: Collection[str], pro
         BackendMissing: onnx or onnxruntime is not installed.
         CheckFailed: weights or results are beyond the range of FP16; no file is written.
     """
-    check_writable(output)
+    check_model_output(output)
     with _Source(source) as known:
         kept = matching(known.layers, keep_float)
         progress("converting to FP16")
@@ -144,7 +145,7 @@ def convert_to_int8(
         BackendMissing: as `convert_to_fp16`; also when onnxruntime is too old.
         CheckFailed: as `convert_to_fp16`; also when the search finds nothing within its drop.
     """
-    check_writable(output)
+    check_model_output(output)
     with _Source(source) as known, tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         matching(known.layers, keep_float)  # before the images are read

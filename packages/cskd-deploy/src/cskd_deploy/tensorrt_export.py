@@ -16,7 +16,7 @@ from cskd_deploy.engine_shapes import range_from_list, written
 from cskd_deploy.errors import BackendMissing, DeployError
 from cskd_deploy.gpu_driver import Driver, find_driver
 from cskd_deploy.manifest import Manifest, manifest_from_metadata
-from cskd_deploy.model_file import check_manifest, check_metadata, check_model_file
+from cskd_deploy.model_file import check_manifest, check_metadata, check_model_file, check_model_output
 from cskd_deploy.onnx_metadata import metadata_of
 from cskd_deploy.tensorrt_api import MODULE
 from cskd_deploy.tensorrt_build import BuildSettings
@@ -111,7 +111,7 @@ def export_engine(
         BackendMissing: as `require_tensorrt`.
         DeployError: the model cannot be read, TensorRT refuses it or crashes, or `output` cannot be written.
     """
-    check_writable(output)
+    check_model_output(output)
     if timing_cache is not None:
         check_writable(timing_cache)
     content, model = read_model(onnx)

@@ -11,11 +11,11 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from cskd_data.files import check_writable
 from cskd_deploy.commands.precision_options import PrecisionPlan, precision_options, precision_plan
 from cskd_deploy.commands.tensorrt_options import build, build_options, engine_path, refuse_build_options
 from cskd_deploy.errors import DeployError
 from cskd_deploy.manifest import GraphForm
+from cskd_deploy.model_file import check_model_output
 from cskd_deploy.tensorrt_export import require_tensorrt
 
 
@@ -153,7 +153,7 @@ def _lowered(
     """Write `target` in the plan's precision, from the FP32 file, or where there is none from what `plain` writes."""
     if onnx_file is not None:
         return plan.convert(onnx_file, target, progress)
-    check_writable(target)
+    check_model_output(target)
     with tempfile.TemporaryDirectory() as folder:
         exported = Path(folder) / "student.onnx"
         click.echo(str(plain(exported)), err=True)

@@ -8,7 +8,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from cskd_data.files import sweep
+from cskd_data.files import check_utf8_name, sweep
 from cskd_train.errors import TrainError
 
 
@@ -66,7 +66,9 @@ class WorkDir:
 
         Raises:
             TrainError: the folder cannot be made, or holds a run and neither `resume` nor `overwrite` is set.
+            DataError: its name is not UTF-8.
         """
+        check_utf8_name(self.root, "work dir")
         nearest = next((folder for folder in (self.root, *self.root.parents) if folder.exists()), Path())
         if not nearest.is_dir():
             raise self._not_writable(f"{nearest} is not a folder")
