@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pkgutil
 import shutil
 import subprocess
@@ -121,6 +122,20 @@ def test_doctor_without_onnxruntime_is_exit_code_3(deploy, monkeypatch):
     assert "absent  onnxruntime" in done.out
 
 
+def test_training_packages_without_mmcv_are_exit_code_3_too(checkpoint):
+    code = f"""
+import importlib.util
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *package: None if name == "mmcv" else find_spec(name, *package)
+from cskd_deploy.cli import main
+main(["bench", {str(checkpoint)!r}])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 3, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "mmcv is not installed" in done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)  # most of it is the network's
 def test_a_fresh_environment_with_ort_alone_runs_every_command_but_export(
@@ -138,11 +153,14 @@ def test_a_fresh_environment_with_ort_alone_runs_every_command_but_export(
     install += [packages / "cskd-data", f"{packages / 'cskd-deploy'}[ort]"]
     subprocess.run(install, check=True, timeout=1000)
 
+    own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
         command = [str(argument) for argument in (binaries / "cskd-deploy", *arguments)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path, env=own)
 
-    listed = subprocess.run([binaries / "pip", "list", "--format=json"], capture_output=True, text=True, check=True)
+    pip = [binaries / "pip", "list", "--format=json"]
+    listed = subprocess.run(pip, capture_output=True, text=True, check=True, env=own)
     installed = {entry["name"].lower() for entry in json.loads(listed.stdout)}
     assert "onnxruntime" in installed
     assert not installed & {"torch", "mmdet", "mmcv", "mmcv-full", "onnx", "cskd-train", "cskd-core"}
@@ -163,7 +181,7 @@ def test_a_fresh_environment_with_ort_alone_runs_every_command_but_export(
     assert len(found) == len(list((tmp_path / "drawn").iterdir())) > 0
     whole = export(checkpoint, tmp_path / "whole.onnx", form=GraphForm(input="uint8", nms="graph")).path
     example = [binaries / "python", packages / "cskd-deploy" / "examples" / "detect.py", whole, found[0]["image"]]
-    lines = subprocess.run(example, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
+    lines = subprocess.run(example, capture_output=True, text=True, check=True, timeout=60, env=own).stdout.splitlines()
     best = found[0]["detections"][0]
     assert json.loads(lines[0]) == [
         best["class"],
