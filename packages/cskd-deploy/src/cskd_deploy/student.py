@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cskd_data import CocoResult, CskdError, Dataset
+from cskd_data import CocoResult, Dataset
 from cskd_deploy.environment import usable_cores, versions
 from cskd_deploy.errors import BackendMissing, DeployError
 from cskd_deploy.manifest import GraphForm, Manifest
@@ -140,10 +140,12 @@ def training_packages(purpose: str) -> Iterator[None]:
         BackendMissing: something to import is not installed.
         DeployError: cskd-train's message about bad input.
     """
+    failures: tuple[type[Exception], ...] = (ImportError,)
     try:
-        importlib.import_module("cskd_train.mm")  # first: it makes mmcv and mmdet work on today's torch
         refusals = importlib.import_module("cskd_train.errors").REFUSALS
-    except (ImportError, CskdError) as error:  # the latter: mmdet or mmcv is absent, or of a version that does not do
+        failures += refusals  # mmdet or mmcv is absent, or of a version that does not do
+        importlib.import_module("cskd_train.mm")  # before all else: it makes mmcv and mmdet work on today's torch
+    except failures as error:
         raise BackendMissing(
             f"{purpose} needs torch, mmdet and cskd-train, which cannot be imported ({error}). Install them: {INSTALL}"
         ) from error
