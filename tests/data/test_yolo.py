@@ -119,6 +119,21 @@ def test_a_folder_of_several_splits_or_of_none_is_no_split(yolo):
         read(root / "images" / "val")
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "nul\\0", "y/" * 3000])
+def test_names_that_no_file_can_have_are_as_names_of_files_that_are_not_there(yolo, name):
+    text = f'"{name}"'
+    root = yolo(f"path: {text}\ntrain: images/train\nval: images/val\n")
+    assert [str(note) for note in read(root).notes if "is not there: its own folder is taken" in str(note)]
+    assert list(boxes_of(read(root))) == ["train.jpg", "val.jpg"]
+    dataset = read(yolo(f"train: {text}\nval: images/val\n"))
+    assert "1 split not there: train" in str(dataset.notes[0])
+    plain = name.replace("\\0", "\0")
+    with pytest.raises(DataError, match="does not exist"):
+        read(plain)
+    with pytest.raises(DataError, match="does not exist"):
+        read(root, plain)
+
+
 def test_the_folder_beside_goes_before_one_of_another_set(yolo, tmp_path):
     root = yolo("train: ../images/train\n")
     write_photo(tmp_path / "images" / "train" / "stranger.jpg")

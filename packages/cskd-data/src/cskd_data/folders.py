@@ -16,7 +16,7 @@ def check_folder(images: Path, source: Path) -> Path:
     Raises:
         DataError: it is none.
     """
-    if not images.is_dir():
+    if not os.path.isdir(images):
         raise DataError(f"the image folder {images} of {source} does not exist: {GIVE_IMAGES}")
     return images
 

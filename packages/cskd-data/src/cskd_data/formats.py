@@ -26,10 +26,10 @@ def format_of(path: Path) -> str:
     Raises:
         DataError: nothing is there, or a folder of none of these.
     """
-    if not path.exists():
+    if not os.path.exists(path):  # not `path.exists()`, which raises for a name that is too long
         raise DataError(f"annotation file {path} does not exist: give a COCO file, a VOC folder or a YOLO data.yaml")
     suffix = path.suffix.lower()
-    if path.is_file():
+    if os.path.isfile(path):
         if split_of(path) is not None:
             return "voc"
         return "yolo" if suffix in (".yaml", ".yml") else "voc" if suffix == ".xml" else "coco"
@@ -59,10 +59,10 @@ def split_of(path: Path) -> tuple[Path, str] | None:
     A split is named by its list (`VOC2007/ImageSets/Main/train.txt`), or by the folder that holds it: with its data set
     in `aquarium/data.yaml`, `aquarium/valid` and `aquarium/valid/images` are its split val.
     """
-    if path.is_file():
+    if os.path.isfile(path):
         lists = next((above for above in list(path.parents)[:2] if above.name == "ImageSets"), None)
         return (lists.parent, path.stem) if lists is not None and path.suffix.lower() == ".txt" else None
-    if not path.is_dir() or find_yaml(path) is not None or names_file(path) is not None:
+    if not os.path.isdir(path) or find_yaml(path) is not None or names_file(path) is not None:
         return None
     folder = Path(os.path.abspath(path))
     for above in list(folder.parents)[:_LEVELS]:

@@ -48,7 +48,7 @@ def layout_of(path: Path, images: Path | None = None) -> Layout:
     Raises:
         DataError: nothing names the classes, a split is not there, or the YAML file is broken.
     """
-    file = path if path.is_file() else find_yaml(path)
+    file = path if os.path.isfile(path) else find_yaml(path)
     if file is not None:
         return _of_yaml(file, images)
     named = names_file(path)
@@ -89,7 +89,7 @@ def _of_yaml(file: Path, folder: Path | None) -> Layout:
     base = beside = folder or file.parent
     if folder is None and isinstance(data.get("path"), str) and data["path"]:
         named = file.parent / data["path"]
-        if named.is_dir():
+        if os.path.isdir(named):
             base = named
         else:
             notes.append(Note(f"path {data['path'][:200]!r} of {file.name} is not there: its own folder is taken"))
@@ -180,15 +180,13 @@ def _resolve(entry: str, base: Path, beside: Path) -> Path | None:
     candidates += [base / name, beside / name]
     parts = [part for part in name.split("/") if part not in ("", ".", "..")]
     candidates += [beside.joinpath(*parts[first:]) for first in range(1, len(parts))]  # a folder of another machine
-    try:
-        return next((path for path in candidates if path.exists()), None)
-    except (OSError, ValueError):  # a name that is too long, or with a null character
-        return None
+    # Not `Path.exists`, which raises for a name that is too long.
+    return next((path for path in candidates if os.path.exists(path)), None)
 
 
 def _images_of(found: Path, base: Path) -> Iterator[Path]:
     """The images of a folder, or those that a text file lists; listed ones may be missing."""
-    if found.is_dir():
+    if os.path.isdir(found):
         yield from files_below(found, SUFFIXES)
         return
     try:
