@@ -80,7 +80,8 @@ def main(folder: Path, images: int, boxes: int, rounds: int, out: Path | None) -
 
 
 def dry_run(root: Path) -> list[str]:
-    return ["run", str(CONFIG), "--dry-run", "--device", "cpu", "--set", f"data_root={root}"]
+    options = ["--work-dir", str(root / "work"), "--device", "cpu", "--set", f"data_root={root}"]  # never made
+    return ["run", str(CONFIG), "--dry-run", *options]
 
 
 def measured(arguments: list[str], cache: str) -> dict[str, float]:
