@@ -71,3 +71,8 @@ def boxes_of(dataset):
         box = [round(value, 3) for value in one["bbox"]]
         found[names[one["image_id"]]].append([*box, dataset.classes[one["category_id"] - 1]])
     return found
+
+
+def note_of(dataset, words) -> str:
+    (found,) = [str(note) for note in dataset.notes if words in str(note)]
+    return found
