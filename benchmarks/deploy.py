@@ -25,13 +25,13 @@ import cv2
 import torch
 
 from cskd_data.images import list_images, read_image
-from cskd_deploy import environment
 from cskd_deploy.backends import backend_for
-from cskd_deploy.bench import measure, random_images
-from cskd_deploy.bench_report import BenchReport
-from cskd_deploy.detector import Detector
-from cskd_deploy.onnx_export import export
-from cskd_deploy.precision import CalibrationSettings, convert_to_int8
+from cskd_deploy.detect.detector import Detector
+from cskd_deploy.exporter.onnx import export
+from cskd_deploy.lower.conversion import CalibrationSettings, convert_to_int8
+from cskd_deploy.measure import environment
+from cskd_deploy.measure.bench import measure, random_images
+from cskd_deploy.measure.report import BenchReport
 from cskd_train.files import checkpoints
 from cskd_train.files.config import config_to_data, load_config
 from cskd_train.mm.data_sources import classes_of

@@ -19,15 +19,15 @@ import numpy as np
 
 from cskd_data import Dataset, evaluate
 from cskd_data.images import read_image
-from cskd_deploy.agreement import Boxes, match
+from cskd_deploy.accuracy.agreement import Boxes, match
+from cskd_deploy.accuracy.eval import in_coco_form, load_dataset
 from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend
-from cskd_deploy.coco_eval import in_coco_form, load_dataset
-from cskd_deploy.detector import Detector
-from cskd_deploy.environment import versions
-from cskd_deploy.manifest import GraphForm
-from cskd_deploy.onnx_export import export
-from cskd_deploy.postprocess import Detections
-from cskd_deploy.student import Student, load_student
+from cskd_deploy.detect.detector import Detector
+from cskd_deploy.detect.postprocess import Detections
+from cskd_deploy.exporter.onnx import export
+from cskd_deploy.exporter.student import Student, load_student
+from cskd_deploy.measure.environment import versions
+from cskd_deploy.model.manifest import GraphForm
 
 PADDING = 64
 FORMS = {

@@ -73,7 +73,7 @@ def call(capsys):
 def model(tmp_path_factory):
     """`model(classes)`: a checkpoint of untrained weights for these classes, and its ONNX file."""
     import cskd_train.mm  # noqa: F401  (before mmcv is imported)
-    from cskd_deploy.onnx_export import export
+    from cskd_deploy.exporter.onnx import export
     from tests.deploy.students import student_config, write_checkpoint
 
     @functools.cache

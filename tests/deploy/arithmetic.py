@@ -13,10 +13,10 @@ import cv2
 import numpy as np
 
 from cskd_data.shapes.scene import draw_scene
-from cskd_deploy.agreement import match
-from cskd_deploy.manifest import GraphForm, Postprocessing, Preprocessing
-from cskd_deploy.postprocess import Detections, placed_detections, select_detections
-from cskd_deploy.preprocess import PreparedImage, prepare
+from cskd_deploy.accuracy.agreement import match
+from cskd_deploy.detect.postprocess import Detections, placed_detections, select_detections
+from cskd_deploy.detect.preprocess import PreparedImage, prepare
+from cskd_deploy.model.manifest import GraphForm, Postprocessing, Preprocessing
 
 SIZES = {"lying": (97, 311), "upright": (240, 131)}  # (height, width)
 FORMS = {"float": GraphForm(), "uint8": GraphForm("uint8"), "dynamic": GraphForm("uint8", dynamic=True)}

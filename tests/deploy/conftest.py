@@ -78,7 +78,7 @@ def classes(shapes_root) -> tuple[str, ...]:
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory, classes) -> Callable[[str], Exported]:
     """A student of a family, exported at its own size, made when it is first asked for: `exported("FCOS").model`."""
-    from cskd_deploy.onnx_export import export
+    from cskd_deploy.exporter.onnx import export
 
     @functools.cache
     def make(family: str) -> Exported:
@@ -108,7 +108,7 @@ def annotated(tmp_path_factory, shapes_root, exported, classes) -> Callable[[str
     """
     import numpy as np
 
-    from cskd_deploy.student import load_student
+    from cskd_deploy.exporter.student import load_student
 
     @functools.cache
     def make(family: str) -> Path:

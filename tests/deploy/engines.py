@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from cskd_deploy.cuda_graph import CudaGraph
-from cskd_deploy.engine_session import EngineSession, LoadedEngine
-from cskd_deploy.gpu_driver import Driver, Gpu
-from cskd_deploy.manifest import Manifest, Postprocessing, Preprocessing
-from cskd_deploy.tensorrt_build import BuildSettings, build_engine
-from cskd_deploy.tensorrt_export import read_model
+from cskd_deploy.backends.tensorrt.build import BuildSettings, build_engine
+from cskd_deploy.backends.tensorrt.driver import CudaGraph, Driver, Gpu
+from cskd_deploy.backends.tensorrt.export import read_model
+from cskd_deploy.backends.tensorrt.session import EngineSession, LoadedEngine
+from cskd_deploy.model.manifest import Manifest, Postprocessing, Preprocessing
 
 from .gpu_double import BuffersDouble, DriverDouble, GpuDouble
 from .tensorrt_double import session_of

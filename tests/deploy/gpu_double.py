@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from cskd_deploy.backends.buffers.base import Block, Buffers
+from cskd_deploy.backends.tensorrt.memory import Block, Buffers
 
 STREAM = 0x7F00_1234_5678  # wider than 32 bits, as real handles are
 Work = Callable[[], None]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cskd_deploy.errors import DeployError
-from cskd_deploy.mmdet_model import candidates_per_level, family_of, postprocessing_of, proposals_of
+from cskd_deploy.exporter.mmdet_config import candidates_per_level, family_of, postprocessing_of, proposals_of
 
 from .students import student_config, write_checkpoint
 

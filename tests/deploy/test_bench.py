@@ -16,12 +16,12 @@ import torch
 
 from cskd_deploy.backends.base import Backend
 from cskd_deploy.backends.torch import TorchBackend
-from cskd_deploy.bench import Latencies, check_comparable, measure, random_images
-from cskd_deploy.cold_start import measure_cold
-from cskd_deploy.detector import Detector
+from cskd_deploy.detect.detector import Detector
 from cskd_deploy.errors import DeployError
-from cskd_deploy.manifest import GraphForm, Manifest, Postprocessing, Preprocessing
-from cskd_deploy.plot import read_evaluations
+from cskd_deploy.measure.bench import Latencies, check_comparable, measure, random_images
+from cskd_deploy.measure.cold_start import measure_cold
+from cskd_deploy.measure.plot import read_evaluations
+from cskd_deploy.model.manifest import GraphForm, Manifest, Postprocessing, Preprocessing
 
 from .students import FAMILIES
 
@@ -70,7 +70,7 @@ class Counting(Backend):
 
 
 def test_detectors_take_turns_until_time_and_count_are_reached(monkeypatch):
-    monkeypatch.setattr("cskd_deploy.bench.TURN_SECONDS", 0.01)
+    monkeypatch.setattr("cskd_deploy.measure.bench.TURN_SECONDS", 0.01)
     calls: list[str] = []
     detectors = [Detector(Counting(name, calls)) for name in ("one", "two")]
     found = measure(detectors, random_images((32, 32)), duration=0.1, iterations=20, warmup=0.0)
@@ -107,7 +107,7 @@ def test_graphs_that_normalise_and_graphs_that_do_not_are_compared_but_not_those
 
 
 def test_each_batch_size_is_timed_in_turns_and_counts_its_images(monkeypatch):
-    monkeypatch.setattr("cskd_deploy.bench.TURN_SECONDS", 0.005)
+    monkeypatch.setattr("cskd_deploy.measure.bench.TURN_SECONDS", 0.005)
     calls: list[str] = []
     detectors = [Detector(Counting(name, calls)) for name in ("one", "two")]
     found = measure(detectors, random_images((32, 32)), batches=(1, 4), duration=0.02, iterations=5, warmup=0.0)
@@ -119,7 +119,7 @@ def test_each_batch_size_is_timed_in_turns_and_counts_its_images(monkeypatch):
 
 
 def test_what_a_device_tells_of_its_copies_is_summed_up_beside_the_stages(monkeypatch):
-    monkeypatch.setattr("cskd_deploy.bench.TURN_SECONDS", 0.005)
+    monkeypatch.setattr("cskd_deploy.measure.bench.TURN_SECONDS", 0.005)
     backend = Counting("one", [])
     backend.device_milliseconds = {"h2d": 0.5, "compute": 2.0, "d2h": 0.25}
     (found,) = measure([Detector(backend)], random_images((32, 32)), duration=0.0, iterations=2, warmup=0.0)

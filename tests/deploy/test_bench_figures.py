@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cskd_deploy.bench import Latencies, measure, random_images
-from cskd_deploy.bench_report import BenchReport
-from cskd_deploy.cold_start import ColdStart
-from cskd_deploy.detector import Detector
-from cskd_deploy.plot import Evaluation, mean_average_precision
+from cskd_deploy.detect.detector import Detector
+from cskd_deploy.measure.bench import Latencies, measure, random_images
+from cskd_deploy.measure.cold_start import ColdStart
+from cskd_deploy.measure.plot import Evaluation, mean_average_precision
+from cskd_deploy.measure.report import BenchReport
 
 from .test_bench import Counting
 
@@ -116,7 +116,7 @@ class Slow(Counting):
     ],
 )
 def test_warm_up_duration_and_iterations_are_kept_to(options, warm, timed_batches, clock, monkeypatch):
-    monkeypatch.setattr("cskd_deploy.bench.TURN_SECONDS", 0.045)
+    monkeypatch.setattr("cskd_deploy.measure.bench.TURN_SECONDS", 0.045)
     backend = Slow(clock)
     (found,) = measure([Detector(backend)], random_images((32, 32)), **options)
     turns = -(-timed_batches // 5)

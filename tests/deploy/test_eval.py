@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from cskd_data import read
-from cskd_deploy.onnx_export import export
+from cskd_deploy.exporter.onnx import export
 
 from .students import FAMILIES, write_checkpoint
 

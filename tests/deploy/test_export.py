@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from cskd_data.images import read_image
-from cskd_deploy import onnx_export
-from cskd_deploy.agreement import match
+from cskd_deploy.accuracy.agreement import match
 from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend
 from cskd_deploy.backends.torch import TorchBackend
-from cskd_deploy.detector import Detector
+from cskd_deploy.detect.detector import Detector
+from cskd_deploy.detect.preprocess import resized_size
 from cskd_deploy.errors import DeployError
-from cskd_deploy.preprocess import resized_size
-from cskd_deploy.student import load_student
+from cskd_deploy.exporter import onnx as onnx_export
+from cskd_deploy.exporter.student import load_student
 
 from .conftest import detect_with_mmdet
 from .students import FAMILIES, student_config, write_checkpoint

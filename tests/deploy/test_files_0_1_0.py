@@ -11,13 +11,13 @@ import pytest
 
 from cskd_data.images import read_image
 from cskd_deploy import __version__
-from cskd_deploy.agreement import match
+from cskd_deploy.accuracy.agreement import match
 from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend
-from cskd_deploy.detector import Detector
-from cskd_deploy.engine_manifest import manifest_path, mismatches, read_engine_manifest
+from cskd_deploy.backends.tensorrt.driver import Gpu
+from cskd_deploy.backends.tensorrt.manifest import manifest_path, mismatches, read_engine_manifest
+from cskd_deploy.detect.detector import Detector
 from cskd_deploy.errors import DeployError
-from cskd_deploy.gpu_driver import Gpu
-from cskd_deploy.manifest import MANIFEST_KEY, manifest_from_metadata
+from cskd_deploy.model.manifest import MANIFEST_KEY, manifest_from_metadata
 
 SAMPLES = Path(__file__).parent / "files_0_1_0"
 EXPECTED = json.loads((SAMPLES / "expected.json").read_text())

@@ -13,19 +13,18 @@ import pytest
 import torch
 
 from cskd_data.images import read_image
-from cskd_deploy import onnx_export
-from cskd_deploy.agreement import match
+from cskd_deploy.accuracy.agreement import match
 from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend
 from cskd_deploy.backends.torch import TorchBackend
-from cskd_deploy.detector import Detector
+from cskd_deploy.detect.detector import Detector
+from cskd_deploy.detect.postprocess import select_detections
+from cskd_deploy.detect.preprocess import PreparedImage, normalised, padded_pixels
 from cskd_deploy.errors import CheckFailed, DeployError
-from cskd_deploy.graph.normalise import Normalise
-from cskd_deploy.graph.suppress import Suppress
-from cskd_deploy.manifest import GraphForm
-from cskd_deploy.mmdet_pipeline import preprocessing_of
-from cskd_deploy.postprocess import select_detections
-from cskd_deploy.preprocess import PreparedImage, normalised, padded_pixels
-from cskd_deploy.student import load_student
+from cskd_deploy.exporter import onnx as onnx_export
+from cskd_deploy.exporter.graph.whole import Normalise, Suppress
+from cskd_deploy.exporter.mmdet_config import preprocessing_of
+from cskd_deploy.exporter.student import load_student
+from cskd_deploy.model.manifest import GraphForm
 
 from .conftest import detect_with_mmdet
 from .students import FAMILIES, student_config

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from cskd_deploy.agreement import match
+from cskd_deploy.accuracy.agreement import match
 from cskd_deploy.backends.base import OUTPUTS
 from cskd_deploy.backends.torch import mmdet_candidates
-from cskd_deploy.graph.families import build_graph
-from cskd_deploy.graph.operators import non_max_suppression, roi_align
-from cskd_deploy.student import Student, load_student
+from cskd_deploy.exporter.graph.operators import non_max_suppression, roi_align
+from cskd_deploy.exporter.graph.whole import build_graph
+from cskd_deploy.exporter.student import Student, load_student
 
 from .students import SIZE, student_config, write_checkpoint
 

@@ -7,15 +7,15 @@ import json
 import pytest
 
 from cskd_deploy.errors import DeployError
-from cskd_deploy.layer_cost import count_layers, timed_layers
+from cskd_deploy.measure.layer_time import count_layers, timed_layers
 
 
 def test_multiplications_of_the_layers_are_those_that_pytorch_counts(deploy, exported):
     from torch.utils.flop_counter import FlopCounterMode
 
     from cskd_deploy.backends.torch import TorchBackend
-    from cskd_deploy.bench import random_images
-    from cskd_deploy.detector import Detector
+    from cskd_deploy.detect.detector import Detector
+    from cskd_deploy.measure.bench import random_images
 
     for family in ("RetinaNet", "FasterRCNN"):
         facts = json.loads(deploy("inspect", exported(family).model, "--json").out)

@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from cskd_deploy.errors import DeployError
-from cskd_deploy.layers import WEIGHTED, layers, matching, network
+from cskd_deploy.lower.layers import WEIGHTED, layers, matching, network
 
 from .students import FAMILIES
 
@@ -18,7 +18,7 @@ from .students import FAMILIES
 def test_every_layer_with_weights_has_the_name_of_its_module(family, exported):
     import torch
 
-    from cskd_deploy.student import load_student
+    from cskd_deploy.exporter.student import load_student
 
     model = load_student(exported(family).checkpoint).model
     kinds = (torch.nn.Conv2d, torch.nn.Linear)

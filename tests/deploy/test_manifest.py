@@ -8,7 +8,7 @@ import json
 import pytest
 
 from cskd_deploy.errors import DeployError
-from cskd_deploy.manifest import MANIFEST_KEY, GraphForm, manifest_from_metadata
+from cskd_deploy.model.manifest import MANIFEST_KEY, GraphForm, manifest_from_metadata
 
 from .test_bench import MANIFEST
 

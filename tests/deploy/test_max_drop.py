@@ -9,9 +9,9 @@ import pytest
 
 from cskd_data import CocoResult
 from cskd_data.results import COCO_METRICS
+from cskd_deploy.accuracy.eval import EvaluationResult
 from cskd_deploy.commands import eval as eval_command
-from cskd_deploy.results import EvaluationResult
-from cskd_deploy.sensitivity import search
+from cskd_deploy.lower.search import search
 
 
 def scored(mean: float) -> CocoResult:

@@ -9,10 +9,9 @@ import random
 import onnx
 import pytest
 
-from cskd_deploy import model_file as rules
 from cskd_deploy.errors import DeployError
-from cskd_deploy.model_file import check_model_file
-from cskd_deploy.onnx_metadata import operators_of
+from cskd_deploy.model import onnx_file as rules
+from cskd_deploy.model.onnx_file import check_model_file, operators_of
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ import onnxruntime
 import pytest
 import torch
 
-from cskd_deploy import cold_start
-from cskd_deploy.backends import tensorrt
-from cskd_deploy.environment import usable_cores
+from cskd_deploy.backends.tensorrt import backend as tensorrt
 from cskd_deploy.errors import DeployError
+from cskd_deploy.measure import cold_start
+from cskd_deploy.measure.environment import usable_cores
 
 from .engines import MANIFEST, write_small_model
 from .students import write_checkpoint
@@ -29,7 +29,7 @@ OTHERS = {None: usable_cores(), 3: 3}  # `--threads`, and how many there are the
 
 @pytest.fixture(autouse=True)
 def short_turns(monkeypatch):
-    monkeypatch.setattr("cskd_deploy.bench.TURN_SECONDS", 0.001)
+    monkeypatch.setattr("cskd_deploy.measure.bench.TURN_SECONDS", 0.001)
     before = cv2.getNumThreads()
     yield
     cv2.setNumThreads(before)

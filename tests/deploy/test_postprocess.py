@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cskd_deploy.manifest import Postprocessing
-from cskd_deploy.postprocess import select_detections, suppress_overlaps
-from cskd_deploy.preprocess import PreparedImage
+from cskd_deploy.detect.postprocess import select_detections, suppress_overlaps
+from cskd_deploy.detect.preprocess import PreparedImage
+from cskd_deploy.model.manifest import Postprocessing
 
 RULE = Postprocessing(
     score_threshold=0.05, nms_iou_threshold=0.5, nms_class_agnostic=False, max_per_image=100, clip_boxes=True

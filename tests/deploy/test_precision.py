@@ -14,12 +14,12 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from cskd_data.images import list_images, read_image
-from cskd_deploy.agreement import match
+from cskd_deploy.accuracy.agreement import match
 from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend
-from cskd_deploy.calibration import CalibrationReader, calibration_images
-from cskd_deploy.detector import Detector
-from cskd_deploy.float16 import to_float16
-from cskd_deploy.layers import WEIGHTED, layers, network
+from cskd_deploy.detect.detector import Detector
+from cskd_deploy.lower.calibration import CalibrationReader, calibration_images
+from cskd_deploy.lower.fp16 import to_float16
+from cskd_deploy.lower.layers import WEIGHTED, layers, network
 
 from .students import FAMILIES
 
@@ -179,8 +179,8 @@ RTX = pytest.mark.skipif(
 @RTX
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_a_tensorrt_parser_takes_the_lower_precisions(precision, converted, tmp_path):
-    from cskd_deploy.tensorrt_build import BuildSettings
-    from cskd_deploy.tensorrt_export import export_engine
+    from cskd_deploy.backends.tensorrt.build import BuildSettings
+    from cskd_deploy.backends.tensorrt.export import export_engine
 
     path = converted("FCOS", precision, "tensorrt" if precision == "int8" else "")
     settings = BuildSettings(compute_capability="SM80")
@@ -207,8 +207,8 @@ def test_named_layers_are_not_quantised(target, deploy, exported, shapes_root, t
 
 
 def test_a_student_of_dynamic_size_is_quantised_too(deploy, exported, shapes_root, tmp_path):
-    from cskd_deploy.manifest import GraphForm
-    from cskd_deploy.onnx_export import export
+    from cskd_deploy.exporter.onnx import export
+    from cskd_deploy.model.manifest import GraphForm
 
     export(exported("FCOS").checkpoint, tmp_path / "dynamic.onnx", form=GraphForm("uint8", True, "graph"))
     options = ("--precision", "int8", "--calibration-images", shapes_root / "images", "--calibration-count", 2)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from cskd_data.images import read_image
-from cskd_deploy.manifest import GraphForm
-from cskd_deploy.mmdet_pipeline import preprocessing_of
-from cskd_deploy.preprocess import padded_size, prepare, resized_size
+from cskd_deploy.detect.preprocess import padded_size, prepare, resized_size
+from cskd_deploy.exporter.mmdet_config import preprocessing_of
+from cskd_deploy.model.manifest import GraphForm
 
 from .conftest import prepare_with_mmdet
 from .students import student_config

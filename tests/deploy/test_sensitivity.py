@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cskd_deploy.errors import CheckFailed
-from cskd_deploy.sensitivity import search
+from cskd_deploy.lower.search import search
 
 HEADS = ("bbox_head.retina_cls", "bbox_head.retina_reg")
 

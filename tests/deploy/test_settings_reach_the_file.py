@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 
 from cskd_data.images import read_image
-from cskd_deploy import onnx_export
-from cskd_deploy.agreement import match
+from cskd_deploy.accuracy.agreement import match
 from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend
 from cskd_deploy.backends.torch import TorchBackend
-from cskd_deploy.detector import Detector
-from cskd_deploy.manifest import GraphForm
-from cskd_deploy.student import Student, load_student
+from cskd_deploy.detect.detector import Detector
+from cskd_deploy.exporter import onnx as onnx_export
+from cskd_deploy.exporter.student import Student, load_student
+from cskd_deploy.model.manifest import GraphForm
 
 from .conftest import detect_with_mmdet
 from .students import FAMILIES, write_checkpoint

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from cskd_deploy.engine_shapes import ShapeRange, input_ranges, parse_shapes
+from cskd_deploy.backends.tensorrt.api import import_tensorrt
+from cskd_deploy.backends.tensorrt.build import BuildSettings, Phases
+from cskd_deploy.backends.tensorrt.driver import Driver, Gpu, find_driver
+from cskd_deploy.backends.tensorrt.shapes import ShapeRange, input_ranges, parse_shapes
 from cskd_deploy.errors import BackendMissing, DeployError
-from cskd_deploy.gpu_driver import Driver, Gpu, find_driver
-from cskd_deploy.manifest import GraphForm
-from cskd_deploy.tensorrt_api import import_tensorrt
-from cskd_deploy.tensorrt_build import BuildSettings, Phases
+from cskd_deploy.model.manifest import GraphForm
 
 from .engines import MANIFEST, VERSIONS, build, write_graph
 from .gpu_double import DriverDouble

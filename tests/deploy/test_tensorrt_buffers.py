@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cskd_deploy.backends import BUFFERS
-from cskd_deploy.backends.buffers import open_buffers
+from cskd_deploy.backends.tensorrt.memory import open_buffers
 from cskd_deploy.errors import BackendMissing, DeployError
 
 from . import package_doubles

@@ -12,13 +12,16 @@ import numpy as np
 import pytest
 
 from cskd_data.images import read_image
-from cskd_deploy import tensorrt_export
-from cskd_deploy.backends import backend_for, backend_name, buffers, tensorrt
+from cskd_deploy.backends import backend_for, backend_name
 from cskd_deploy.backends.base import IMAGE_SHAPE
 from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend
-from cskd_deploy.backends.tensorrt import TensorRTBackend
-from cskd_deploy.detector import Detector
-from cskd_deploy.engine_manifest import (
+from cskd_deploy.backends.tensorrt import backend as tensorrt
+from cskd_deploy.backends.tensorrt import export as tensorrt_export
+from cskd_deploy.backends.tensorrt import memory as buffers
+from cskd_deploy.backends.tensorrt.backend import TensorRTBackend
+from cskd_deploy.backends.tensorrt.build import BuildSettings
+from cskd_deploy.backends.tensorrt.driver import Driver, Gpu
+from cskd_deploy.backends.tensorrt.manifest import (
     EngineManifest,
     manifest_path,
     mismatches,
@@ -26,10 +29,9 @@ from cskd_deploy.engine_manifest import (
     sha256_of,
     write_engine_manifest,
 )
-from cskd_deploy.engine_shapes import ShapeRange
+from cskd_deploy.backends.tensorrt.shapes import ShapeRange
+from cskd_deploy.detect.detector import Detector
 from cskd_deploy.errors import BackendMissing, DeployError
-from cskd_deploy.gpu_driver import Driver, Gpu
-from cskd_deploy.tensorrt_build import BuildSettings
 
 from .engines import (
     MANIFEST,

@@ -12,16 +12,17 @@ from typing import Any
 
 import pytest
 
-from cskd_deploy import tensorrt_export, tensorrt_process
-from cskd_deploy.backends.interface import input_shapes, needed_outputs
+from cskd_deploy.backends.base import input_shapes, needed_outputs
+from cskd_deploy.backends.tensorrt import export as tensorrt_export
+from cskd_deploy.backends.tensorrt import worker as tensorrt_process
+from cskd_deploy.backends.tensorrt.build import BuildSettings
+from cskd_deploy.backends.tensorrt.driver import find_driver
+from cskd_deploy.backends.tensorrt.export import export_engine, read_model
+from cskd_deploy.backends.tensorrt.manifest import manifest_path, read_engine_manifest, sha256_of
+from cskd_deploy.backends.tensorrt.shapes import ShapeRange
 from cskd_deploy.commands import doctor as doctor_command
-from cskd_deploy.engine_manifest import manifest_path, read_engine_manifest, sha256_of
-from cskd_deploy.engine_shapes import ShapeRange
 from cskd_deploy.errors import DeployError
-from cskd_deploy.gpu_driver import find_driver
-from cskd_deploy.manifest import GraphForm
-from cskd_deploy.tensorrt_build import BuildSettings
-from cskd_deploy.tensorrt_export import export_engine, read_model
+from cskd_deploy.model.manifest import GraphForm
 
 from .engines import MANIFEST, ORIN, TENSORRT_OF_CHILD, put_module, write_graph
 
@@ -335,7 +336,7 @@ def test_int8_for_processors_is_told_to_be_made_for_tensorrt(deploy, tmp_path, t
 @pytest.mark.slow
 @needs_rtx
 def test_tensorrt_rtx_builds_a_student_of_dynamic_size(exported, tmp_path):
-    from cskd_deploy.onnx_export import export
+    from cskd_deploy.exporter.onnx import export
 
     model = tmp_path / "dynamic.onnx"
     export(exported("RetinaNet").checkpoint, model, form=GraphForm(input="uint8", dynamic=True))

@@ -7,16 +7,16 @@ import importlib.util
 import numpy as np
 import pytest
 
-from cskd_deploy.agreement import match
+from cskd_deploy.accuracy.agreement import match
 from cskd_deploy.backends import BUFFERS
 from cskd_deploy.backends.base import Backend
-from cskd_deploy.backends.buffers import open_buffers
 from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend
-from cskd_deploy.backends.tensorrt import TensorRTBackend
-from cskd_deploy.detector import Detector
+from cskd_deploy.backends.tensorrt.backend import TensorRTBackend
+from cskd_deploy.backends.tensorrt.build import BuildSettings
+from cskd_deploy.backends.tensorrt.export import export_engine
+from cskd_deploy.backends.tensorrt.memory import open_buffers
+from cskd_deploy.detect.detector import Detector
 from cskd_deploy.errors import BackendMissing
-from cskd_deploy.tensorrt_build import BuildSettings
-from cskd_deploy.tensorrt_export import export_engine
 
 from .students import FAMILIES, SIZE
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from cskd_deploy.backends.base import INPUT
-from cskd_deploy.cuda_graph import CudaGraph
-from cskd_deploy.engine_session import load_engine
+from cskd_deploy.backends.tensorrt.build import BuildSettings
+from cskd_deploy.backends.tensorrt.driver import CudaGraph
+from cskd_deploy.backends.tensorrt.session import load_engine
 from cskd_deploy.errors import DeployError
-from cskd_deploy.tensorrt_build import BuildSettings
 
 from .engines import CANDIDATES, VERSIONS, Feed, assert_same, build, picture, session, write_graph
 from .gpu_double import STREAM, BuffersDouble, DriverDouble, GpuDouble

@@ -225,7 +225,7 @@ def test_a_run_starts_from_it(published_run, train_tiny, tmp_path):
 
 
 def test_it_is_exported_with_its_config(published_run, tiny_config):
-    from cskd_deploy.student import load_student
+    from cskd_deploy.exporter.student import load_student
 
     student = load_student(published_run, tiny_config)
     assert student.classes == ("circle", "ring", "square", "triangle", "star", "cross")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from cskd_deploy.backends.base import Backend
+from cskd_deploy.backends.onnxruntime_settings import OrtSettings
 from cskd_deploy.errors import DeployError
-from cskd_deploy.ort_settings import OrtSettings
 
 ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
 CHECKPOINT_SUFFIXES = (".pth", ".pt")
@@ -64,7 +64,7 @@ def backend_for(
     if not runs(name, path):
         raise DeployError(f"{name} does not run {path}: files of this name are for {natural}")
     if name == "tensorrt":
-        from cskd_deploy.backends.tensorrt import TensorRTBackend
+        from cskd_deploy.backends.tensorrt.backend import TensorRTBackend
 
         return TensorRTBackend(path, buffers=buffers, cuda_graph=cuda_graph, trust_engine=trust_engine)
     if name == "pytorch":

@@ -8,13 +8,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from cskd_deploy.backends.base import INPUT, Arrays, Backend
-from cskd_deploy.backends.interface import input_shapes, is_input_of, needed_outputs
-from cskd_deploy.environment import usable_cores
+from cskd_deploy.backends.base import INPUT, Arrays, Backend, input_shapes, is_input_of, needed_outputs
+from cskd_deploy.backends.onnxruntime_settings import OrtSettings
 from cskd_deploy.errors import BackendMissing, DeployError
-from cskd_deploy.manifest import Manifest, manifest_from_metadata
-from cskd_deploy.model_file import check_manifest, check_metadata, check_model_file
-from cskd_deploy.ort_settings import OrtSettings
+from cskd_deploy.measure.environment import usable_cores
+from cskd_deploy.model.manifest import Manifest, manifest_from_metadata
+from cskd_deploy.model.onnx_file import check_manifest, check_metadata, check_model_file
 
 CPU_PROVIDER = "CPUExecutionProvider"
 CUDA_PROVIDER = "CUDAExecutionProvider"

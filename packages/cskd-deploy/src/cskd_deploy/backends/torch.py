@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from cskd_deploy.backends.base import CLASS_SCORES, IMAGE_SHAPE, INPUT, OUTPUTS, Arrays, Backend
-from cskd_deploy.manifest import GraphForm
-from cskd_deploy.student import Student, load_student, torch_threads
+from cskd_deploy.exporter.student import Student, load_student, torch_threads
+from cskd_deploy.model.manifest import GraphForm
 
 
 class TorchBackend(Backend):

@@ -14,16 +14,16 @@ import numpy as np
 
 from cskd_data.files import check_writable, sha256_of_file
 from cskd_data.images import list_images, read_image
-from cskd_deploy import environment
 from cskd_deploy.backends import NAMES, backend_for, backend_name, runs
-from cskd_deploy.bench import check_comparable, differences, measure, random_images
-from cskd_deploy.bench_report import BenchReport, notes_on_samples
-from cskd_deploy.cold_start import ColdStart, measure_cold
-from cskd_deploy.commands.runtime_options import runtime_options
-from cskd_deploy.detector import Detector
+from cskd_deploy.backends.onnxruntime_settings import parse_settings
+from cskd_deploy.commands.options import runtime_options
+from cskd_deploy.detect.detector import Detector
 from cskd_deploy.errors import DeployError
-from cskd_deploy.ort_settings import parse_settings
-from cskd_deploy.plot import check_plotting, plot, read_evaluations
+from cskd_deploy.measure import environment
+from cskd_deploy.measure.bench import check_comparable, differences, measure, random_images
+from cskd_deploy.measure.cold_start import ColdStart, measure_cold
+from cskd_deploy.measure.plot import check_plotting, plot, read_evaluations
+from cskd_deploy.measure.report import BenchReport, notes_on_samples
 from cskd_deploy.progress import Progress
 
 MOST_IMAGES = 32  # held decoded in memory

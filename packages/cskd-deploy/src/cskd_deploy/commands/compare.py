@@ -9,13 +9,12 @@ from pathlib import Path
 import click
 
 from cskd_data.images import list_images
+from cskd_deploy.accuracy.compare import Comparison, compare_images, compare_layers
 from cskd_deploy.backends import backend_for, backend_name
 from cskd_deploy.backends.base import Backend
-from cskd_deploy.compare import Comparison, compare_images
-from cskd_deploy.detector import Detector
+from cskd_deploy.detect.detector import Detector
 from cskd_deploy.errors import CheckFailed, DeployError
-from cskd_deploy.layer_outputs import compare_layers
-from cskd_deploy.manifest import Manifest
+from cskd_deploy.model.manifest import Manifest
 from cskd_deploy.progress import Progress
 
 SHOWN = 10

@@ -10,15 +10,15 @@ from dataclasses import asdict, dataclass
 
 import click
 
-from cskd_deploy import tensorrt_api
 from cskd_deploy.backends import BUFFERS
-from cskd_deploy.backends.buffers import INSTALL as INSTALL_BUFFERS
 from cskd_deploy.backends.onnxruntime import INSTALL as INSTALL_RUNTIME
-from cskd_deploy.environment import processor_name, usable_cores, version_of
+from cskd_deploy.backends.tensorrt import api as tensorrt_api
+from cskd_deploy.backends.tensorrt.driver import FIX, find_driver
+from cskd_deploy.backends.tensorrt.memory import INSTALL as INSTALL_BUFFERS
+from cskd_deploy.backends.tensorrt.worker import run_apart
 from cskd_deploy.errors import BackendMissing, DeployError
-from cskd_deploy.gpu_driver import FIX, find_driver
-from cskd_deploy.student import INSTALL
-from cskd_deploy.tensorrt_process import run_apart
+from cskd_deploy.exporter.student import INSTALL
+from cskd_deploy.measure.environment import processor_name, usable_cores, version_of
 
 
 @dataclass(frozen=True)

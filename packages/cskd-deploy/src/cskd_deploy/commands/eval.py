@@ -15,15 +15,14 @@ from cskd_data import CocoResult, Dataset
 from cskd_data.clean import usable
 from cskd_data.evaluate import load_detections
 from cskd_data.files import check_writable, sha256_of_file, write_atomically
+from cskd_deploy.accuracy.eval import EvaluationResult, detect, differently_padded, load_dataset, measure
 from cskd_deploy.backends import NAMES, backend_for, backend_name
-from cskd_deploy.bench import differences
-from cskd_deploy.coco_eval import detect, differently_padded, load_dataset, measure
-from cskd_deploy.commands.runtime_options import runtime_options
-from cskd_deploy.detector import Detector
+from cskd_deploy.commands.options import runtime_options
+from cskd_deploy.detect.detector import Detector
 from cskd_deploy.errors import CheckFailed, DeployError
+from cskd_deploy.exporter.student import evaluate_student, load_student
+from cskd_deploy.measure.bench import differences
 from cskd_deploy.progress import Progress
-from cskd_deploy.results import EvaluationResult
-from cskd_deploy.student import evaluate_student, load_student
 
 MAX_DROP = 0.2
 

@@ -11,12 +11,19 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from cskd_deploy.commands.precision_options import PrecisionPlan, precision_options, precision_plan
-from cskd_deploy.commands.tensorrt_options import build, build_options, engine_path, refuse_build_options
+from cskd_deploy.backends.tensorrt.export import require_tensorrt
+from cskd_deploy.commands.export_options import (
+    PrecisionPlan,
+    build,
+    build_options,
+    engine_path,
+    precision_options,
+    precision_plan,
+    refuse_build_options,
+)
 from cskd_deploy.errors import DeployError
-from cskd_deploy.manifest import GraphForm
-from cskd_deploy.model_file import check_model_output
-from cskd_deploy.tensorrt_export import require_tensorrt
+from cskd_deploy.model.manifest import GraphForm
+from cskd_deploy.model.onnx_file import check_model_output
 
 
 @click.command()
@@ -128,7 +135,7 @@ def command(
 
     def plain(path: Path) -> Any:
         """Export the checkpoint to an FP32 file."""
-        from cskd_deploy.onnx_export import export
+        from cskd_deploy.exporter.onnx import export
 
         return export(source, path, config, input_size, progress, GraphForm(graph_input, dynamic, nms))
 

@@ -16,12 +16,12 @@ from cskd_data.errors import DataError
 from cskd_data.files import check_writable, write_atomically
 from cskd_data.images import find_images, read_image
 from cskd_deploy.backends import NAMES, backend_for
-from cskd_deploy.commands.runtime_options import runtime_options
-from cskd_deploy.detector import Detector
-from cskd_deploy.drawing import draw
+from cskd_deploy.commands.options import runtime_options
+from cskd_deploy.detect.detector import Detector
+from cskd_deploy.detect.drawing import draw
+from cskd_deploy.detect.postprocess import Detections
 from cskd_deploy.errors import CheckFailed, DeployError
-from cskd_deploy.manifest import Manifest
-from cskd_deploy.postprocess import Detections
+from cskd_deploy.model.manifest import Manifest
 from cskd_deploy.progress import Progress
 
 SHOWN = 5

@@ -13,10 +13,10 @@ import click
 from cskd_data.files import sha256_of_file
 from cskd_deploy.backends import backend_name
 from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend
-from cskd_deploy.engine_manifest import read_engine_manifest
+from cskd_deploy.backends.tensorrt.manifest import read_engine_manifest
 from cskd_deploy.errors import DeployError
-from cskd_deploy.layer_cost import CountedLayer, TimedLayer, count_layers, time_layers
-from cskd_deploy.onnx_metadata import operators_of
+from cskd_deploy.measure.layer_time import CountedLayer, TimedLayer, count_layers, time_layers
+from cskd_deploy.model.onnx_file import operators_of
 
 
 @click.command()

@@ -1,0 +1,1 @@
+"""COCO mAP of the file that ships, and where two models differ."""

@@ -1,0 +1,149 @@
+"""TensorRT on an NVIDIA GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from cskd_deploy.backends.base import INPUT, Arrays, Backend, input_shapes, is_input_of, needed_outputs
+from cskd_deploy.backends.tensorrt.api import MODULE, import_tensorrt, version_text
+from cskd_deploy.backends.tensorrt.driver import Gpu, find_driver
+from cskd_deploy.backends.tensorrt.export import read_model
+from cskd_deploy.backends.tensorrt.manifest import EngineManifest, manifest_path, mismatches, read_engine_manifest
+from cskd_deploy.backends.tensorrt.memory import open_buffers
+from cskd_deploy.backends.tensorrt.session import EngineSession, LoadedEngine, load_engine
+from cskd_deploy.backends.tensorrt.worker import run_apart
+from cskd_deploy.errors import BackendMissing, DeployError
+from cskd_deploy.model.manifest import Manifest
+
+
+class TensorRTBackend(Backend):
+    """An engine of `cskd-deploy export --format trt`.
+
+    Args:
+        path: The engine; its manifest lies beside it.
+        buffers: one of `backends.BUFFERS`; by default the first that can be used.
+        cuda_graph: replay the engine's work as a CUDA graph: less work for the processor between layers.
+        trust_engine: load an engine without a manifest that matches. It is tried in another process first.
+        module: TensorRT's name, or `tensorrt_rtx`, which runs none but its own engines.
+    """
+
+    name: ClassVar[str] = "tensorrt"
+    device = "cuda"
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        buffers: str | None = None,
+        cuda_graph: bool = False,
+        trust_engine: bool = False,
+        module: str = MODULE,
+    ) -> None:
+        super().__init__(path)
+        self._module = module
+        self._buffers = buffers
+        self._cuda_graph = cuda_graph
+        self._trust = trust_engine
+        self._session: EngineSession | None = None
+        self._failures: tuple[type[Exception], ...] = ()
+        self._outputs: list[str] = []
+
+    @property
+    def device_milliseconds(self) -> dict[str, float]:
+        """Of the last inference, by events on the GPU: `h2d`, `compute` and `d2h`."""
+        return {} if self._session is None else self._session.milliseconds
+
+    def load(self) -> None:
+        content = _read(self.path)
+        known = _read_manifest(self.path, self._trust)
+        try:
+            driver = find_driver()
+        except BackendMissing as error:
+            raise BackendMissing(f"{self.path} cannot run here: {error}") from error
+        trt = import_tensorrt(self._module)
+        host_code = self._trust
+        if not self._trust:
+            assert known is not None
+            _check_trusted(self.path, known, content, version_text(trt), driver.gpus[0])
+            host_code = known.version_compatible
+        else:
+            run_apart("load", {"module": self._module, "engine": str(self.path), "host_code": host_code})
+        self.manifest = known.model if known is not None else _manifest_of_onnx(self.path)
+        loaded = load_engine(trt, content, host_code)
+        self._outputs = needed_outputs(self.manifest)
+        _check_interface(self.path, loaded, self.manifest)
+        buffers = open_buffers(self._buffers)
+        self._session = EngineSession(loaded, buffers, self._cuda_graph)
+        self._failures = buffers.failures
+        self.size_bytes = len(content)
+        images = loaded.inputs[INPUT]
+        self.batch_size = images.usual[0] if images.smallest[0] == images.largest[0] else None
+
+    def infer(self, feed: Arrays) -> dict[str, np.ndarray]:
+        assert self._session is not None
+        try:
+            found = self._session.run(feed)
+        except DeployError as error:
+            raise DeployError(f"{self.path}: {error}") from error
+        except self._failures as error:
+            raise DeployError(f"{self.path} failed on the GPU: {error}") from error
+        return {name: found[name] for name in self._outputs}
+
+    def close(self) -> None:
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+
+def _read(path: Path) -> bytes:
+    if not path.is_file():
+        raise DeployError(f"engine {path} does not exist" if not path.exists() else f"engine {path} is not a file")
+    content = path.read_bytes()
+    if not content:
+        raise DeployError(f"engine {path} is empty (0 bytes): build it again")
+    return content
+
+
+def _read_manifest(path: Path, trust: bool) -> EngineManifest | None:
+    known = read_engine_manifest(path)
+    if known is None and not trust:
+        raise DeployError(
+            f"engine {path} is refused: its manifest {manifest_path(path)} does not exist. An engine is code: build it "
+            "with `cskd-deploy export --format trt`, or load it with --trust-engine if you know its origin"
+        )
+    return known
+
+
+def _check_trusted(path: Path, known: EngineManifest, content: bytes, tensorrt: str, gpu: Gpu) -> None:
+    found = mismatches(known, content, tensorrt, gpu)
+    if found:
+        raise DeployError(
+            f"engine {path} is refused: {'; '.join(found)}. Build it here with "
+            f"`cskd-deploy export --onnx {known.onnx} --format trt`, or load it with --trust-engine if you know its "
+            "origin"
+        )
+
+
+def _manifest_of_onnx(path: Path) -> Manifest:
+    """What an engine without a manifest is, from the ONNX file beside it."""
+    onnx = path.with_suffix(".onnx")
+    if not onnx.is_file():
+        raise DeployError(
+            f"nothing says which classes and which input {path} has: put its manifest {manifest_path(path).name} "
+            f"beside it, or the ONNX file {onnx.name} that it was built from"
+        )
+    return read_model(onnx)[1]
+
+
+def _check_interface(path: Path, loaded: LoadedEngine, manifest: Manifest) -> None:
+    needed = needed_outputs(manifest)
+    inputs: dict[str, Sequence[object]] = {name: loaded.shapes[name] for name in loaded.inputs}
+    if not is_input_of(manifest, inputs) or not set(loaded.outputs).issuperset(needed):
+        raise DeployError(
+            f"{path} has inputs {inputs} and outputs {', '.join(loaded.outputs)}; its manifest says "
+            f"{INPUT} {input_shapes(manifest)[INPUT]} and {', '.join(needed)}. Build it again"
+        )

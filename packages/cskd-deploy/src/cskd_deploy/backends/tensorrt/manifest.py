@@ -1,0 +1,176 @@
+"""The file beside an engine that says what the engine is: `student.engine.json`.
+
+An engine is code for one GPU and one version of TensorRT, and says neither. So it is loaded only when this file vouches
+for it: the same bytes, the same TensorRT, the same GPU. That guards against mistakes and damage. It is no signature:
+who can write the engine can write the file beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cskd_data.files import write_atomically
+from cskd_deploy.backends.tensorrt.driver import Gpu
+from cskd_deploy.backends.tensorrt.shapes import Shape, ShapeRange, range_from_list
+from cskd_deploy.errors import DeployError
+from cskd_deploy.model.manifest import MANIFEST_KEY, Manifest, checked_schema, manifest_from_metadata
+from cskd_deploy.model.onnx_file import check_manifest
+
+SCHEMA = 1
+MOST_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class EngineManifest:
+    """All that is known of an engine."""
+
+    sha256: str  # of the engine
+    onnx: str  # name of the file that it was built from
+    onnx_sha256: str
+    tensorrt: str  # version that built it
+    cuda: str  # version of the driver then
+    gpu: Gpu | None  # None when it was built for a compute capability, without a GPU
+    precision: str
+    inputs: dict[str, ShapeRange]
+    outputs: dict[str, Shape]
+    version_compatible: bool
+    hardware_compatible: str
+    model: Manifest
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as it stands in the file."""
+        gpu = None if self.gpu is None else {"name": self.gpu.name, "capability": list(self.gpu.capability)}
+        return {
+            "schema": SCHEMA,
+            "sha256": self.sha256,
+            "onnx": self.onnx,
+            "onnx_sha256": self.onnx_sha256,
+            "tensorrt": self.tensorrt,
+            "cuda": self.cuda,
+            "gpu": gpu,
+            "precision": self.precision,
+            "shapes": {
+                "inputs": {name: one.to_list() for name, one in self.inputs.items()},
+                "outputs": {name: list(shape) for name, shape in self.outputs.items()},
+            },
+            "version_compatible": self.version_compatible,
+            "hardware_compatible": self.hardware_compatible,
+            "model": self.model.to_dict(),
+        }
+
+
+def manifest_path(engine: Path) -> Path:
+    """Where the manifest of an engine lies."""
+    return engine.with_name(engine.name + ".json")
+
+
+def sha256_of(content: bytes) -> str:
+    """As 64 hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def write_engine_manifest(engine: Path, manifest: EngineManifest) -> None:
+    """Write it beside the engine.
+
+    Raises:
+        DeployError: the folder cannot be written.
+    """
+    content = json.dumps(manifest.to_dict(), indent=2).encode() + b"\n"
+    write_atomically(manifest_path(engine), lambda file: file.write(content))
+
+
+def read_engine_manifest(engine: Path) -> EngineManifest | None:
+    """The manifest beside an engine; None where there is none.
+
+    Raises:
+        DeployError: it cannot be read, is malformed, or a newer version wrote it.
+    """
+    path = manifest_path(engine)
+    try:
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+    except FileNotFoundError:
+        return None
+    try:
+        if len(content) > MOST_BYTES:
+            raise ValueError(f"it is longer than {MOST_BYTES} bytes")
+        data = json.loads(content)
+        if not isinstance(data, dict):
+            raise TypeError("expected an object")
+        manifest = _manifest(data, path)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else error
+        raise DeployError(f"{path} cannot be read as the manifest of an engine: {reason}") from error
+    check_manifest(manifest.model, path)
+    return manifest
+
+
+def mismatches(manifest: EngineManifest, content: bytes, tensorrt: str, gpu: Gpu) -> list[str]:
+    """Why an engine may not be loaded here; nothing when its manifest vouches for it.
+
+    Args:
+        content: the engine.
+        tensorrt: the installed version.
+        gpu: the GPU at hand.
+    """
+    found = []
+    if sha256_of(content) != manifest.sha256:
+        found.append("its content is not what was built (sha256 differs)")
+    if not _version_fits(manifest, tensorrt):
+        found.append(f"it was built with TensorRT {manifest.tensorrt}, here is {tensorrt}")
+    if not _gpu_fits(manifest, gpu):
+        found.append(f"it was built for {manifest.gpu or 'another GPU'}, here is {gpu}")
+    return found
+
+
+def _version_fits(manifest: EngineManifest, tensorrt: str) -> bool:
+    if manifest.tensorrt == tensorrt:
+        return True
+    # A version-compatible engine runs with a later TensorRT, of its own major version or the next one.
+    built, here = _numbers(manifest.tensorrt), _numbers(tensorrt)
+    return manifest.version_compatible and built <= here and here[0] - built[0] <= 1
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) if part.isdigit() else 0 for part in version.split(".")]
+
+
+def _gpu_fits(manifest: EngineManifest, gpu: Gpu) -> bool:
+    if manifest.gpu is None:
+        return False
+    if manifest.hardware_compatible == "ampere-plus":
+        return gpu.capability >= (8, 0)
+    if manifest.hardware_compatible == "same-capability":
+        return gpu.capability == manifest.gpu.capability
+    return gpu == manifest.gpu
+
+
+def _manifest(data: Mapping[str, Any], path: Path) -> EngineManifest:
+    model = data.get("model")
+    checked_schema(data, (SCHEMA,), model.get("versions") if isinstance(model, dict) else None)
+    texts = {key: _typed(data, key, str) for key in ("sha256", "onnx", "onnx_sha256", "tensorrt", "cuda", "precision")}
+    shapes = _typed(data, "shapes", dict)
+    gpu = data["gpu"]
+    if gpu is not None:
+        major, minor = gpu["capability"]
+        gpu = Gpu(_typed(gpu, "name", str), (int(major), int(minor)))
+    return EngineManifest(
+        **texts,
+        gpu=gpu,
+        inputs={str(name): range_from_list(one) for name, one in shapes["inputs"].items()},
+        outputs={str(name): tuple(int(size) for size in one) for name, one in shapes["outputs"].items()},
+        version_compatible=_typed(data, "version_compatible", bool),
+        hardware_compatible=_typed(data, "hardware_compatible", str),
+        model=manifest_from_metadata({MANIFEST_KEY: json.dumps(_typed(data, "model", dict))}, path),
+    )
+
+
+def _typed(data: Mapping[str, Any], key: str, kind: type) -> Any:
+    if not isinstance(data[key], kind):
+        raise TypeError(f"{key!r} is {data[key]!r}, expected {kind.__name__}")
+    return data[key]

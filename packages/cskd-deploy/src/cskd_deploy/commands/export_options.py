@@ -1,0 +1,257 @@
+"""The options of `export` that lower the precision, and those that build an engine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from cskd_deploy.backends import ENGINE_SUFFIXES
+from cskd_deploy.backends.tensorrt.build import HARDWARE, BuildSettings
+from cskd_deploy.backends.tensorrt.export import export_engine
+from cskd_deploy.backends.tensorrt.shapes import parse_shapes
+from cskd_deploy.errors import DeployError
+from cskd_deploy.lower.conversion import (
+    FP32,
+    PRECISIONS,
+    TARGETS,
+    CalibrationSettings,
+    PrecisionResult,
+    SearchSettings,
+    convert_to_fp16,
+    convert_to_int8,
+    precision_name,
+)
+from cskd_deploy.progress import Progress
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+MAX_DROP = 0.5
+
+_OPTIONS = (
+    click.option("--precision", type=click.Choice(PRECISIONS), default=FP32, show_default=True),
+    click.option(
+        "--target",
+        type=click.Choice(TARGETS),
+        help="int8: what the file is for. `cpu` is ONNX Runtime on processors with VNNI or on ARM, `tensorrt` is "
+        "symmetric, as TensorRT wants it. [default: cpu; tensorrt with --format trt]",
+    ),
+    click.option(
+        "--calibration-images",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="int8: images like those it will see, not those it is evaluated on.",
+    ),
+    click.option(
+        "--calibration-ann",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="int8: take only those images of the folder that this COCO file lists.",
+    ),
+    click.option(
+        "--calibration-count",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="int8: at most so many images, spread over the folder. [default: 64]",
+    ),
+    click.option(
+        "--keep-float",
+        multiple=True,
+        metavar="NAME",
+        help="fp16, int8: a layer to leave in float, as the student names it (bbox_head.retina_cls), a module that "
+        "holds it (bbox_head) or a glob (neck.*_convs). May be given again.",
+    ),
+    click.option(
+        "--search",
+        "searching",
+        is_flag=True,
+        help="int8: find layers to leave in float. If mAP drops by more than --max-drop, each layer is quantised alone "
+        "to see what it costs, and the costliest go back to float until the drop is small enough.",
+    ),
+    click.option("--ann", type=click.Path(path_type=Path), help="search: COCO annotation file to measure mAP on."),
+    click.option("--images", type=click.Path(path_type=Path), help="search: folder of its images."),
+    click.option(
+        "--max-drop",
+        type=click.FloatRange(min=0),
+        metavar="POINTS",
+        help=f"search: points of mAP that may be lost against FP32. [default: {MAX_DROP}]",
+    ),
+)
+_INT8_ONLY = ("target", "calibration_images", "calibration_ann", "calibration_count", "searching")
+_SEARCH_ONLY = ("ann", "images", "max_drop")
+
+
+@dataclass(frozen=True)
+class PrecisionPlan:
+    """What the options ask for, checked for consistency."""
+
+    precision: str
+    target: str
+    keep_float: tuple[str, ...]
+    calibration: CalibrationSettings | None
+    search: SearchSettings | None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the FP32 file is all that is wanted."""
+        return self.precision == FP32
+
+    @property
+    def suffix(self) -> str:
+        """The end of the default file name: `.onnx`, `.fp16.onnx`, `.int8-cpu.onnx`."""
+        return ".onnx" if self.is_plain else f".{precision_name(self.precision, self.target)}.onnx"
+
+    def convert(self, source: Path, output: Path, progress: Callable[[str], None]) -> PrecisionResult:
+        """Write the FP32 file `source` in the lower precision."""
+        if self.calibration is None:
+            return convert_to_fp16(source, output, self.keep_float, progress)
+        counted = Progress("export: calibration", "images")
+        return convert_to_int8(
+            source, output, self.target, self.calibration, self.keep_float, self.search, progress, counted
+        )
+
+
+def precision_options(command: Command) -> Command:
+    """The options, which `precision_plan` takes as keywords."""
+    for option in reversed(_OPTIONS):  # as decorators do: the last one is applied first
+        command = option(command)
+    return command
+
+
+def precision_plan(default_target: str, options: dict[str, Any]) -> PrecisionPlan:
+    """Check the options against each other, and take them out of `options`.
+
+    Raises:
+        DeployError: an option has no meaning beside the others, or one that is needed is missing.
+    """
+    given = {name: options.pop(name) for name in ("precision", "keep_float", *_INT8_ONLY, *_SEARCH_ONLY)}
+    precision = given["precision"]
+    if precision != "int8":
+        _refuse(given, _INT8_ONLY, "--precision int8")
+    if precision == FP32:
+        _refuse(given, ("keep_float",), "--precision fp16 or int8")
+    if not given["searching"]:
+        _refuse(given, _SEARCH_ONLY, "--search")
+    if default_target == "tensorrt" and given["target"] == "cpu":
+        raise DeployError("--target cpu has int32 biases, which TensorRT refuses: leave it out with --format trt")
+    calibration, search = None, None
+    if precision == "int8":
+        calibration = CalibrationSettings(
+            images=_needed(given, "calibration_images", "--precision int8 needs images to calibrate on"),
+            annotations=given["calibration_ann"],
+            count=given["calibration_count"] or CalibrationSettings.count,
+        )
+    if given["searching"]:
+        search = SearchSettings(
+            annotations=_needed(given, "ann", "--search measures mAP"),
+            images=_needed(given, "images", "--search measures mAP"),
+            max_drop=MAX_DROP if given["max_drop"] is None else given["max_drop"],
+        )
+    return PrecisionPlan(precision, given["target"] or default_target, given["keep_float"], calibration, search)
+
+
+def _refuse(given: dict[str, Any], names: tuple[str, ...], wanted: str) -> None:
+    for name in names:
+        if given[name] not in (None, False, ()):
+            raise DeployError(f"{_option(name)} is for {wanted}: give that too, or leave it out")
+
+
+def _needed(given: dict[str, Any], name: str, why: str) -> Path:
+    path: Path | None = given[name]
+    if path is None:
+        raise DeployError(f"{why}: give {_option(name)}")
+    return path
+
+
+def _option(name: str) -> str:
+    return "--search" if name == "searching" else f"--{name.replace('_', '-')}"
+
+
+SHAPES = "NAME:SHAPE,..."
+
+_BUILD = (
+    click.option(
+        "--workspace",
+        type=click.IntRange(min=1),
+        metavar="MIB",
+        help="trt: GPU memory that a layer may take. [default: all]",
+    ),
+    click.option(
+        "--timing-cache",
+        type=click.Path(path_type=Path),
+        help="trt: file that keeps the timings of layers, read where it exists: the next build is faster.",
+    ),
+    click.option(
+        "--version-compatible", is_flag=True, help="trt: the engine runs with later versions of TensorRT too; slower."
+    ),
+    click.option(
+        "--hardware-compatible",
+        type=click.Choice(list(HARDWARE)),
+        default="none",
+        show_default=True,
+        help="trt: other GPUs that the engine runs on too; slower.",
+    ),
+    click.option("--min-shapes", metavar=SHAPES, help="trt: smallest shapes of dynamic inputs: image:1x320x320x3"),
+    click.option("--opt-shapes", metavar=SHAPES, help="trt: shapes to be fastest at. [default: the input size]"),
+    click.option("--max-shapes", metavar=SHAPES, help="trt: largest shapes of dynamic inputs."),
+)
+
+
+def build_options(command: Command) -> Command:
+    """The options of `export --format trt`, which `build` takes as keywords."""
+    for option in reversed(_BUILD):  # as decorators do: the last one is applied first
+        command = option(command)
+    return command
+
+
+def engine_path(output: Path | None, source: Path) -> Path:
+    """Where an engine goes: `output`, or beside what it is made of.
+
+    Raises:
+        DeployError: the name is not one by which an engine is known.
+    """
+    path = output or source.with_suffix(ENGINE_SUFFIXES[0])
+    if path.suffix.lower() not in ENGINE_SUFFIXES:
+        raise DeployError(f"--output {path} is no name of an engine: give it one of {', '.join(ENGINE_SUFFIXES)}")
+    return path
+
+
+def refuse_build_options(options: Mapping[str, Any]) -> None:
+    """Say that options of `build_options` do nothing where no engine is built.
+
+    Raises:
+        DeployError: one of them was given.
+    """
+    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value and value != "none"]
+    if given:
+        raise DeployError(f"{', '.join(given)} is for engines: give --format trt with it")
+
+
+def build(
+    onnx: Path,
+    output: Path,
+    as_json: bool,
+    *,
+    workspace: int | None,
+    timing_cache: Path | None,
+    version_compatible: bool,
+    hardware_compatible: str,
+    min_shapes: str | None,
+    opt_shapes: str | None,
+    max_shapes: str | None,
+) -> None:
+    """Build the engine `output` of an ONNX file and print what it is."""
+    settings = BuildSettings(
+        workspace_mib=workspace,
+        version_compatible=version_compatible,
+        hardware_compatible=hardware_compatible,
+        min_shapes=parse_shapes(min_shapes, "--min-shapes"),
+        opt_shapes=parse_shapes(opt_shapes, "--opt-shapes"),
+        max_shapes=parse_shapes(max_shapes, "--max-shapes"),
+    )
+    progress = Progress("export: TensorRT", "%", show_rate=False)
+    result = export_engine(onnx, output, settings, timing_cache, progress)
+    click.echo(json.dumps(result.to_dict(), indent=2) if as_json else str(result))

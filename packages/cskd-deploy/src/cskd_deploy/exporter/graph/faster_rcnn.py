@@ -1,0 +1,104 @@
+"""Faster R-CNN: proposals with their NMS, RoIAlign by level, and class-specific boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from cskd_deploy.backends.base import IMAGE_SHAPE, INPUT
+from cskd_deploy.exporter.graph.candidates import CandidateGraph, best_pairs, decode, prior_rows, take
+from cskd_deploy.exporter.graph.operators import fill_up, non_max_suppression, roi_align
+from cskd_deploy.exporter.mmdet_config import ProposalRule
+
+
+class FasterRCNNGraph(CandidateGraph):
+    """A Faster R-CNN student: every proposal with every class is a candidate, one image at a time.
+
+    mmdet clips proposals to the image, before padding, and only then removes overlaps and pools features. So the graph
+    has a second input: the image's size on its canvas. The number of proposals is fixed. Where NMS leaves fewer, empty
+    boxes fill up; their scores are 0, which no threshold lets pass.
+
+    Args:
+        student: mmdet's `FasterRCNN`, in eval mode.
+        input_size: (height, width).
+        rule: how proposals are chosen.
+        dynamic: as `CandidateGraph`.
+    """
+
+    inputs: ClassVar[tuple[str, ...]] = (INPUT, IMAGE_SHAPE)
+
+    def __init__(
+        self, student: nn.Module, input_size: tuple[int, int], rule: ProposalRule, dynamic: bool = False
+    ) -> None:
+        super().__init__(student, input_size, dynamic)
+        self._rule = rule
+        self._keep_priors(self.student.rpn_head.prior_generator, self.student.rpn_head)
+
+    def forward(self, image: Tensor, image_shape: Tensor) -> tuple[Tensor, ...]:
+        head: Any = self.student.roi_head.bbox_head
+        features = self.student.extract_feat(image)
+        proposals, real = self._proposals(features, image_shape)
+        logits, deltas = head(self._pooled(features, proposals))
+        scores = logits.softmax(dim=-1)[:, : head.num_classes] * real.unsqueeze(-1)  # the last one is the background
+        boxes = head.bbox_coder.decode(proposals, deltas)
+        labels = torch.arange(head.num_classes).expand(scores.shape)
+        return boxes.reshape(1, -1, 4), scores.reshape(1, -1), labels.reshape(1, -1)
+
+    def _proposals(self, features: Sequence[Tensor], image_shape: Tensor) -> tuple[Tensor, Tensor]:
+        """The proposals `(P, 4)`, best first, and which are real `(P,)`: 1, or 0 for those that fill up."""
+        head: Any = self.student.rpn_head
+        levels = []
+        for level, (logits, deltas) in enumerate(zip(*head(features), strict=True)):
+            # Scores, not logits: where the sigmoid makes two logits equal, mmdet takes the first.
+            scores, places, _ = best_pairs(logits.sigmoid(), 1, self._rule.candidates_per_level)
+            anchors = self.priors(level, logits)
+            deltas = take(prior_rows(deltas, anchors.shape[0]), places)
+            levels.append((scores, anchors[places], deltas, torch.full_like(scores, level)))
+        scores, anchors, deltas, numbers = (torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))
+        boxes = decode(head.bbox_coder, anchors, deltas)[0]
+        boxes = torch.minimum(boxes.clamp(min=0), image_shape.flip(1).repeat(1, 2))
+        scores = scores[0]
+        if self._rule.min_size >= 0:
+            width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+            large = (width > self._rule.min_size) & (height > self._rule.min_size)
+            scores = torch.where(large, scores, -torch.ones_like(scores))
+        return self._without_overlaps(boxes, scores, numbers[0])
+
+    def _without_overlaps(self, boxes: Tensor, scores: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+        # As mmcv's batched_nms: boxes of different levels are moved apart, in float32, so that overlaps near the
+        # threshold fall as they do there.
+        farthest = torch.where((scores > 0).unsqueeze(-1), boxes, torch.zeros_like(boxes)).max()
+        apart = boxes + (levels * (farthest + 1)).unsqueeze(-1)
+        count = self._rule.max_per_image
+        if not self.dynamic:
+            count = min(count, boxes.shape[0])
+        kept = non_max_suppression(apart, scores, self._rule.nms_iou_threshold, count)
+        places, real = fill_up(kept, count)
+        return boxes[places] * real.unsqueeze(-1), real
+
+    def _pooled(self, features: Sequence[Tensor], proposals: Tensor) -> Tensor:
+        """RoI features `(P, C, rows, columns)`, each proposal's from the level that the extractor maps it to.
+
+        One operator serves all levels, in the place of as many images: so shapes stay fixed, and no level is pooled in
+        vain. Levels are brought to the size of the largest by repeating their last cells, as RoIAlign does at the edge;
+        proposals are clipped to the image and see no more than half a cell of that.
+        """
+        extractor: Any = self.student.roi_head.bbox_roi_extractor
+        rois = torch.cat([torch.zeros_like(proposals[:, :1]), proposals], dim=1)
+        levels = extractor.map_roi_levels(rois, extractor.num_inputs)
+        scales = proposals.new_tensor([layer.spatial_scale for layer in extractor.roi_layers])
+        largest, *others = features[: extractor.num_inputs]
+        maps = torch.cat([largest, *(_extended(level, largest) for level in others)])
+        return roi_align(maps, proposals * scales[levels].unsqueeze(1), levels, extractor.roi_layers[0])
+
+
+def _extended(level: Tensor, like: Tensor) -> Tensor:
+    """A map in the size of another, its last row and column repeated."""
+    for axis in (3, 2):
+        # By index: onnxslim folds the pads of an exported `torch.nn.functional.pad` in the wrong order.
+        cells = torch.arange(like.shape[axis]).clamp(max=level.shape[axis] - 1)
+        level = level.index_select(axis, cells)
+    return level

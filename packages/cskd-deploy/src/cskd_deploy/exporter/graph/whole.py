@@ -1,0 +1,157 @@
+"""The graph that goes into the file: candidates, and what the manifest has before and after them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cskd_deploy.backends.base import CANDIDATE, IMAGE_SHAPE, INPUT, OUTPUTS
+from cskd_deploy.exporter.graph.candidates import CandidateGraph, DenseGraph, FCOSGraph, GFLGraph
+from cskd_deploy.exporter.graph.faster_rcnn import FasterRCNNGraph
+from cskd_deploy.exporter.graph.operators import fill_up, non_max_suppression
+from cskd_deploy.exporter.mmdet_config import candidates_per_level, family_of, proposals_of
+from cskd_deploy.model.manifest import Manifest, Postprocessing, Preprocessing
+
+_AXES = {"float": {2: "height", 3: "width"}, "uint8": {1: "height", 2: "width"}}
+
+
+class WholeGraph(nn.Module):
+    """A student's graph in the form that `manifest.graph` asks for.
+
+    With NMS inside it gives the candidates too: by them the file is verified, before they are taken away.
+    """
+
+    def __init__(self, candidates: CandidateGraph, manifest: Manifest) -> None:
+        super().__init__()
+        form, rule = manifest.graph, manifest.postprocessing
+        self.candidates = candidates
+        self.normalise = Normalise(manifest.preprocessing) if form.input == "uint8" else None
+        self.suppress = Suppress(rule) if form.nms == "graph" else None
+        self._manifest = manifest
+        needs_shape = self.normalise is not None or (self.suppress is not None and rule.clip_boxes)
+        self.inputs = (INPUT, IMAGE_SHAPE) if needs_shape else candidates.inputs
+        self.outputs = candidates.outputs
+        if self.suppress is not None:
+            self.outputs = (*OUTPUTS, *(CANDIDATE + name for name in candidates.outputs))
+
+    def forward(self, image: Tensor, image_shape: Tensor | None = None) -> tuple[Tensor, ...]:
+        shape = torch.zeros(1, 2) if image_shape is None else image_shape
+        if self.normalise is not None:
+            image = self.normalise(image, shape)
+        # Its `forward`, not a call: so layers are called the same in the files of every form.
+        found: tuple[Tensor, ...] = self.candidates.forward(*(image, shape)[: len(self.candidates.inputs)])
+        if self.suppress is None:
+            return found
+        named = dict(zip(self.candidates.outputs, found, strict=True))
+        judged = named[self._manifest.postprocessing.threshold_on]
+        return (*self.suppress(*(named[name] for name in OUTPUTS), judged, shape), *found)
+
+    def example(self) -> tuple[Tensor, ...]:
+        """Empty images and their size to trace with, in the order of `inputs`; two where the batch is dynamic."""
+        count = 2 if self._manifest.batched else 1
+        height, width = self._manifest.preprocessing.input_size
+        raw = self.normalise is not None
+        image = torch.zeros(count, height, width, 3, dtype=torch.uint8) if raw else torch.zeros(count, 3, height, width)
+        shape = torch.tensor([[float(height), float(width)]] * count)
+        return (image, shape)[: len(self.inputs)]
+
+    def dynamic_axes(self) -> dict[str, dict[int, str]]:
+        """The names of the axes that are not fixed, as `torch.onnx.export` takes them."""
+        manifest = self._manifest
+        if not manifest.graph.dynamic:
+            return {}
+        batch = {0: "batch"} if manifest.batched else {}
+        axes = {INPUT: {**batch, **_AXES[manifest.graph.input]}}
+        if IMAGE_SHAPE in self.inputs:
+            axes[IMAGE_SHAPE] = dict(batch)
+        for name in self.outputs:
+            fixed = self.suppress is not None and not name.startswith(CANDIDATE)
+            axes[name] = {} if fixed or manifest.family == "faster_rcnn" else {**batch, 1: "candidates"}
+        return axes
+
+
+class Normalise(nn.Module):
+    """Reorder, normalise and mask uint8 pixels.
+
+    The padding is set to its value after normalisation, exactly, as mmdet pads; which colour stands there on the canvas
+    does not matter. No colour would do in its stead: the mean is no whole number.
+    """
+
+    def __init__(self, rule: Preprocessing) -> None:
+        super().__init__()
+        mean, std = (np.array(values, dtype=np.float32).reshape(1, 3, 1, 1) for values in (rule.mean, rule.std))
+        self.register_buffer("mean", torch.from_numpy(mean), persistent=False)
+        inverse = (1 / np.float64(std)).astype(np.float32)  # as mmcv
+        self.register_buffer("inverse_std", torch.from_numpy(inverse), persistent=False)
+        self._reversed = rule.channel_order == "rgb"
+        self._pad_value = rule.pad_value
+
+    def forward(self, pixels: Tensor, image_shape: Tensor) -> Tensor:
+        """Pixels `(N, H, W, 3)` BGR uint8 and `(N, 2)`, where each image ends, to `(N, 3, H, W)` float32."""
+        values = pixels.float().permute(0, 3, 1, 2)  # the cast first: it is all that TensorRT does with uint8
+        if self._reversed:
+            values = values[:, [2, 1, 0]]
+        values = (values - self.get_buffer("mean")) * self.get_buffer("inverse_std")
+        rows = torch.arange(values.shape[2]).to(values).reshape(1, 1, -1, 1)
+        columns = torch.arange(values.shape[3]).to(values).reshape(1, 1, 1, -1)
+        height, width = image_shape.reshape(-1, 2, 1, 1, 1).unbind(1)
+        inside = (rows < height) & (columns < width)
+        return torch.where(inside, values, torch.full((1,), self._pad_value))
+
+
+class Suppress(nn.Module):
+    """From the candidates of one image to `rule.max_per_image` detections; empty ones of score 0 fill up."""
+
+    def __init__(self, rule: Postprocessing) -> None:
+        super().__init__()
+        self._rule = rule
+
+    def forward(
+        self, boxes: Tensor, scores: Tensor, labels: Tensor, judged: Tensor, image_shape: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Candidates `(1, k, 4)` and `(1, k)`, what the threshold applies to `(1, k)`, the image's size `(1, 2)`."""
+        rule = self._rule
+        corners, labels = boxes[0], labels[0]
+        likely = judged[0] > rule.score_threshold
+        scores = torch.where(likely, scores[0], torch.zeros_like(scores[0]))
+        if rule.clip_boxes:
+            corners = torch.minimum(corners.clamp(min=0), image_shape.flip(1).repeat(1, 2))
+        apart = corners
+        if not rule.nms_class_agnostic:
+            farthest = torch.where(likely.unsqueeze(-1), corners, torch.zeros_like(corners)).max()
+            apart = corners + (labels.to(corners) * (farthest + 1)).unsqueeze(-1)
+        kept = non_max_suppression(apart, scores, rule.nms_iou_threshold, rule.max_per_image)
+        places, real = fill_up(kept, rule.max_per_image)
+        found = corners[places] * real.unsqueeze(-1), scores[places] * real, labels[places]
+        return found[0].unsqueeze(0), found[1].unsqueeze(0), found[2].unsqueeze(0)
+
+
+_DENSE: dict[str, type[DenseGraph]] = {"retinanet": DenseGraph, "fcos": FCOSGraph, "gfl": GFLGraph}
+
+
+def build_whole(student: nn.Module, config: Mapping[str, Any], manifest: Manifest) -> WholeGraph:
+    """The graph that `manifest` describes of a student built from `config`.
+
+    Raises:
+        DeployError: the model is of a family that cannot be exported.
+    """
+    rule, form = manifest.preprocessing, manifest.graph
+    return WholeGraph(build_graph(student, config, rule.input_size, form.dynamic), manifest).eval()
+
+
+def build_graph(
+    student: nn.Module, config: Mapping[str, Any], input_size: tuple[int, int], dynamic: bool = False
+) -> CandidateGraph:
+    """The exportable candidates of a student built from `config`.
+
+    Raises:
+        DeployError: the model is of a family that cannot be exported.
+    """
+    family = family_of(config)
+    if family == "faster_rcnn":
+        return FasterRCNNGraph(student, input_size, proposals_of(config), dynamic).eval()
+    return _DENSE[family](student, input_size, candidates_per_level(config), dynamic).eval()

@@ -1,0 +1,194 @@
+"""From a checkpoint to a verified ONNX file.
+
+Opset 17 with IR version 8: read by ONNX Runtime 1.17 and newer and by TensorRT 8.6 and newer.
+
+The exporter is torch's TorchScript one (`dynamo=False`). Both exporters of torch 2.13 export these students with the
+same numbers and the same speed in ONNX Runtime. This one is preferred because it keeps integer divisions integer (the
+other computes the anchor index in float32, which is wrong from 2^24 pairs on: 80 classes at 1344 x 1344), needs a fifth
+of the time and no further package. A traced graph may freeze what depends on data: hence every file is compared with
+mmdet before it gets its name.
+"""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cskd_data.files import write_atomically
+from cskd_deploy.accuracy.agreement import Agreement
+from cskd_deploy.backends.base import CANDIDATE
+from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend, import_onnxruntime
+from cskd_deploy.errors import BackendMissing
+from cskd_deploy.exporter.student import INSTALL, Student, load_student
+from cskd_deploy.exporter.verify import verify
+from cskd_deploy.model.manifest import GraphForm, Manifest
+from cskd_deploy.model.onnx_file import check_model_output
+
+OPSET = 17
+IR_VERSION = 8
+EDGE = GraphForm(input="uint8")
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """An exported file and how it was verified."""
+
+    path: Path
+    size_bytes: int
+    manifest: Manifest
+    nodes: int
+    nodes_before: int  # as torch exported it, before onnxslim
+    agreement: Agreement  # with mmdet's candidates on a random image
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON."""
+        return {
+            "path": str(self.path),
+            "size_bytes": self.size_bytes,
+            "nodes": self.nodes,
+            "nodes_before_onnxslim": self.nodes_before,
+            "candidates": self.agreement.reference,
+            "candidates_matched": self.agreement.matched,
+            "largest_score_difference": self.agreement.largest_score_difference,
+            "largest_corner_difference": self.agreement.largest_corner_difference,
+            "manifest": self.manifest.to_dict(),
+        }
+
+    def __str__(self) -> str:
+        found = self.agreement
+        return (
+            f"{self.path}\n"
+            f"  {self.manifest.family}, {len(self.manifest.classes)} classes, {_described(self.manifest)}, "
+            f"opset {self.manifest.opset}, {self.size_bytes / 1e6:.1f} MB, {self.nodes} nodes\n"
+            f"  verified against mmdet in PyTorch on a random image: {found.matched} of {found.reference} candidates "
+            f"equal (IoU >= 0.99), scores within {found.largest_score_difference:.1e}, "
+            f"corners within {found.largest_corner_difference:.1e} pixels"
+        )
+
+
+def export(
+    checkpoint: Path,
+    output: Path,
+    config: Path | None = None,
+    input_size: tuple[int, int] | None = None,
+    progress: Callable[[str], None] = lambda line: None,
+    form: GraphForm = EDGE,
+) -> ExportResult:
+    """Export the student of `checkpoint` to `output`.
+
+    Args:
+        config: replaces the config stored in the checkpoint.
+        input_size: (height, width); by default that of the config's test pipeline.
+        progress: called with a line for each step.
+        form: what the graph does of the pre- and post-processing, and whether its size is dynamic.
+
+    Raises:
+        BackendMissing: torch, cskd-train, onnx, onnxslim or onnxruntime is not installed.
+        DeployError: the checkpoint cannot be used, its family cannot be exported, or `output` cannot be written.
+        CheckFailed: the exported graph does not compute what mmdet does; no file is written.
+    """
+    _require_exporters()
+    check_model_output(output)
+    progress(f"reading {checkpoint}")
+    student = load_student(checkpoint, config)
+    manifest = student.manifest(input_size, OPSET, form)
+    progress(f"exporting {manifest.family}, {_described(manifest)}, opset {OPSET}")
+    traced = _trace(student, manifest)
+    progress(f"simplifying {len(traced.graph.node)} nodes")
+    model = _simplified(traced)
+    _attach(model, manifest)
+    progress("verifying against mmdet in PyTorch")
+    with tempfile.TemporaryDirectory() as folder:
+        tried = Path(folder) / "tried.onnx"
+        tried.write_bytes(model.SerializeToString())
+        agreement = verify(student.model, manifest, tried)
+    _drop_candidates(model)
+    content: bytes = model.SerializeToString()
+
+    def write(file: Any) -> None:
+        file.write(content)
+        file.flush()
+        with OnnxRuntimeBackend(Path(file.name)):
+            pass  # it loads, and its inputs and outputs are those of its metadata
+
+    write_atomically(output, write)
+    return ExportResult(
+        path=output,
+        size_bytes=len(content),
+        manifest=manifest,
+        nodes=len(model.graph.node),
+        nodes_before=len(traced.graph.node),
+        agreement=agreement,
+    )
+
+
+def _require_exporters() -> None:
+    for name in ("torch", "onnx", "onnxslim"):
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise BackendMissing(
+                f"export needs {name}, which cannot be imported ({error}). Install: {INSTALL}"
+            ) from error
+    import_onnxruntime()
+
+
+def _described(manifest: Manifest) -> str:
+    """The graph's input in words."""
+    height, width = manifest.preprocessing.input_size
+    batch = "N" if manifest.batched else "1"
+    size = "H x W" if manifest.graph.dynamic else f"{height} x {width}"
+    shape = f"{batch} x {size} x 3 uint8" if manifest.graph.input == "uint8" else f"{batch} x 3 x {size} float32"
+    return f"input {shape}" + (", NMS in the graph" if manifest.graph.nms == "graph" else "")
+
+
+def _trace(student: Student, manifest: Manifest) -> Any:
+    import onnx
+    import torch
+
+    from cskd_deploy.exporter.graph.whole import build_whole
+
+    graph = build_whole(student.model, student.config, manifest)
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad(), warnings.catch_warnings():
+        # The exporter's deprecation, and the tracer's remarks on shapes that are constant here.
+        warnings.simplefilter("ignore")
+        traced = Path(folder) / "traced.onnx"
+        torch.onnx.export(
+            graph,
+            graph.example(),
+            traced,
+            input_names=list(graph.inputs),
+            output_names=list(graph.outputs),
+            opset_version=OPSET,
+            dynamic_axes=graph.dynamic_axes(),
+            dynamo=False,
+        )
+        return onnx.load(str(traced))
+
+
+def _simplified(traced: Any) -> Any:
+    import onnx
+    import onnxslim
+
+    model = onnxslim.slim(traced)
+    model.ir_version = IR_VERSION
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def _attach(model: Any, manifest: Manifest) -> None:
+    for key, value in manifest.to_metadata().items():
+        entry = model.metadata_props.add()
+        entry.key, entry.value = key, value
+
+
+def _drop_candidates(model: Any) -> None:
+    """Take away the outputs that only served to verify a graph with NMS."""
+    kept = [value for value in model.graph.output if not value.name.startswith(CANDIDATE)]
+    del model.graph.output[:]
+    model.graph.output.extend(kept)

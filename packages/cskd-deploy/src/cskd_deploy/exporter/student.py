@@ -1,0 +1,163 @@
+"""Students as cskd-train leaves them: the one module through which this package reaches cskd-train."""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cskd_data import CocoResult, Dataset
+from cskd_deploy.errors import BackendMissing, DeployError
+from cskd_deploy.exporter.mmdet_config import family_of, postprocessing_of, preprocessing_of
+from cskd_deploy.measure.environment import usable_cores, versions
+from cskd_deploy.model.manifest import GraphForm, Manifest
+
+INSTALL = "`make env` in the repository of CSKD makes an environment with all of it"
+
+
+@dataclass(frozen=True)
+class Student:
+    """A stock mmdet detector with its trained weights, in eval mode on the CPU."""
+
+    model: Any  # torch.nn.Module
+    config: dict[str, Any]  # plain data
+    classes: tuple[str, ...]
+    sha256: str  # of the checkpoint file
+    path: Path
+
+    def manifest(
+        self, input_size: tuple[int, int] | None = None, opset: int = 0, graph: GraphForm | None = None
+    ) -> Manifest:
+        """What inference with this student needs; `input_size` (height, width) defaults to the test pipeline's.
+
+        Raises:
+            DeployError: the config asks for something that is not reproduced outside mmdet.
+        """
+        return Manifest(
+            family=family_of(self.config),
+            classes=self.classes,
+            preprocessing=preprocessing_of(self.config, input_size),
+            postprocessing=postprocessing_of(self.config),
+            checkpoint=self.path.name,
+            sha256=self.sha256,
+            opset=opset,
+            precision="fp32",
+            versions=versions(("cskd-deploy", "cskd-train", "torch", "mmdet", "mmcv-full", "mmcv", "onnx", "onnxslim")),
+            graph=graph or GraphForm(),
+        )
+
+
+def load_student(checkpoint: Path, config: Path | None = None) -> Student:
+    """Build the student of a checkpoint.
+
+    Args:
+        config: a config file to use in place of the one stored in the checkpoint (a plain mmdet checkpoint has none).
+
+    Raises:
+        BackendMissing: torch or cskd-train is not installed.
+        DeployError: no checkpoint, or one of another architecture; a pickle that asks for code; no class names; a
+            family that cannot be exported.
+    """
+    with training_packages(f"reading the checkpoint {checkpoint}"):
+        checkpoints = importlib.import_module("cskd_train.files.checkpoints")
+        configs = importlib.import_module("cskd_train.files.config")
+        evaluation = importlib.import_module("cskd_train.engine.evaluate")
+        stored = checkpoints.load_checkpoint(checkpoint, require_config=config is None)
+        settings = configs.config_from_data(stored.config) if config is None else configs.load_config(config)
+        data = configs.config_to_data(settings)
+        family_of(data)  # before the model is built
+        classes = stored.classes or _classes_of(data)
+        if not classes:
+            raise DeployError(
+                f"neither the checkpoint {checkpoint} nor its config names the classes: "
+                "give --config with data.test.classes=[...]"
+            )
+        return Student(
+            model=evaluation.build_trained(settings, stored, "cpu"),
+            config=data,
+            classes=classes,
+            sha256=stored.sha256,
+            path=checkpoint,
+        )
+
+
+def evaluate_student(
+    student: Student, dataset: Dataset, progress: Callable[[int, int], None], threads: int | None = None
+) -> CocoResult:
+    """COCO metrics of a student by cskd-train's own evaluation: mmdet's test pipeline and post-processing.
+
+    Args:
+        dataset: with the student's classes, in their order.
+        threads: as `torch_threads`.
+    """
+    with (
+        training_packages("evaluating the reference"),
+        torch_threads(threads),
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        file = Path(folder) / "annotations.json"  # exactly the images and boxes that the model is evaluated on
+        dataset.to_coco(file)
+        configs = importlib.import_module("cskd_train.files.config")
+        evaluation = importlib.import_module("cskd_train.engine.evaluate")
+        test = {
+            "type": "CocoDataset",
+            "ann_file": str(file),
+            "img_prefix": str(Path(dataset.image_root or "").resolve()),
+            "classes": list(student.classes),
+            "pipeline": student.config["data"]["test"]["pipeline"],
+        }
+        # Images are read in this process: the threads of a runtime do not survive the fork of a loader's workers.
+        own = {"test": test, "workers_per_gpu": 0, "skip_broken": False}
+        data = {**student.config, "data": {**student.config["data"], **own}}
+        settings = configs.config_from_data(data)
+        result: CocoResult = evaluation.evaluate(student.model, settings, split="test", progress=progress)
+        return replace(result, skipped_images=len(dataset.left_out))
+
+
+@contextmanager
+def torch_threads(count: int | None) -> Iterator[None]:
+    """Let PyTorch compute with so many threads within an operator; None takes every core this process may use."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or usable_cores())
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def training_packages(purpose: str) -> Iterator[None]:
+    """Turn what cskd-train raises into this package's errors.
+
+    Raises:
+        BackendMissing: something to import is not installed.
+        DeployError: cskd-train's message about bad input.
+    """
+    failures: tuple[type[Exception], ...] = (ImportError,)
+    try:
+        refusals = importlib.import_module("cskd_train.errors").REFUSALS
+        failures += refusals  # mmdet or mmcv is absent, or of a version that does not do
+        importlib.import_module("cskd_train.mm")  # before all else: it makes mmcv and mmdet work on today's torch
+    except failures as error:
+        raise BackendMissing(
+            f"{purpose} needs torch, mmdet and cskd-train, which cannot be imported ({error}). Install them: {INSTALL}"
+        ) from error
+    try:
+        yield
+    except refusals as error:
+        raise DeployError(str(error)) from error
+
+
+def _classes_of(config: dict[str, Any]) -> tuple[str, ...]:
+    """The classes that the config names, as a list or as a file of them; () where it names none."""
+    test = config.get("data", {}).get("test")
+    if not isinstance(test, dict) or test.get("classes") is None:
+        return ()
+    found: tuple[str, ...] = importlib.import_module("cskd_train.mm.data_sources").classes_of(test)
+    return found

@@ -1,0 +1,327 @@
+"""From an exported FP32 file to one of lower precision, with the same inputs, outputs and metadata."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import tempfile
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cskd_data import Dataset
+from cskd_data.files import write_atomically
+from cskd_deploy.accuracy.eval import load_dataset, measure
+from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend
+from cskd_deploy.detect.detector import Detector
+from cskd_deploy.errors import BackendMissing, CheckFailed, DeployError
+from cskd_deploy.lower.calibration import CalibrationReader, calibration_images
+from cskd_deploy.lower.fp16 import half_layers, to_float16
+from cskd_deploy.lower.int8 import Quantizer
+from cskd_deploy.lower.layers import WEIGHTED, layers, matching
+from cskd_deploy.lower.search import Search, search
+from cskd_deploy.measure.environment import versions
+from cskd_deploy.model.manifest import Manifest
+from cskd_deploy.model.onnx_file import check_model_output
+
+FP32 = "fp32"
+PRECISIONS = (FP32, "fp16", "int8")
+TARGETS = ("cpu", "tensorrt")
+# What ONNX Runtime's tools leave in the metadata.
+_TOOL_MARKS = ("onnx.infer", "onnx.quant.pre_process")
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class CalibrationSettings:
+    """The images that INT8 is calibrated on."""
+
+    images: Path
+    annotations: Path | None = None  # only the images that it lists
+    count: int = 64
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """What a search for layers to keep in float measures, and how far mAP may drop."""
+
+    annotations: Path
+    images: Path
+    max_drop: float  # points
+
+
+@dataclass(frozen=True)
+class PrecisionResult:
+    """A file of lower precision."""
+
+    path: Path
+    size_bytes: int
+    source_bytes: int  # of the FP32 file
+    manifest: Manifest
+    layers: int  # with weights
+    kept: tuple[str, ...]  # layers in float
+    calibration_images: int  # 0: not calibrated
+    search: Search | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON."""
+        return {
+            "path": str(self.path),
+            "size_bytes": self.size_bytes,
+            "fp32_size_bytes": self.source_bytes,
+            "layers_with_weights": self.layers,
+            "kept_in_float": list(self.kept),
+            "calibration_images": self.calibration_images,
+            "search": None if self.search is None else self.search.to_dict(),
+            "manifest": self.manifest.to_dict(),
+        }
+
+    def __str__(self) -> str:
+        calibrated = f", calibrated on {self.calibration_images} images" if self.calibration_images else ""
+        lines = [
+            f"{self.path}",
+            f"  {self.manifest.family}, {self.manifest.precision}, {self.size_bytes / 1e6:.1f} MB "
+            f"(FP32: {self.source_bytes / 1e6:.1f} MB), {self.layers} layers with weights{calibrated}",
+            f"  in float: {', '.join(self.kept) or 'no layer'}",
+        ]
+        if self.search is not None:
+            lines += [f"  {line}" for line in str(self.search).splitlines()]
+        return "\n".join(lines)
+
+
+def precision_name(precision: str, target: str) -> str:
+    """What the manifest calls it: INT8 files differ by their target."""
+    return f"{precision}-{target}" if precision == "int8" else precision
+
+
+def convert_to_fp16(source: Path, output: Path, keep_float: Collection[str], progress: Progress) -> PrecisionResult:
+    """Write the FP16 form of an exported FP32 file.
+
+    Args:
+        keep_float: layers that stay in float32: names, modules or globs.
+        progress: called with a line for each step.
+
+    Raises:
+        DeployError: the source is no FP32 file of `cskd-deploy export`, a name means no layer, or `output` cannot be
+            written.
+        BackendMissing: onnx or onnxruntime is not installed.
+        CheckFailed: weights or results are beyond the range of FP16; no file is written.
+    """
+    check_model_output(output)
+    with _Source(source) as known:
+        kept = matching(known.layers, keep_float)
+        progress("converting to FP16")
+        model = to_float16(known.model, kept)
+        _check_range(model)
+        return known.finish(model, output, "fp16", kept)
+
+
+def convert_to_int8(
+    source: Path,
+    output: Path,
+    target: str,
+    calibration: CalibrationSettings,
+    keep_float: Collection[str],
+    searching: SearchSettings | None,
+    progress: Progress,
+    counted: Callable[[int, int], None] = lambda done, total: None,
+) -> PrecisionResult:
+    """Write the INT8 form of an exported FP32 file.
+
+    Args:
+        target: one of `TARGETS`.
+        keep_float: layers that stay in float: names, modules or globs.
+        searching: look for further layers to keep in float.
+        progress: called with a line for each step.
+        counted: called with (calibration images read, all of them).
+
+    Raises:
+        DeployError, DataError: as `convert_to_fp16`; also when images or annotations cannot be used, or no layer is
+            left.
+        BackendMissing: as `convert_to_fp16`; also when onnxruntime is too old.
+        CheckFailed: as `convert_to_fp16`; also when the search finds nothing within its drop.
+    """
+    check_model_output(output)
+    with _Source(source) as known, tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        matching(known.layers, keep_float)  # before the images are read
+        classes = known.detector.manifest.classes
+        paths = calibration_images(calibration.images, calibration.count, calibration.annotations, classes)
+        dataset = None if searching is None else _countable(searching, classes)
+        reader = CalibrationReader(known.detector, paths, known.inputs, counted)
+        progress(f"calibrating INT8 for {target} on {len(paths)} images")
+        quantizer = Quantizer(source, target, reader, folder)
+        kept = matching(quantizer.layers, keep_float)
+        found = None
+        if searching is not None and dataset is not None:
+            found = _search(known, quantizer, kept, searching, dataset, folder / "tried.onnx", progress)
+            kept = list(found.kept)
+        return known.finish(quantizer.quantise(kept), output, f"int8-{target}", kept, len(paths), found)
+
+
+class _Source:
+    """The FP32 file, loaded in ONNX Runtime and as a graph."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._backend = OnnxRuntimeBackend(path)
+
+    def __enter__(self) -> _Source:
+        try:
+            onnx = importlib.import_module("onnx")
+        except ImportError as error:
+            raise BackendMissing(
+                f"another precision than FP32 needs onnx, which cannot be imported ({error}). "
+                "Install: `pip install onnx`"
+            ) from error
+        self._backend.load()
+        self.detector = Detector(self._backend)
+        self.model = onnx.load(str(self.path), load_external_data=False)
+        precision = self.detector.manifest.precision
+        if precision != FP32 or any(node.op_type == "QuantizeLinear" for node in self.model.graph.node):
+            raise DeployError(
+                f"{self.path} has been converted before (its precision is {precision}): what that rounded is lost. "
+                "Give the FP32 file, or the checkpoint"
+            )
+        self.layers = list(layers(self.model.graph))
+        self.inputs = [value.name for value in self.model.graph.input]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._backend.close()
+
+    def finish(
+        self,
+        model: Any,
+        output: Path,
+        precision: str,
+        kept: Sequence[str],
+        images: int = 0,
+        found: Search | None = None,
+    ) -> PrecisionResult:
+        """Write a converted model with the source's metadata, after it has run."""
+        manifest = dataclasses.replace(
+            self.detector.manifest,
+            precision=precision,
+            versions={
+                **self.detector.manifest.versions,
+                **versions(("cskd-deploy", "onnx", "onnxruntime", "onnxruntime-gpu")),
+            },
+        )
+        content: bytes = _tidied(model, self.model, manifest).SerializeToString()
+
+        def write(file: Any) -> None:
+            file.write(content)
+            file.flush()
+            _try(Path(file.name))
+
+        write_atomically(output, write)
+        return PrecisionResult(
+            path=output,
+            size_bytes=len(content),
+            source_bytes=self.path.stat().st_size,
+            manifest=manifest,
+            layers=sum(nodes[0].op_type in WEIGHTED for nodes in layers(self.model.graph).values()),
+            kept=tuple(kept),
+            calibration_images=images,
+            search=found,
+        )
+
+
+def _tidied(model: Any, source: Any, manifest: Manifest) -> Any:
+    """The model with the source's metadata, true types of all its tensors, and no marks of the tools that made it."""
+    import onnx
+
+    used = {node.domain for node in model.graph.node}
+    opsets = [entry for entry in model.opset_import if entry.domain in used]
+    del model.opset_import[:]
+    model.opset_import.extend(opsets)
+    del model.graph.value_info[:]
+    metadata = {entry.key: entry.value for entry in source.metadata_props if entry.key not in _TOOL_MARKS}
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, {**metadata, **manifest.to_metadata()})
+    model.producer_name, model.producer_version = source.producer_name, source.producer_version
+    model = onnx.shape_inference.infer_shapes(model, strict_mode=True)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def _try(path: Path) -> None:
+    """Run a new file once on an image of noise."""
+    with OnnxRuntimeBackend(path) as backend:
+        detector = Detector(backend)
+        detector.infer(detector.prepare(_noise(detector)))
+
+
+def _check_range(model: Any) -> None:
+    """Run an FP16 model on an image of noise and look at all that its layers give.
+
+    The detections may look sound where a layer does not: a Relu makes 0 of what is not a number.
+
+    Raises:
+        CheckFailed: a layer gives numbers that are not finite.
+    """
+    import onnx
+
+    halves = half_layers(model)
+    names = [name for group in halves.values() for name in group]
+    shown = onnx.ModelProto()
+    shown.CopyFrom(model)
+    shown.graph.output.extend(
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT16, None) for name in names
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "shown.onnx"
+        onnx.save(shown, str(path))
+        with OnnxRuntimeBackend(path) as backend:
+            detector = Detector(backend)
+            feed = detector.feed(detector.prepare(_noise(detector)))
+            inputs = {value.name: feed[value.name] for value in backend.session.get_inputs()}
+            values = dict(zip(names, backend.session.run(names, inputs), strict=True))
+    broken = [layer for layer, group in halves.items() if not all(np.isfinite(values[name]).all() for name in group)]
+    if broken:
+        raise CheckFailed(
+            f"{broken[0]} gives values beyond the range of FP16, on an image of noise. No file was written. "
+            f"Keep it in float: --keep-float {broken[0]}"
+        )
+
+
+def _noise(detector: Detector) -> np.ndarray:
+    height, width = detector.manifest.preprocessing.input_size
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def _countable(searching: SearchSettings, classes: Sequence[str]) -> Dataset:
+    dataset, _ = load_dataset(searching.annotations, searching.images, classes)
+    if not dataset.countable:
+        raise DeployError(f"mAP cannot be computed: {dataset.nothing_counts()}")
+    return dataset
+
+
+def _search(
+    known: _Source,
+    quantizer: Quantizer,
+    kept: Sequence[str],
+    searching: SearchSettings,
+    dataset: Dataset,
+    file: Path,
+    progress: Progress,
+) -> Search:
+    import onnx
+
+    def points(detector: Detector) -> float:
+        return 100 * measure(detector, dataset, lambda done, total: None).mean_average_precision
+
+    progress(f"search: measuring FP32 on {len(dataset.images)} images")
+    reference = points(known.detector)
+
+    def drop_with(keep: Collection[str]) -> float:
+        onnx.save(quantizer.quantise(keep), str(file))
+        with OnnxRuntimeBackend(file) as backend:
+            return reference - points(Detector(backend))
+
+    return search(quantizer.layers, drop_with, reference, searching.max_drop, progress, kept)

@@ -1,0 +1,1 @@
+"""Latency, memory and what they were measured on."""

@@ -1,0 +1,114 @@
+"""What a measurement was taken on: processor, GPUs, clocks, memory, threads, versions."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from cskd_deploy.backends.tensorrt.driver import find_driver
+from cskd_deploy.errors import BackendMissing
+
+_MEASURED = (
+    "cskd-deploy",
+    "numpy",
+    "opencv-python-headless",
+    "opencv-python",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "torch",
+    "tensorrt",
+)
+_CLOCKS = Path("/sys/devices/system/cpu/cpu0/cpufreq")
+
+
+def processor_name() -> str:
+    """The processor's own name, or its architecture where the system does not tell."""
+    facts: dict[str, str] = {}
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            facts.setdefault(key.strip().lower(), value.strip())
+    return facts.get("model name") or facts.get("hardware") or platform.processor() or platform.machine()
+
+
+def usable_cores() -> int:
+    """Logical cores that this process may run on (a container often has fewer than the machine)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def version_of(distribution: str) -> str | None:
+    """The installed version of a distribution, without importing it; None where it is not installed."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def versions(distributions: Sequence[str] = _MEASURED) -> dict[str, str]:
+    """Python's version and those of the installed `distributions`."""
+    found = {name: version_of(name) for name in distributions}
+    return {"python": platform.python_version(), **{name: version for name, version in found.items() if version}}
+
+
+def gpu_names() -> list[str]:
+    """The GPUs that the NVIDIA driver lists; none without a driver."""
+    try:
+        return [gpu.name for gpu in find_driver().gpus]
+    except BackendMissing:
+        return []
+
+
+def clocks() -> dict[str, float | str]:
+    """The processor's clock in MHz now and at most, and its governor, as far as the system tells."""
+    found: dict[str, float | str] = {}
+    for name, file in (("mhz", "scaling_cur_freq"), ("max_mhz", "cpuinfo_max_freq")):
+        with contextlib.suppress(OSError, ValueError):
+            found[name] = int((_CLOCKS / file).read_text()) / 1e3
+    with contextlib.suppress(OSError):
+        found["governor"] = (_CLOCKS / "scaling_governor").read_text().strip()
+    if "mhz" not in found:
+        with contextlib.suppress(OSError, ValueError):
+            lines = Path("/proc/cpuinfo").read_text().splitlines()
+            found["mhz"] = max(float(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz"))
+    return found
+
+
+def gpu_clocks() -> list[str]:
+    """The clocks of the GPUs now and at most, as `nvidia-smi` writes them; none where it does not answer."""
+    command = ["nvidia-smi", "--query-gpu=clocks.sm,clocks.max.sm", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return done.stdout.strip().splitlines() if done.returncode == 0 else []
+
+
+def memory_bytes() -> int | None:
+    """The machine's memory; None where the system does not tell."""
+    with contextlib.suppress(ValueError, OSError, AttributeError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def describe(threads: int) -> dict[str, Any]:
+    """The environment of a measurement with so many threads, as plain data."""
+    gpus = gpu_names()
+    return {
+        "processor": processor_name(),
+        "cores": usable_cores(),
+        "threads": threads,
+        "clocks": clocks(),
+        "gpus": gpus,
+        "gpu_clocks": gpu_clocks() if gpus else [],
+        "memory_bytes": memory_bytes(),
+        "system": platform.platform(),
+        "versions": versions(),
+    }

@@ -1,0 +1,126 @@
+"""What a benchmark found: as plain data, and as the table that a person reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cskd_deploy.measure.bench import Latencies
+
+ENOUGH_FOR_P99 = 100
+REFERENCE = "pytorch"
+WIDTH = 110
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """The figures of one run, and what they were taken on."""
+
+    results: Sequence[Latencies]
+    environment: Mapping[str, Any]
+    images: str
+    input_size: tuple[int, int]  # (height, width)
+    notes: Sequence[str]
+
+    @property
+    def baseline(self) -> Latencies | None:
+        """What the others are held against: the first PyTorch result, else the last model's; None of a single model."""
+        models = {(one.path, one.backend): one for one in reversed(self.results)}  # with the first batch size
+        if len(models) < 2:
+            return None
+        return next((one for one in self.results if one.backend == REFERENCE), next(iter(models.values())))
+
+    def speedup(self, result: Latencies) -> dict[str, float] | None:
+        """How many times faster a result's medians are than the baseline's with the same batch size."""
+        baseline = self.baseline
+        for other in self.results:
+            if baseline is None or other is result or other.batch != result.batch:
+                continue
+            if (other.path, other.backend) == (baseline.path, baseline.backend):
+                slower, faster = other, result
+                return {s: slower.summary(s)["p50"] / faster.summary(s)["p50"] for s in ("inference", "total")}
+        return None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON; `speedup` at the top is the first result's."""
+        return {
+            "environment": dict(self.environment),
+            "images": self.images,
+            "input_size": list(self.input_size),
+            "baseline": None if self.baseline is None else self.baseline.label,
+            "results": [{**one.to_dict(), "speedup": self.speedup(one)} for one in self.results],
+            "speedup": self.speedup(self.results[0]),
+            "notes": list(self.notes),
+        }
+
+    def print(self) -> None:
+        """The table, then a line for each result."""
+        for line in self._head():
+            click.echo(line)
+        console = Console(width=WIDTH, highlight=False)
+        console.print(self._table())
+        for one in self.results:
+            click.echo(_cost(one))
+        for one in self.results:
+            speedup = self.speedup(one)
+            if speedup is not None and self.baseline is not None:
+                click.echo(
+                    f"{one.label}: {speedup['inference']:.2f} times as fast as {self.baseline.label} in inference, "
+                    f"{speedup['total']:.2f} times in the whole (medians)"
+                )
+        for note in self.notes:
+            click.echo(f"note: {note}")
+
+    def _head(self) -> list[str]:
+        facts = self.environment
+        versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+        clocks = ", ".join(f"{name} {value}" for name, value in facts["clocks"].items())
+        machine = [facts["processor"], f"{facts['threads']} threads", *([clocks] if clocks else []), *facts["gpus"]]
+        height, width = self.input_size
+        return [
+            f"{', '.join(machine)}; {versions}",
+            f"input {height} x {width} (height x width), {self.images}; milliseconds a batch",
+        ]
+
+    def _table(self) -> Table:
+        table = Table(box=None, pad_edge=False)
+        for title in ("model", "stage", "mean", "p50", "p90", "p95", "p99", "images/s"):
+            left = title in ("model", "stage")
+            table.add_column(title, justify="left" if left else "right", no_wrap=True, overflow="ellipsis")
+        for one in self.results:
+            labels = [one.path.rpartition("/")[2], one.backend, one.precision, f"batch {one.batch}"]
+            for place, stage in enumerate(one.stages):
+                numbers = one.summary(stage)
+                rate = f"{1e3 * one.batch / numbers['mean']:.1f}" if stage in ("inference", "total") else ""
+                # As text: a file may have any name, and rich reads brackets as colours.
+                label = Text(labels[place] if place < len(labels) else "")
+                table.add_row(label, stage, *(f"{value:.2f}" for value in numbers.values()), rate)
+        return table
+
+
+def notes_on_samples(results: Sequence[Latencies]) -> list[str]:
+    """What the samples are too few for."""
+    fewest = min(one.count for one in results)
+    if fewest >= ENOUGH_FOR_P99:
+        return []
+    return [f"p99 rests on {fewest} batches only: raise --duration or --iterations"]
+
+
+def _cost(one: Latencies) -> str:
+    images = one.count * one.batch
+    parts = [
+        f"{one.size_bytes / 1e6:.1f} MB",
+        f"{images} images timed",
+        f"{one.detections / images:.1f} detections an image",
+        f"pre- and post-processing {100 * one.overhead:.1f} % of the whole",
+    ]
+    if one.cold is not None:
+        seconds = (one.cold.load_ms + one.cold.first_ms) / 1e3
+        parts += [f"first detections after {seconds:.2f} s", f"process at most {one.cold.peak_bytes / 1e6:.0f} MB"]
+    return f"{one.label}: {', '.join(parts)}"
