@@ -73,7 +73,7 @@ def compare(student: Path, folder: Path, options: argparse.Namespace) -> list[di
     """A row for each file of a student."""
     checkpoint = with_random_weights(student, folder) if student.suffix == ".py" else student
     size = None if options.input_size is None else tuple(options.input_size)
-    files = [export(checkpoint, folder / "fp32.onnx", input_size=size).path]
+    files = [export(checkpoint, folder / "fp32.onnx", input_sizes=() if size is None else [size]).path]
     if options.calibration_images is not None:
         calibration = CalibrationSettings(options.calibration_images)
         files.append(folder / "int8.onnx")
@@ -82,7 +82,7 @@ def compare(student: Path, folder: Path, options: argparse.Namespace) -> list[di
         detectors = [Detector(stack.enter_context(backend_for(file, threads=options.threads))) for file in files]
         manifest = detectors[0].manifest
         size = manifest.preprocessing.input_size
-        reference = backend_for(checkpoint, threads=options.threads, input_size=size)
+        reference = backend_for(checkpoint, threads=options.threads, like=manifest)
         detectors.append(Detector(stack.enter_context(reference)))
         images = random_images(size)
         if options.images is not None:

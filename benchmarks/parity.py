@@ -4,7 +4,9 @@
 
 Each checkpoint is exported in every form. A detection is matched when mmdet has one of the same class with boxes that
 overlap by 99 % and scores within 0.001, one to one. Only detections above the config's score threshold exist on either
-side. `padded` is the file with an input 64 pixels higher and wider than it need be: what padding costs by itself.
+side. The default takes every image as mmdet lays it out. `fixed` has the size of the test scale, the way round it is
+written, `pair` that size and the other way round, `square` holds both without shrinking either, and `padded` is 64 pixels
+higher and wider than `square`: what padding costs by itself.
 """
 
 from __future__ import annotations
@@ -31,10 +33,12 @@ from cskd_deploy.model.manifest import GraphForm
 
 PADDING = 64
 FORMS = {
+    "default": GraphForm("uint8"),
     "float": GraphForm("float"),
-    "uint8": GraphForm("uint8"),
-    "dynamic": GraphForm("uint8", dynamic=True),
     "nms graph": GraphForm("uint8", nms="graph"),
+    "fixed": GraphForm("uint8"),
+    "pair": GraphForm("uint8"),
+    "square": GraphForm("uint8"),
     "padded": GraphForm("uint8"),
 }
 
@@ -71,11 +75,18 @@ def compare(student: Student, dataset: Dataset) -> list[dict[str, Any]]:
     expected = {entry["id"]: simple_test(student, dataset.path(entry)) for entry in dataset.images}
     reference = mean_average_precision(expected, dataset)
     height, width = student.manifest().preprocessing.input_size
+    side = max(height, width)
+    sizes = {
+        "fixed": [(height, width)],
+        "pair": list(dict.fromkeys([(height, width), (width, height)])),
+        "square": [(side, side)],
+        "padded": [(side + PADDING, side + PADDING)],
+    }
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         for name, form in FORMS.items():
-            size = (height + PADDING, width + PADDING) if name == "padded" else None
-            path = export(student.path, Path(temporary) / "student.onnx", input_size=size, form=form).path
+            target = Path(temporary) / "student.onnx"
+            path = export(student.path, target, input_sizes=sizes.get(name, ()), form=form).path
             with OnnxRuntimeBackend(path) as backend:
                 detector = Detector(backend)
                 found = {entry["id"]: detector.detect(read_image(dataset.path(entry))) for entry in dataset.images}

@@ -130,7 +130,7 @@ def test_what_a_device_tells_of_its_copies_is_summed_up_beside_the_stages(monkey
 def test_a_graph_of_one_batch_size_refuses_others():
     backend = Counting("one.onnx", [])
     backend.batch_size = 1
-    with pytest.raises(DeployError, match=r"one.onnx takes batches of 1 only, asked for 4: export it with --dynamic"):
+    with pytest.raises(DeployError, match=r"one.onnx takes batches of 1 only, asked for 4: export it with --batch any"):
         measure([Detector(backend)], random_images((32, 32)), batches=(1, 4))
     assert backend.calls == []
 

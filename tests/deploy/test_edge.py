@@ -87,7 +87,7 @@ def test_inspect_without_onnx_leaves_only_the_multiplications_out(edge_deploy, d
     assert here["operators"]["TopK"] == 5
     assert there["metadata"] == here["metadata"]
     assert there["inputs"] == {
-        "image": "tensor(uint8) [1, 128, 128, 3]",
+        "image": "tensor(uint8) [1, 'height', 'width', 3]",
         "image_shape": "tensor(float) [1, 2]",
     }
     text = deploy("inspect", model_file).out

@@ -170,7 +170,7 @@ def test_a_model_that_finds_nothing_has_map_zero(deploy, model_file, found_annot
 def test_images_padded_otherwise_than_for_the_reference_are_noted(
     deploy, checkpoint, found_annotations, shapes_root, tmp_path
 ):
-    model = export(checkpoint, tmp_path / "wide.onnx", input_size=(128, 192)).path
+    model = export(checkpoint, tmp_path / "wide.onnx", input_sizes=[(128, 192)]).path
     images = shapes_root / "images"
     arguments = ("--ann", found_annotations, "--images", images, "--reference", checkpoint, "--max-drop", 100, "--json")
     notes = json.loads(deploy("eval", model, *arguments).out)["notes"]

@@ -97,10 +97,10 @@ def test_a_schema_to_come_is_refused_with_the_version_that_wrote_it(models):
         ({"cskd-deploy": "0.9.0"}, "Install cskd-deploy 0.9.0, which wrote it, or newer"),
         ({}, "Install a newer cskd-deploy"),
     ):
-        later = {**data, "schema": 4, "versions": versions, "of later": {}}
+        later = {**data, "schema": 5, "versions": versions, "of later": {}}
         with pytest.raises(DeployError) as error:
             manifest_from_metadata({MANIFEST_KEY: json.dumps(later)}, "later.onnx")
-        assert f"later.onnx cannot be read: schema is 4, cskd-deploy {__version__} reads 1, 2, 3. {need}" in str(
+        assert f"later.onnx cannot be read: schema is 5, cskd-deploy {__version__} reads 1, 2, 3, 4. {need}" in str(
             error.value
         )
         assert f"or export the student's checkpoint again with {__version__}" in str(error.value)

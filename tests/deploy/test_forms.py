@@ -31,8 +31,9 @@ from .students import FAMILIES, student_config
 from .test_export import assert_same, flat, triple
 from .test_postprocess import RULE, crowd
 
-FLOAT_DYNAMIC = GraphForm("float", dynamic=True)
-NMS_INSIDE = GraphForm("uint8", dynamic=True, nms="graph")
+FLOAT = GraphForm("float")
+ANY_BATCH = GraphForm("float", batch=None)
+NMS_INSIDE = GraphForm("uint8", nms="graph")
 SIZES = [(60, 170), (400, 250)]  # on canvases of 64 x 128 and 128 x 96
 
 
@@ -77,8 +78,8 @@ SMALL = [(0, (40, 90)), (1, (64, 50))]
 @pytest.mark.parametrize("family", FAMILIES)
 def test_raw_pixels_and_a_normalised_image_give_the_same_detections(family, exported, formed, shapes_root):
     image = read_image(next((shapes_root / "images").iterdir()))
-    with OnnxRuntimeBackend(exported(family).model) as raw, OnnxRuntimeBackend(formed(family, FLOAT_DYNAMIC)) as plain:
-        assert raw.manifest.graph == GraphForm("uint8")
+    with OnnxRuntimeBackend(exported(family).model) as raw, OnnxRuntimeBackend(formed(family, FLOAT)) as plain:
+        assert raw.manifest.graph == GraphForm("uint8", dynamic=True)
         assert Detector(raw).prepare(image).tensor.dtype == np.uint8
         assert Detector(plain).prepare(image).tensor.dtype == np.float32
         ours, theirs = (triple(Detector(backend).detect(image)) for backend in (raw, plain))
@@ -88,7 +89,7 @@ def test_raw_pixels_and_a_normalised_image_give_the_same_detections(family, expo
     assert agreement.largest_corner_difference < 1e-3
 
 
-@pytest.mark.parametrize("form", [FLOAT_DYNAMIC, NMS_INSIDE], ids=["nms outside", "nms in the graph"])
+@pytest.mark.parametrize("form", [FLOAT, NMS_INSIDE], ids=["nms outside", "nms in the graph"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_dynamic_file_finds_what_simple_test_finds_with_its_own_padding(family, form, exported, formed, tmp_path):
     student = load_student(exported(family).checkpoint)
@@ -125,8 +126,8 @@ def test_nms_in_the_graph_gives_a_fixed_number_of_detections(family, formed, exp
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "FasterRCNN"])
 def test_a_batch_gives_what_its_images_give_alone(family, formed):
-    with OnnxRuntimeBackend(formed(family, FLOAT_DYNAMIC)) as backend:
-        assert backend.manifest.batched
+    with OnnxRuntimeBackend(formed(family, ANY_BATCH)) as backend:
+        assert backend.batch_size is None
         detector = Detector(backend)
         images = [smooth((100, 80), 1), smooth((200, 170), 7)]
         prepared = [detector.prepare(image) for image in images]
@@ -141,9 +142,9 @@ def test_a_batch_gives_what_its_images_give_alone(family, formed):
 
 
 def test_one_image_at_a_time_where_a_graph_holds_nms(formed):
-    for family, form in (("FasterRCNN", FLOAT_DYNAMIC), ("RetinaNet", NMS_INSIDE)):
+    for family, form in (("FasterRCNN", FLOAT), ("RetinaNet", NMS_INSIDE)):
         with OnnxRuntimeBackend(formed(family, form)) as backend:
-            assert not backend.manifest.batched
+            assert backend.manifest.graph.batch == backend.batch_size == 1
             assert backend.session.get_inputs()[0].shape[0] == 1
 
 
@@ -183,15 +184,15 @@ def test_a_file_whose_nms_is_another_is_not_written(checkpoint, tmp_path, monkey
 def test_the_pytorch_reference_pads_images_as_a_dynamic_file_does(formed, checkpoint):
     image = smooth((60, 170))
     with (
-        OnnxRuntimeBackend(formed("RetinaNet", FLOAT_DYNAMIC)) as model,
-        TorchBackend(checkpoint, dynamic=True) as reference,
+        OnnxRuntimeBackend(formed("RetinaNet", FLOAT)) as model,
+        TorchBackend(checkpoint) as reference,
     ):
         assert Detector(reference).prepare(image).tensor.shape == (1, 3, 64, 128)
         assert_same(*(triple(Detector(backend).detect(image)) for backend in (reference, model)))
 
 
 def test_mixed_sizes_cost_a_dynamic_file_nothing_and_a_fixed_one_a_note(
-    deploy, formed, model_file, checkpoint, shapes_root, tmp_path
+    deploy, formed, checkpoint, shapes_root, tmp_path
 ):
     import json
 
@@ -213,8 +214,9 @@ def test_mixed_sizes_cost_a_dynamic_file_nothing_and_a_fixed_one_a_note(
     path = tmp_path / "mixed.json"
     path.write_text(json.dumps({**data, "images": images, "annotations": boxes, "categories": categories}))
     arguments = ("--ann", path, "--images", tmp_path, "--reference", checkpoint, "--max-drop", 100, "--json")
-    fixed = json.loads(deploy("eval", model_file, *arguments).out)
-    dynamic = json.loads(deploy("eval", formed("RetinaNet", FLOAT_DYNAMIC), *arguments).out)
+    model = onnx_export.export(checkpoint, tmp_path / "fixed.onnx", input_sizes=[(128, 128)]).path
+    fixed = json.loads(deploy("eval", model, *arguments).out)
+    dynamic = json.loads(deploy("eval", formed("RetinaNet", FLOAT), *arguments).out)
     assert abs(dynamic["drop_points"]) < 0.05
     assert dynamic["notes"] == []
     assert fixed["notes"][0].startswith("2 of 3 images are padded")
@@ -223,14 +225,14 @@ def test_mixed_sizes_cost_a_dynamic_file_nothing_and_a_fixed_one_a_note(
 
 def test_the_form_of_a_file_that_is_exported_already_cannot_be_chosen(deploy, model_file, tmp_path):
     arguments = ("--onnx", model_file, "--precision", "fp16", "--output", tmp_path / "half.onnx")
-    done = deploy("export", *arguments, "--dynamic", "--input", "float")
+    done = deploy("export", *arguments, "--input-size", 128, 128, "--batch", "any", "--input", "float")
     assert done.code == 2
-    assert "--input, --dynamic: only with --checkpoint" in done.err
+    assert "--input-size, --input, --batch: only with --checkpoint" in done.err
 
 
 def test_the_command_writes_the_form_that_it_is_asked_for(deploy, checkpoint, tmp_path):
     target = tmp_path / "student.onnx"
-    done = deploy("export", "--checkpoint", checkpoint, "--output", target, "--dynamic", "--nms", "graph")
+    done = deploy("export", "--checkpoint", checkpoint, "--output", target, "--nms", "graph")
     assert done.code == 0
     assert "input 1 x H x W x 3 uint8, NMS in the graph" in done.out
     facts = deploy("inspect", target, "--json")

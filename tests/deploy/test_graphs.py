@@ -39,8 +39,8 @@ def graph_outputs(student: Student) -> dict[str, np.ndarray]:
     graph = build_graph(student.model, student.config, SIZE)
     with torch.no_grad():
         values = graph(*(image(), torch.from_numpy(SHAPE))[: len(graph.inputs)])
-    outputs = {name: value.numpy() for name, value in zip(graph.outputs, values, strict=True)}
-    if student.manifest(SIZE).postprocessing.clip_boxes:
+    outputs = {name: value.numpy() for name, value in zip((*graph.outputs, *graph.checked), values, strict=True)}
+    if student.manifest([SIZE]).postprocessing.clip_boxes:
         outputs["boxes"] = outputs["boxes"].clip(0, np.tile(SHAPE[:, ::-1], 2))
     return outputs
 
@@ -122,7 +122,7 @@ def test_where_nms_leaves_few_proposals_or_none_empty_ones_fill_up(tmp_path):
     assert 0 < assert_same_candidates(student) < 100 * 3
     graph = build_graph(student.model, student.config, SIZE)
     with torch.no_grad():  # no proposal is 70 pixels high
-        boxes, scores, _ = graph(image(), torch.tensor([[60.0, 128.0]]))
+        boxes, scores, *_ = graph(image(), torch.tensor([[60.0, 128.0]]))
     assert boxes.shape == (1, 300, 4)
     assert not scores.any()
     empty = mmdet_candidates(student.model, image().numpy(), np.array([[60, 128]], dtype=np.float32))

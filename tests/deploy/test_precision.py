@@ -210,7 +210,7 @@ def test_a_student_of_dynamic_size_is_quantised_too(deploy, exported, shapes_roo
     from cskd_deploy.exporter.onnx import export
     from cskd_deploy.model.manifest import GraphForm
 
-    export(exported("FCOS").checkpoint, tmp_path / "dynamic.onnx", form=GraphForm("uint8", True, "graph"))
+    export(exported("FCOS").checkpoint, tmp_path / "dynamic.onnx", form=GraphForm("uint8", nms="graph"))
     options = ("--precision", "int8", "--calibration-images", shapes_root / "images", "--calibration-count", 2)
     done = deploy("export", "--onnx", tmp_path / "dynamic.onnx", *options, "--output", tmp_path / "int8.onnx")
     assert done.code == 0

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from cskd_data.images import read_image
-from cskd_deploy.detect.preprocess import padded_size, prepare, resized_size
+from cskd_deploy.detect.preprocess import Placement, exact_placement, padded_size, placement, prepare
+from cskd_deploy.errors import DeployError
 from cskd_deploy.exporter.mmdet_config import preprocessing_of
 from cskd_deploy.model.manifest import GraphForm
 
@@ -73,21 +74,54 @@ def test_the_default_input_is_the_test_scale_rounded_up_to_the_divisor(scale, ex
 def test_an_upright_image_is_made_smaller_until_it_fits_a_lying_input():
     rule = preprocessing_of(student_config(("a",), scale=(320, 240)))
     assert rule.input_size == (256, 320)
-    assert resized_size((480, 640), rule) == (240, 320)
-    assert resized_size((640, 480), rule) == (256, 192)
+    assert placement((480, 640), rule) == Placement((240, 320), (256, 320))
+    assert placement((640, 480), rule) == Placement((256, 192), (256, 320))
 
 
 def test_a_square_input_keeps_the_scale_of_both_ways_round():
-    rule = preprocessing_of(student_config(("a",), scale=(320, 240)), (320, 320))
-    assert resized_size((480, 640), rule) == (240, 320)
-    assert resized_size((640, 480), rule) == (320, 240)
+    rule = preprocessing_of(student_config(("a",), scale=(320, 240)), [(320, 320)])
+    assert placement((480, 640), rule).resized_size == (240, 320)
+    assert placement((640, 480), rule).resized_size == (320, 240)
+
+
+def test_of_a_pair_of_canvases_an_image_gets_the_one_on_which_it_is_largest():
+    rule, form = (
+        preprocessing_of(student_config(("a",), scale=(320, 240)), [(256, 320), (320, 256)]),
+        GraphForm(dynamic=True),
+    )
+    assert rule.canvases == ((256, 320), (320, 256))
+    assert placement((480, 640), rule, form) == Placement((240, 320), (256, 320))
+    assert placement((640, 480), rule, form) == Placement((320, 240), (320, 256))
+    assert placement((500, 500), rule, form) == Placement((240, 240), (256, 320))  # both hold it: the first
+    assert placement((640, 500), rule, form) == Placement((307, 240), (320, 256))
+    assert placement((1000, 100), rule, form) == Placement((320, 32), (320, 256))
+
+
+def test_without_a_canvas_an_image_is_padded_to_the_next_multiples_of_the_divisor():
+    rule = preprocessing_of(student_config(("a",), scale=(1333, 800)))
+    for size, resized, canvas in (
+        ((480, 640), (800, 1067), (800, 1088)),
+        ((640, 480), (1067, 800), (1088, 800)),
+        ((427, 640), (800, 1199), (800, 1216)),
+        ((300, 1000), (400, 1333), (416, 1344)),
+    ):
+        assert (
+            placement(size, rule, GraphForm(dynamic=True)) == Placement(resized, canvas) == exact_placement(size, rule)
+        )
+
+
+def test_two_canvases_are_no_choice_for_a_pipeline_that_stretches():
+    config = student_config(("a",), scale=(160, 96))
+    config["data"]["test"]["pipeline"][1]["transforms"][0]["keep_ratio"] = False
+    with pytest.raises(DeployError, match=r"stretches every image to 96 x 160 .*: give one --input-size"):
+        preprocessing_of(config, [(96, 160), (160, 96)])
 
 
 def test_every_size_fits_the_input():
     rule = preprocessing_of(student_config(("a",), scale=(160, 120)))
     generator = np.random.default_rng(0)
     for height, width in generator.integers(1, 3000, (500, 2)).tolist():
-        resized = resized_size((height, width), rule)
+        resized = placement((height, width), rule).resized_size
         assert 1 <= resized[0] <= rule.input_size[0]
         assert 1 <= resized[1] <= rule.input_size[1]
     assert padded_size((33, 64), 32) == (64, 64)

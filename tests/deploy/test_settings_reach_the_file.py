@@ -31,7 +31,7 @@ from .unusual import SCORES, SEEDS, config_with, settings_of
 CLASSES = ("a", "b", "c")
 # (height, width) and, with a scale of (160, 120) and a divisor of 64, the canvas that mmdet pads it to.
 SIZES = {(170, 100): (192, 128), (90, 150): (128, 192), (300, 110): (192, 64)}
-NMS_INSIDE = GraphForm("uint8", dynamic=True, nms="graph")
+NMS_INSIDE = GraphForm("uint8", nms="graph")
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_a_dynamic_file_with_nms_finds_what_simple_test_finds_with_the_settings_
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_pytorch_finds_what_simple_test_finds_with_the_settings_of_the_config(family, unusual, simple_test, pictures):
-    with TorchBackend(unusual(family), threads=1, dynamic=True) as backend:
+    with TorchBackend(unusual(family), threads=1) as backend:
         detector = Detector(backend)
         for path, expected in zip(pictures, simple_test(family), strict=True):
             assert_same(expected, triple(detector.detect(read_image(path))))
@@ -133,9 +133,9 @@ def test_a_config_file_in_place_of_the_stored_one_brings_its_own_settings(
     for rule in ("preprocessing", "postprocessing"):
         usual_rule, given_rule = (dataclasses.asdict(getattr(one, rule)) for one in (usual, given))
         same = {name for name in usual_rule if usual_rule[name] == given_rule[name]}
-        assert same == {"preprocessing": {"keep_ratio"}, "postprocessing": {"threshold_on"}}[rule]
+        assert same == {"preprocessing": {"keep_ratio", "canvases"}, "postprocessing": {"threshold_on"}}[rule]
     assert given.postprocessing.score_threshold == SCORES[family]
-    with TorchBackend(tmp_path / "student.pth", config, threads=1, dynamic=True) as backend:
+    with TorchBackend(tmp_path / "student.pth", config, threads=1) as backend:
         assert_same(simple_test(family)[0], triple(Detector(backend).detect(read_image(pictures[0]))))
 
 
@@ -143,7 +143,7 @@ def test_export_takes_the_settings_of_the_config_file_that_it_is_given(deploy, u
     settings = {**settings_of("FCOS"), "model.test_cfg.max_per_img": 11, "model.test_cfg.nms_pre": 9}
     config = write_config(tmp_path / "other.py", config_with("FCOS", CLASSES, settings))
     file = tmp_path / "student.onnx"
-    options = ("--checkpoint", unusual("FCOS"), "--config", config, "--dynamic", "--input", "float", "--output", file)
+    options = ("--checkpoint", unusual("FCOS"), "--config", config, "--input", "float", "--output", file)
     assert deploy("export", *options).code == 0
     student = load_student(unusual("FCOS"), config)
     with OnnxRuntimeBackend(file) as backend:

@@ -207,5 +207,5 @@ def test_dynamic_inputs_go_from_the_padding_to_a_square_of_the_longer_edge():
         input_ranges(inputs, model, {}, {}, {"picture": (1, 3, 96, 160)})
     with pytest.raises(DeployError, match=r"gives image as 1x1x96x160, the graph has \?x3x\?x\?: only what is \?"):
         input_ranges(inputs, model, {"image": (1, 1, 96, 160)}, {}, {})
-    with pytest.raises(DeployError, match="export with --dynamic"):
+    with pytest.raises(DeployError, match="export it without --input-size, or with --batch any"):
         input_ranges({"image": (1, 3, 96, 160)}, model, {"image": (2, 3, 96, 160)}, {}, {})

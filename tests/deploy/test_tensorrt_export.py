@@ -339,7 +339,7 @@ def test_tensorrt_rtx_builds_a_student_of_dynamic_size(exported, tmp_path):
     from cskd_deploy.exporter.onnx import export
 
     model = tmp_path / "dynamic.onnx"
-    export(exported("RetinaNet").checkpoint, model, form=GraphForm(input="uint8", dynamic=True))
+    export(exported("RetinaNet").checkpoint, model, form=GraphForm(input="uint8"))
     settings = BuildSettings(compute_capability="SM80", max_shapes={"image": (4, 256, 160, 3)})
     result = export_engine(model, tmp_path / "dynamic.engine", settings, module="tensorrt_rtx")
     assert result.manifest.inputs["image"] == ShapeRange((1, 32, 32, 3), (1, 128, 128, 3), (4, 256, 160, 3))

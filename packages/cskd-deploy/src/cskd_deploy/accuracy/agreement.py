@@ -36,23 +36,25 @@ def match(reference: Boxes, other: Boxes, iou: float = 0.99, score: float = 1e-3
             so that boxes without area can be matched.
         score: how far their scores may lie apart.
     """
-    matched = 0
-    score_differences, corner_differences = [0.0], [0.0]
-    for label in np.unique(reference[2]):
-        ours, theirs = reference[2] == label, other[2] == label
-        boxes, scores = reference[0][ours], reference[1][ours]
-        other_boxes, other_scores = other[0][theirs], other[1][theirs]
-        for place, mate in _pairs(boxes, scores, other_boxes, other_scores, iou, score):
-            matched += 1
-            score_differences.append(float(np.abs(other_scores[mate] - scores[place])))
-            corner_differences.append(float(np.abs(other_boxes[mate] - boxes[place]).max()))
+    pairs = matched_pairs(reference, other, iou, score)
+    first, second = pairs[:, 0], pairs[:, 1]
     return Agreement(
         reference=len(reference[1]),
         other=len(other[1]),
-        matched=matched,
-        largest_score_difference=max(score_differences),
-        largest_corner_difference=max(corner_differences),
+        matched=len(pairs),
+        largest_score_difference=float(np.abs(reference[1][first] - other[1][second]).max(initial=0)),
+        largest_corner_difference=float(np.abs(reference[0][first] - other[0][second]).max(initial=0)),
     )
+
+
+def matched_pairs(reference: Boxes, other: Boxes, iou: float = 0.99, score: float = 1e-3) -> np.ndarray:
+    """The boxes that `match` matches, `(pairs, 2)`: places in the reference and in the other set."""
+    found = []
+    for label in np.unique(reference[2]):
+        first, second = np.flatnonzero(reference[2] == label), np.flatnonzero(other[2] == label)
+        pairs = _pairs(reference[0][first], reference[1][first], other[0][second], other[1][second], iou, score)
+        found += [(first[place], second[mate]) for place, mate in pairs]
+    return np.array(found, dtype=np.int64).reshape(-1, 2)
 
 
 def _pairs(

@@ -18,7 +18,7 @@ from cskd_data.ids import Key
 from cskd_data.images import read_image
 from cskd_deploy.detect.detector import Detector
 from cskd_deploy.detect.postprocess import Detections
-from cskd_deploy.detect.preprocess import padded_size, resized_size, unbounded
+from cskd_deploy.detect.preprocess import exact_placement, placement
 from cskd_deploy.errors import DeployError
 
 CocoDetections = list[dict[str, Any]]  # COCO's results format, with the ids of the user's file
@@ -84,16 +84,14 @@ def measure(detector: Detector, dataset: Dataset, progress: Callable[[int, int],
 
 
 def differently_padded(dataset: Dataset, detector: Detector) -> int:
-    """How many images a fixed input pads, or scales, otherwise than mmdet's test pipeline does.
+    """How many images are padded, or scaled, otherwise than mmdet's test pipeline does.
 
-    Their detections differ a little from mmdet's for that reason alone. A dynamic input pads none otherwise.
+    Their detections differ a little from mmdet's for that reason alone. A graph that takes every size pads none
+    otherwise.
     """
-    if detector.manifest.graph.dynamic:
-        return 0
-    rule = detector.manifest.preprocessing
-    own = unbounded(rule)
+    rule, form = detector.manifest.preprocessing, detector.manifest.graph
     sizes = [(entry["height"], entry["width"]) for entry in dataset.images]
-    return sum(padded_size(resized_size(size, own), rule.pad_divisor) != rule.input_size for size in sizes)
+    return sum(placement(size, rule, form) != exact_placement(size, rule) for size in sizes)
 
 
 def in_coco_form(detections: Detections, image_key: Key, category_keys: Sequence[Key]) -> CocoDetections:

@@ -7,6 +7,7 @@ from pathlib import Path
 from cskd_deploy.backends.base import Backend
 from cskd_deploy.backends.onnxruntime_settings import OrtSettings
 from cskd_deploy.errors import DeployError
+from cskd_deploy.model.manifest import Manifest
 
 ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
 CHECKPOINT_SUFFIXES = (".pth", ".pt")
@@ -35,8 +36,7 @@ def backend_for(
     buffers: str | None = None,
     cuda_graph: bool = False,
     trust_engine: bool = False,
-    input_size: tuple[int, int] | None = None,
-    dynamic: bool = False,
+    like: Manifest | None = None,
     ort: OrtSettings | None = None,
     allow_external_data: bool = False,
 ) -> Backend:
@@ -48,8 +48,7 @@ def backend_for(
         buffers: one of `BUFFERS`: the package that TensorRT gets its GPU memory from; by default the first one found.
         cuda_graph: TensorRT replays its work as a CUDA graph.
         trust_engine: load a TensorRT engine that its manifest does not vouch for.
-        input_size: (height, width) that a checkpoint is run at; by default that of its config's test pipeline.
-        dynamic: a checkpoint takes each image at its own size, as mmdet does.
+        like: a checkpoint gets its images on the canvases of this manifest's graph; by default as mmdet lays them out.
         ort: settings of ONNX Runtime.
         allow_external_data: an ONNX file may keep weights in other files below its folder.
 
@@ -70,7 +69,7 @@ def backend_for(
     if name == "pytorch":
         from cskd_deploy.backends.torch import TorchBackend
 
-        return TorchBackend(path, input_size=input_size, threads=threads, dynamic=dynamic)
+        return TorchBackend(path, like=like, threads=threads)
     from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeCudaBackend
 
     kind = OnnxRuntimeCudaBackend if name == "onnxruntime-cuda" else OnnxRuntimeBackend

@@ -76,11 +76,12 @@ class Backend(ABC):
 Shape = tuple[int | None, ...]  # None where a dimension is dynamic
 # Before the names of the candidates, which a graph with NMS gives beside its detections until it has been verified.
 CANDIDATE = "candidate_"
+PROPOSALS = "proposals"  # of a two-stage detector, `(1, proposals, 4)`; given for that check alone
 
 
 def input_shapes(manifest: Manifest) -> dict[str, Shape]:
     """The shape of each input. Not every graph has `image_shape`."""
-    batch = None if manifest.batched else 1
+    batch = manifest.graph.batch
     size: Shape = (None, None) if manifest.graph.dynamic else manifest.preprocessing.input_size
     image = (batch, *size, 3) if manifest.graph.input == "uint8" else (batch, 3, *size)
     return {INPUT: image, IMAGE_SHAPE: (batch, 2)}

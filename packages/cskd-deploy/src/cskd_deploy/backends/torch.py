@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from cskd_deploy.backends.base import CLASS_SCORES, IMAGE_SHAPE, INPUT, OUTPUTS, Arrays, Backend
 from cskd_deploy.exporter.student import Student, load_student, torch_threads
-from cskd_deploy.model.manifest import GraphForm
+from cskd_deploy.model.manifest import GraphForm, Manifest
 
 
 class TorchBackend(Backend):
@@ -21,9 +22,8 @@ class TorchBackend(Backend):
     Args:
         path: The checkpoint.
         config: Replaces the config stored in it.
-        input_size: (height, width); by default that of the config's test pipeline.
+        like: lays images on the canvases of this manifest's graph; by default as mmdet's test pipeline does.
         threads: Threads within an operator; None takes every core this process may use.
-        dynamic: pad each image to its own size, as mmdet does, not all to `input_size`.
     """
 
     name: ClassVar[str] = "pytorch"
@@ -32,21 +32,19 @@ class TorchBackend(Backend):
         self,
         path: Path,
         config: Path | None = None,
-        input_size: tuple[int, int] | None = None,
+        like: Manifest | None = None,
         threads: int | None = None,
-        dynamic: bool = False,
     ) -> None:
         super().__init__(path)
-        self._dynamic = dynamic
         self._config = config
-        self._input_size = input_size
+        self._like = like
         self._threads = threads
         self._student: Student | None = None
         self._held = ExitStack()  # PyTorch's threads, which are the process's
 
     def load(self) -> None:
         student = load_student(self.path, self._config)
-        self.manifest = student.manifest(self._input_size, graph=GraphForm(dynamic=self._dynamic))
+        self.manifest = _laid_out(student.manifest(), self._like)
         self.size_bytes = sum(value.numel() * value.element_size() for value in student.model.state_dict().values())
         self._held.enter_context(torch_threads(self._threads))
         self._student = student
@@ -62,6 +60,18 @@ class TorchBackend(Backend):
     def close(self) -> None:
         self._student = None
         self._held.close()
+
+
+def _laid_out(manifest: Manifest, like: Manifest | None) -> Manifest:
+    """The manifest with images on the canvases of another one's graph, one or several at a time."""
+    if like is None:
+        return replace(manifest, graph=GraphForm(dynamic=True, batch=None))
+    rule = like.preprocessing
+    return replace(
+        manifest,
+        preprocessing=replace(manifest.preprocessing, input_size=rule.input_size, canvases=rule.canvases),
+        graph=GraphForm(dynamic=like.graph.dynamic, batch=None),
+    )
 
 
 def mmdet_candidates(
@@ -87,14 +97,55 @@ def mmdet_candidates(
     # Not at the top: an edge box imports this module, and has no torch.
     import torch
 
-    scale = np.ones(4, dtype=np.float32)
-    metas = [{"img_shape": (height, width, 3), "scale_factor": scale} for height, width in image_shape.tolist()]
+    metas = _metas(image_shape)
     with torch.inference_mode():
         features = model.extract_feat(torch.from_numpy(image))
         if hasattr(model, "roi_head"):
-            candidates = _pairs_of_proposals(model, features, metas)
+            candidates = _pairs_of_proposals(model, features, metas, model.rpn_head.simple_test_rpn(features, metas))
         else:
             candidates = _best_of_levels(model, features, metas, score_threshold, with_factors)
+    return _named(candidates)
+
+
+def mmdet_level_cuts(model: Any, image: np.ndarray) -> list[tuple[int, float]]:
+    """How many candidates each pyramid level of a one-stage detector keeps of one image, and the last one's score."""
+    import torch
+
+    with torch.inference_mode():
+        maps = model.bbox_head(model.extract_feat(torch.from_numpy(image)))[0]
+        kept = [
+            values[0].flatten().topk(min(model.test_cfg["nms_pre"], values[0].numel()))[0].sigmoid() for values in maps
+        ]
+    return [(len(scores), float(scores[-1])) for scores in kept]
+
+
+def mmdet_proposals(model: Any, image: np.ndarray, image_shape: np.ndarray) -> np.ndarray:
+    """The proposals of a two-stage detector for one image, `(n, 4)`."""
+    import torch
+
+    with torch.inference_mode():
+        features = model.extract_feat(torch.from_numpy(image))
+        boxes: np.ndarray = model.rpn_head.simple_test_rpn(features, _metas(image_shape))[0][:, :4].numpy()
+    return boxes
+
+
+def mmdet_pairs(model: Any, image: np.ndarray, image_shape: np.ndarray, proposals: np.ndarray) -> dict[str, np.ndarray]:
+    """As `mmdet_candidates` of a two-stage detector for one image, from proposals `(n, 4)` that are given."""
+    import torch
+
+    metas = _metas(image_shape)
+    with torch.inference_mode():
+        features = model.extract_feat(torch.from_numpy(image))
+        return _named(_pairs_of_proposals(model, features, metas, [torch.from_numpy(proposals)]))
+
+
+def _metas(image_shape: np.ndarray) -> list[dict[str, Any]]:
+    scale = np.ones(4, dtype=np.float32)
+    return [{"img_shape": (height, width, 3), "scale_factor": scale} for height, width in image_shape.tolist()]
+
+
+def _named(candidates: Any) -> dict[str, np.ndarray]:
+    """The candidates of each image, as arrays of the batch by name."""
     columns = zip(*candidates, strict=True)
     return {name: _stack([values.numpy() for values in column]) for name, column in zip(OUTPUTS, columns, strict=True)}
 
@@ -120,10 +171,9 @@ def _best_of_levels(
     return model.bbox_head.get_bboxes(*maps, img_metas=metas, cfg=settings, with_nms=False)
 
 
-def _pairs_of_proposals(model: Any, features: Any, metas: list[dict[str, Any]]) -> Any:
+def _pairs_of_proposals(model: Any, features: Any, metas: list[dict[str, Any]], proposals: Any) -> Any:
     import torch
 
-    proposals = model.rpn_head.simple_test_rpn(features, metas)
     # Without a test_cfg mmdet stops before the threshold and NMS; the last column of the scores is the background's.
     found = model.roi_head.simple_test_bboxes(features, metas, proposals, None)
     pairs = []

@@ -151,8 +151,7 @@ def command(
         detectors: list[Detector] = []
         for subject in subjects:
             if backend_name(subject.path) == "pytorch" and detectors:
-                subject.options["input_size"] = detectors[0].manifest.preprocessing.input_size
-                subject.options["dynamic"] = detectors[0].manifest.graph.dynamic
+                subject.options["like"] = detectors[0].manifest
             backend = backend_for(subject.path, subject.backend, **subject.options)
             detectors.append(Detector(stack.enter_context(backend)))
         notes = _unlike(detectors, force)

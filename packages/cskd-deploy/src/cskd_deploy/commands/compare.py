@@ -86,9 +86,7 @@ def _open(first: Path, second: Path, threads: int | None, stack: ExitStack) -> l
     canvas: Manifest | None = None
     paths = (first, second)
     for place in sorted((0, 1), key=lambda one: backend_name(paths[one]) == "pytorch"):
-        size = None if canvas is None else canvas.preprocessing.input_size
-        dynamic = canvas is not None and canvas.graph.dynamic
-        backend = backend_for(paths[place], threads=threads, input_size=size, dynamic=dynamic)
+        backend = backend_for(paths[place], threads=threads, like=canvas)
         opened[place] = stack.enter_context(backend)
         canvas = canvas or backend.manifest
     return [opened[0], opened[1]]

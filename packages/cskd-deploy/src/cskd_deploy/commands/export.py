@@ -49,11 +49,13 @@ from cskd_deploy.model.onnx_file import check_model_output
 )
 @click.option(
     "--input-size",
+    "input_sizes",
     nargs=2,
     type=int,
+    multiple=True,
     metavar="H W",
-    help="Height and width of the graph's input. [default: the test pipeline's scale, rounded up to its padding: "
-    "(1333, 800) gives 800 1344]",
+    help="Fix the height and width of the graph's input. Given twice, images are padded to one of the two: a pair of "
+    "orientations. [default: every image as mmdet resizes and pads it]",
 )
 @click.option(
     "--input",
@@ -65,10 +67,11 @@ from cskd_deploy.model.onnx_file import check_model_output
     "normalised images (channels x height x width).",
 )
 @click.option(
-    "--dynamic",
-    is_flag=True,
-    help="Take every height and width that is a multiple of the padding's divisor, and any batch; with Faster R-CNN "
-    "or --nms graph one image at a time. Images are then padded as mmdet pads them.",
+    "--batch",
+    type=click.Choice(["1", "any"]),
+    default="1",
+    show_default=True,
+    help="Images at a time. With Faster R-CNN or --nms graph one.",
 )
 @click.option(
     "--nms",
@@ -87,9 +90,9 @@ def command(
     config: Path | None,
     file_format: str,
     output: Path | None,
-    input_size: tuple[int, int] | None,
+    input_sizes: tuple[tuple[int, int], ...],
     graph_input: str,
-    dynamic: bool,
+    batch: str,
     nms: str,
     as_json: bool,
     **options: Any,
@@ -100,9 +103,10 @@ def command(
     NMS. Class names, preprocessing, thresholds and the checkpoint's sha256 are in the file's metadata. The file is
     compared with mmdet in PyTorch before it gets its name; a wrong one is never left behind.
 
-    Images keep the scale of the checkpoint's test pipeline and are padded to the input's size. An image that would not
-    fit (an upright one in a lying input) is made smaller until it does: give a square --input-size to
-    keep the scale of both, or use --dynamic. A larger --input-size adds padding, it does not enlarge images.
+    Images are resized and padded exactly as in the checkpoint's test pipeline: where that keeps the ratio, the graph
+    takes every height and width that is a multiple of the padding's divisor. --input-size fixes the size instead:
+    images are padded to it, and one that does not fit (an upright one in a lying input) is made smaller until it does;
+    export then prints what that costs. A larger --input-size adds padding, it does not enlarge images.
 
     With --precision fp16 or int8 the file is then converted. INT8 is calibrated on a folder of images and made for a
     --target. Decoding stays in float32; layers that suffer can too (--keep-float, --search).
@@ -113,11 +117,15 @@ def command(
     \b
     Examples:
       cskd-deploy export --checkpoint work_dirs/student/best.pth --output student.onnx
-      cskd-deploy export --checkpoint work_dirs/student/best.pth --dynamic --nms graph --output dynamic.onnx
+      cskd-deploy export --checkpoint work_dirs/student/best.pth --nms graph --output student_nms.onnx
+      cskd-deploy export --checkpoint work_dirs/student/best.pth --input-size 800 1344 --input-size 1344 800
       cskd-deploy export --onnx student.onnx --precision int8 --calibration-images data/shapes/images \\
           --calibration-ann data/shapes/annotations/train.json --output student.int8.onnx
       cskd-deploy export --onnx student.onnx --format trt --output student.engine
     """
+    form = _form(graph_input, nms, batch)
+    if len(set(input_sizes)) < len(input_sizes) or len(input_sizes) > 2:
+        raise DeployError("--input-size is given once, or twice with two sizes: a pair of orientations")
     plan = precision_plan("tensorrt" if file_format == "trt" else "cpu", options)
     source = _source(checkpoint, onnx_file, file_format, plan)
     if onnx_file is not None:
@@ -137,7 +145,7 @@ def command(
         """Export the checkpoint to an FP32 file."""
         from cskd_deploy.exporter.onnx import export
 
-        return export(source, path, config, input_size, progress, GraphForm(graph_input, dynamic, nms))
+        return export(source, path, config, input_sizes, progress, form)
 
     if onnx_file is None or not plan.is_plain:
         result = plain(target) if plan.is_plain else _lowered(plan, onnx_file, plain, target, progress)
@@ -167,6 +175,12 @@ def _lowered(
         return plan.convert(exported, target, progress)
 
 
+def _form(graph_input: str, nms: str, batch: str) -> GraphForm:
+    if nms == "graph" and batch == "any":
+        raise DeployError("--nms graph works on one image: leave --batch any out")
+    return GraphForm(input=graph_input, nms=nms, batch=None if batch == "any" else 1)
+
+
 def _refuse_checkpoint_options() -> None:
     """An exported file has its form already.
 
@@ -175,7 +189,7 @@ def _refuse_checkpoint_options() -> None:
     """
     context = click.get_current_context()
     options = {parameter.name: parameter.opts[0] for parameter in context.command.params}
-    shaping = ("config", "input_size", "graph_input", "dynamic", "nms")
+    shaping = ("config", "input_sizes", "graph_input", "batch", "nms")
     given = [options[name] for name in shaping if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
     if given:
         raise DeployError(f"{', '.join(given)}: only with --checkpoint; the file of --onnx is exported already")

@@ -6,7 +6,7 @@ import numpy as np
 
 from cskd_deploy.backends.base import IMAGE_SHAPE, INPUT, OUTPUTS, Backend
 from cskd_deploy.detect.postprocess import Detections, placed_detections, select_detections
-from cskd_deploy.detect.preprocess import PreparedImage, padded_size, prepare
+from cskd_deploy.detect.preprocess import PreparedImage, prepare
 from cskd_deploy.errors import DeployError
 
 
@@ -39,8 +39,8 @@ class Detector:
         shapes = np.array([one.resized_size for one in prepared], dtype=np.float32)
         tensors = [one.tensor for one in prepared]
         if len({tensor.shape for tensor in tensors}) > 1:
-            divisor = self.manifest.preprocessing.pad_divisor
-            sizes = [" x ".join(map(str, padded_size(one.resized_size, divisor))) for one in prepared]
+            axes = slice(1, 3) if self.manifest.graph.input == "uint8" else slice(2, 4)
+            sizes = [" x ".join(map(str, tensor.shape[axes])) for tensor in tensors]
             raise DeployError(f"images of one batch must be padded to one size, these are {', '.join(sizes)}")
         return {INPUT: tensors[0] if len(tensors) == 1 else np.concatenate(tensors), IMAGE_SHAPE: shapes}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -22,23 +22,58 @@ class PreparedImage:
     scale_factor: np.ndarray  # (4,) float32: resized / original, as (x, y, x, y)
 
 
+@dataclass(frozen=True)
+class Placement:
+    """How large an image is on which canvas, both as (height, width)."""
+
+    resized_size: tuple[int, int]
+    canvas: tuple[int, int]
+
+
+def placement(size: tuple[int, int], rule: Preprocessing, form: GraphForm = FLOAT) -> Placement:
+    """Where an image of `size` (height, width) lies on the input of a graph of this form.
+
+    On a graph that takes every size it is resized and padded as mmdet does it. Elsewhere an image that does not fit a
+    canvas (an upright image for a lying graph) is made smaller until it does, and of several canvases it gets the one
+    on which it is largest; of those, the smallest.
+    """
+    if form.dynamic and not rule.canvases:
+        return exact_placement(size, rule)
+    canvases = rule.canvases if form.dynamic else (rule.input_size,)
+    choices = [Placement(_fitted(size, rule, canvas), canvas) for canvas in canvases]
+    return min(choices, key=lambda one: (-math.prod(one.resized_size), math.prod(one.canvas)))
+
+
+def exact_placement(size: tuple[int, int], rule: Preprocessing) -> Placement:
+    """Where mmdet's test pipeline lays an image of `size` (height, width)."""
+    resized = resized_size(size, rule)
+    return Placement(resized, padded_size(resized, rule.pad_divisor))
+
+
 def resized_size(size: tuple[int, int], rule: Preprocessing) -> tuple[int, int]:
-    """The (height, width) that an image of `size` (height, width) is resized to.
+    """The (height, width) that mmdet resizes an image of `size` (height, width) to.
 
     With `keep_ratio` this is mmcv's `rescale_size`: the long edge within the long edge of `rule.scale`, the short one
-    within the short one, rounded half up. An image that would then not fit in `rule.input_size` (an upright image for a
-    lying graph) is made smaller until it does.
+    within the short one, rounded half up.
     """
-    height, width = size
-    input_height, input_width = rule.input_size
     if not rule.keep_ratio:
-        return min(rule.scale[1], input_height), min(rule.scale[0], input_width)
-    factor = min(max(rule.scale) / max(height, width), min(rule.scale) / min(height, width))
-    resized = _rounded(height * factor), _rounded(width * factor)
-    if resized[0] > input_height or resized[1] > input_width:
-        factor = min(input_height / height, input_width / width)
-        resized = _rounded(height * factor), _rounded(width * factor)
-    return max(resized[0], 1), max(resized[1], 1)
+        return rule.scale[1], rule.scale[0]
+    height, width = size
+    return _scaled(size, min(max(rule.scale) / max(height, width), min(rule.scale) / min(height, width)))
+
+
+def _fitted(size: tuple[int, int], rule: Preprocessing, canvas: tuple[int, int]) -> tuple[int, int]:
+    """`resized_size`, or less where the canvas is smaller."""
+    resized = resized_size(size, rule)
+    if not rule.keep_ratio:
+        return min(resized[0], canvas[0]), min(resized[1], canvas[1])
+    if resized[0] > canvas[0] or resized[1] > canvas[1]:
+        return _scaled(size, min(canvas[0] / size[0], canvas[1] / size[1]))
+    return resized
+
+
+def _scaled(size: tuple[int, int], factor: float) -> tuple[int, int]:
+    return max(int(size[0] * factor + 0.5), 1), max(int(size[1] * factor + 0.5), 1)
 
 
 def padded_size(size: tuple[int, int], divisor: int) -> tuple[int, int]:
@@ -51,18 +86,13 @@ def prepare(image: np.ndarray, rule: Preprocessing, form: GraphForm = FLOAT) -> 
 
     It is resized and padded, and for a graph with a float input also reordered and normalised.
     """
-    height, width = resized_size((image.shape[0], image.shape[1]), unbounded(rule) if form.dynamic else rule)
+    placed = placement((image.shape[0], image.shape[1]), rule, form)
+    (height, width), canvas = placed.resized_size, placed.canvas
     pixels = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-    canvas = padded_size((height, width), rule.pad_divisor) if form.dynamic else rule.input_size
     tensor = padded_pixels(pixels, canvas) if form.input == "uint8" else normalised(pixels, canvas, rule)
     scale_x, scale_y = width / image.shape[1], height / image.shape[0]
     factors = np.array([scale_x, scale_y, scale_x, scale_y], dtype=np.float32)
     return PreparedImage(tensor, (height, width), factors)
-
-
-def unbounded(rule: Preprocessing) -> Preprocessing:
-    """The rule of an input that every image fits."""
-    return dataclasses.replace(rule, input_size=(1 << 20, 1 << 20))
 
 
 def padded_pixels(pixels: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
@@ -89,7 +119,3 @@ def normalised(pixels: np.ndarray, canvas: tuple[int, int], rule: Preprocessing)
     tensor = np.full((1, 3, *canvas), rule.pad_value, dtype=np.float32)
     tensor[0, :, : pixels.shape[0], : pixels.shape[1]] = values.transpose(2, 0, 1)
     return tensor
-
-
-def _rounded(length: float) -> int:
-    return int(length + 0.5)

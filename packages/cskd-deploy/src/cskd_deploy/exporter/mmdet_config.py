@@ -205,15 +205,17 @@ _STEPS: dict[str, dict[str, Any]] = {
 _ORDER = ("Resize", "Normalize", "Pad")
 
 
-def preprocessing_of(config: Mapping[str, Any], input_size: tuple[int, int] | None = None) -> Preprocessing:
+def preprocessing_of(config: Mapping[str, Any], input_sizes: Sequence[tuple[int, int]] = ()) -> Preprocessing:
     """The rule of `config.data.test.pipeline`.
 
     Args:
-        input_size: (height, width) of the graph; by default the config's `img_scale`, the way round it is written,
-            rounded up to the pipeline's `size_divisor`: (1333, 800) gives 800 x 1344.
+        input_sizes: (height, width) of the graph's input, or of its two canvases. By default the size is that of the
+            config's `img_scale`, the way round it is written, rounded up to the pipeline's `size_divisor`: (1333, 800)
+            gives 800 x 1344.
 
     Raises:
-        DeployError: a step that is not reproduced here, or an `input_size` that is no multiple of the divisor.
+        DeployError: a step that is not reproduced here, a size that is no multiple of the divisor, or several where the
+            pipeline gives one size only.
     """
     steps = _test_steps(config)
     augment = _step(steps, "MultiScaleFlipAug")
@@ -224,22 +226,28 @@ def preprocessing_of(config: Mapping[str, Any], input_size: tuple[int, int] | No
     resize, normalize, pad = (_step(transforms, name) for name in _ORDER)
     width, height = _scale(augment.get("img_scale"))
     divisor = number(pad.get("size_divisor"), "Pad's size_divisor", int)
-    default_size = padded_size((height, width), divisor)
-    if input_size is not None and any(side < divisor or side % divisor for side in input_size):
-        near = padded_size(input_size, divisor)
+    keep_ratio = bool(resize.get("keep_ratio", True))
+    for size in input_sizes:
+        if any(side < divisor or side % divisor for side in size):
+            near = padded_size(size, divisor)
+            raise DeployError(
+                f"--input-size {size[0]} {size[1]}: height and width must be multiples of {divisor}, "
+                f"for example {near[0]} {near[1]}"
+            )
+    if len(input_sizes) > 1 and not keep_ratio:
         raise DeployError(
-            f"--input-size {input_size[0]} {input_size[1]}: height and width must be multiples of {divisor}, "
-            f"for example {near[0]} {near[1]}"
+            f"the test pipeline stretches every image to {height} x {width} (keep_ratio=False): give one --input-size"
         )
     return Preprocessing(
-        input_size=input_size or default_size,
+        input_size=input_sizes[0] if input_sizes else padded_size((height, width), divisor),
         scale=(width, height),
-        keep_ratio=bool(resize.get("keep_ratio", True)),
+        keep_ratio=keep_ratio,
         mean=_triple(normalize.get("mean"), "Normalize's mean"),
         std=_triple(normalize.get("std"), "Normalize's std"),
         channel_order="rgb" if normalize.get("to_rgb", True) else "bgr",
         pad_divisor=divisor,
         pad_value=_pad_value(pad.get("pad_val", 0)),
+        canvases=tuple(input_sizes) if len(input_sizes) > 1 else (),
     )
 
 

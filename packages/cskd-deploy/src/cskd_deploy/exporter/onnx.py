@@ -12,20 +12,21 @@ mmdet before it gets its name.
 from __future__ import annotations
 
 import importlib
+import math
 import tempfile
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from cskd_data.files import write_atomically
-from cskd_deploy.accuracy.agreement import Agreement
 from cskd_deploy.backends.base import CANDIDATE
 from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend, import_onnxruntime
+from cskd_deploy.detect.preprocess import exact_placement, placement
 from cskd_deploy.errors import BackendMissing
 from cskd_deploy.exporter.student import INSTALL, Student, load_student
-from cskd_deploy.exporter.verify import verify
+from cskd_deploy.exporter.verify import Verification, verify
 from cskd_deploy.model.manifest import GraphForm, Manifest
 from cskd_deploy.model.onnx_file import check_model_output
 
@@ -43,7 +44,7 @@ class ExportResult:
     manifest: Manifest
     nodes: int
     nodes_before: int  # as torch exported it, before onnxslim
-    agreement: Agreement  # with mmdet's candidates on a random image
+    verification: Verification  # against mmdet
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
@@ -52,30 +53,25 @@ class ExportResult:
             "size_bytes": self.size_bytes,
             "nodes": self.nodes,
             "nodes_before_onnxslim": self.nodes_before,
-            "candidates": self.agreement.reference,
-            "candidates_matched": self.agreement.matched,
-            "largest_score_difference": self.agreement.largest_score_difference,
-            "largest_corner_difference": self.agreement.largest_corner_difference,
+            "verification": asdict(self.verification),
             "manifest": self.manifest.to_dict(),
         }
 
     def __str__(self) -> str:
-        found = self.agreement
-        return (
-            f"{self.path}\n"
+        lines = [
+            f"{self.path}",
             f"  {self.manifest.family}, {len(self.manifest.classes)} classes, {_described(self.manifest)}, "
-            f"opset {self.manifest.opset}, {self.size_bytes / 1e6:.1f} MB, {self.nodes} nodes\n"
-            f"  verified against mmdet in PyTorch on a random image: {found.matched} of {found.reference} candidates "
-            f"equal (IoU >= 0.99), scores within {found.largest_score_difference:.1e}, "
-            f"corners within {found.largest_corner_difference:.1e} pixels"
-        )
+            f"opset {self.manifest.opset}, {self.size_bytes / 1e6:.1f} MB, {self.nodes} nodes",
+            f"  verified against mmdet in PyTorch on random images: {self.verification}",
+        ]
+        return "\n".join([*lines, *(f"  {line}" for line in geometry_cost(self.manifest))])
 
 
 def export(
     checkpoint: Path,
     output: Path,
     config: Path | None = None,
-    input_size: tuple[int, int] | None = None,
+    input_sizes: Sequence[tuple[int, int]] = (),
     progress: Callable[[str], None] = lambda line: None,
     form: GraphForm = EDGE,
 ) -> ExportResult:
@@ -83,9 +79,10 @@ def export(
 
     Args:
         config: replaces the config stored in the checkpoint.
-        input_size: (height, width); by default that of the config's test pipeline.
+        input_sizes: none for a graph that takes every image as mmdet lays it out; one (height, width) for a graph of
+            that size; two for a graph whose images are padded to either, a pair of orientations.
         progress: called with a line for each step.
-        form: what the graph does of the pre- and post-processing, and whether its size is dynamic.
+        form: what the graph does of the pre- and post-processing, and how many images it takes at a time.
 
     Raises:
         BackendMissing: torch, cskd-train, onnx, onnxslim or onnxruntime is not installed.
@@ -96,7 +93,7 @@ def export(
     check_model_output(output)
     progress(f"reading {checkpoint}")
     student = load_student(checkpoint, config)
-    manifest = student.manifest(input_size, OPSET, form)
+    manifest = student.manifest(input_sizes, OPSET, form)
     progress(f"exporting {manifest.family}, {_described(manifest)}, opset {OPSET}")
     traced = _trace(student, manifest)
     progress(f"simplifying {len(traced.graph.node)} nodes")
@@ -106,7 +103,7 @@ def export(
     with tempfile.TemporaryDirectory() as folder:
         tried = Path(folder) / "tried.onnx"
         tried.write_bytes(model.SerializeToString())
-        agreement = verify(student.model, manifest, tried)
+        verification = verify(student.model, manifest, tried)
     _drop_candidates(model)
     content: bytes = model.SerializeToString()
 
@@ -123,7 +120,7 @@ def export(
         manifest=manifest,
         nodes=len(model.graph.node),
         nodes_before=len(traced.graph.node),
-        agreement=agreement,
+        verification=verification,
     )
 
 
@@ -140,11 +137,41 @@ def _require_exporters() -> None:
 
 def _described(manifest: Manifest) -> str:
     """The graph's input in words."""
-    height, width = manifest.preprocessing.input_size
-    batch = "N" if manifest.batched else "1"
-    size = "H x W" if manifest.graph.dynamic else f"{height} x {width}"
+    rule = manifest.preprocessing
+    batch = manifest.graph.batch or "N"
+    canvases = " or ".join(f"{height} x {width}" for height, width in rule.canvases or (rule.input_size,))
+    size = "H x W" if manifest.graph.dynamic and not rule.canvases else canvases
     shape = f"{batch} x {size} x 3 uint8" if manifest.graph.input == "uint8" else f"{batch} x 3 x {size} float32"
     return f"input {shape}" + (", NMS in the graph" if manifest.graph.nms == "graph" else "")
+
+
+def geometry_cost(manifest: Manifest) -> list[str]:
+    """What a fixed size costs: how photographs of both orientations are laid out, beside mmdet's way; a line for each.
+
+    Nothing of a graph that takes every size, or whose images all get one.
+    """
+    rule, form = manifest.preprocessing, manifest.graph
+    if not rule.keep_ratio or (form.dynamic and not rule.canvases):
+        return []
+    lines = []
+    for size in ((480, 640), (640, 480)):
+        placed, exact = placement(size, rule, form), exact_placement(size, rule)
+        rows, columns = (ours - wanted for ours, wanted in zip(placed.canvas, exact.canvas, strict=True))
+        if placed.resized_size != exact.resized_size:
+            share = math.sqrt(math.prod(placed.resized_size) / math.prod(exact.resized_size))
+            cost = f"is shrunk to {100 * share:.0f} % of mmdet's {_written(exact.resized_size)}"
+        elif placed != exact:
+            cost = f"gets {max(rows, 0)} rows and {max(columns, 0)} columns more padding than in mmdet"
+        else:
+            cost = "is as in mmdet"
+        lines.append(f"geometry: a photograph of {_written(size)} {cost}")
+    if any("as in mmdet" not in line for line in lines):
+        lines.append("geometry: leave --input-size out for a graph that takes every image as mmdet does")
+    return lines
+
+
+def _written(size: tuple[int, int]) -> str:
+    return f"{size[1]} x {size[0]}"
 
 
 def _trace(student: Student, manifest: Manifest) -> Any:
@@ -188,7 +215,15 @@ def _attach(model: Any, manifest: Manifest) -> None:
 
 
 def _drop_candidates(model: Any) -> None:
-    """Take away the outputs that only served to verify a graph with NMS."""
+    """Take away the outputs that only served to verify the graph, and what only they need."""
     kept = [value for value in model.graph.output if not value.name.startswith(CANDIDATE)]
     del model.graph.output[:]
     model.graph.output.extend(kept)
+    needed = {value.name for value in kept}
+    nodes = []
+    for node in reversed(model.graph.node):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+            nodes.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(reversed(nodes))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,24 +30,34 @@ class Student:
     path: Path
 
     def manifest(
-        self, input_size: tuple[int, int] | None = None, opset: int = 0, graph: GraphForm | None = None
+        self, input_sizes: Sequence[tuple[int, int]] = (), opset: int = 0, graph: GraphForm | None = None
     ) -> Manifest:
-        """What inference with this student needs; `input_size` (height, width) defaults to the test pipeline's.
+        """What inference with this student needs.
+
+        Args:
+            input_sizes: as `preprocessing_of`.
+            opset: of the graph.
+            graph: its form; its size is dynamic where images may have several sizes (`input_sizes` names none, or more
+                than one, and the test pipeline keeps the ratio), whatever `graph.dynamic` says.
 
         Raises:
             DeployError: the config asks for something that is not reproduced outside mmdet.
         """
+        preprocessing = preprocessing_of(self.config, input_sizes)
+        family, form = family_of(self.config), graph or GraphForm()
+        if family == "faster_rcnn" and form.batch != 1:
+            raise DeployError("Faster R-CNN has NMS of one image inside: it takes one image at a time (--batch 1)")
         return Manifest(
-            family=family_of(self.config),
+            family=family,
             classes=self.classes,
-            preprocessing=preprocessing_of(self.config, input_size),
+            preprocessing=preprocessing,
             postprocessing=postprocessing_of(self.config),
             checkpoint=self.path.name,
             sha256=self.sha256,
             opset=opset,
             precision="fp32",
             versions=versions(("cskd-deploy", "cskd-train", "torch", "mmdet", "mmcv-full", "mmcv", "onnx", "onnxslim")),
-            graph=graph or GraphForm(),
+            graph=replace(form, dynamic=preprocessing.keep_ratio and len(input_sizes) != 1),
         )
 
 

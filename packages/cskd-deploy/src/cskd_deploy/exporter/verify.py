@@ -2,44 +2,73 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cskd_deploy.accuracy.agreement import Agreement, Boxes, match
-from cskd_deploy.backends.base import CANDIDATE, IMAGE_SHAPE, INPUT, OUTPUTS
-from cskd_deploy.backends.torch import mmdet_candidates
+from cskd_deploy.accuracy.agreement import Boxes, match, matched_pairs
+from cskd_deploy.backends.base import CANDIDATE, IMAGE_SHAPE, INPUT, OUTPUTS, PROPOSALS
+from cskd_deploy.backends.torch import mmdet_candidates, mmdet_level_cuts, mmdet_pairs, mmdet_proposals
 from cskd_deploy.detect.postprocess import select_detections
 from cskd_deploy.detect.preprocess import PreparedImage, normalised, padded_pixels
 from cskd_deploy.errors import CheckFailed
 from cskd_deploy.model.manifest import Manifest, Preprocessing
 
-# Candidates that are equal to mmdet's; below 1 because float rounding may swap two at the last rank of a level.
-LEAST_SHARE = 0.999
-LEAST_SHARE_TWO_STAGE = 0.99  # nor may it swap an overlap at the threshold of the proposals' NMS
 MOST_SCORE_DIFFERENCE = 1e-4
+# Float rounding differs from processor to processor. It decides between candidates whose scores are this near to the
+# last one that a level keeps: those need no partner, all others do.
+TIE = 1e-5
+# It also decides which of two overlapping proposals of equal score goes, and by that whether a third one stays. So some
+# proposals may differ; what the second stage makes of the file's own proposals may not.
+LEAST_PROPOSALS = 0.98
 
 Arrays = dict[str, np.ndarray]
 
 
-def verify(model: Any, manifest: Manifest, path: Path) -> Agreement:
+@dataclass(frozen=True)
+class Verification:
+    """How a file compares with mmdet's own code on the random image on which it compares worst."""
+
+    candidates: int  # of mmdet
+    matched: int
+    ties: int  # candidates at a level's cut that need no partner
+    proposals: float | None  # share of mmdet's proposals that the file has too; None of a one-stage student
+    largest_score_difference: float
+    largest_corner_difference: float  # pixels
+
+    def __str__(self) -> str:
+        proposals = "" if self.proposals is None else f"{100 * self.proposals:.1f} % of the proposals and, of those, "
+        ties = f" but {self.ties} ties at a level's cut" if self.ties else ""
+        return (
+            f"{proposals}{self.matched} of {self.candidates} candidates equal{ties} (IoU >= 0.99), scores within "
+            f"{self.largest_score_difference:.1e}, corners within {self.largest_corner_difference:.1e} pixels"
+        )
+
+
+def verify(model: Any, manifest: Manifest, path: Path) -> Verification:
     """Compare all candidates of the written file with those of mmdet's own code on random images.
 
     The score threshold is left out on both sides: a random image seldom has anything above it. Images end before the
-    canvas does, as padded ones. A dynamic file is tried at two sizes and, where it can, with a batch of two; of one
-    with NMS inside, the detections must be those of NMS outside on its own candidates.
+    canvas does, as padded ones. A dynamic file is tried at two sizes, one of them with a batch of two where it takes
+    any; of one with NMS inside, the detections must be those of NMS outside on its own candidates.
+
+    Of a one-stage student every candidate needs a partner but for ties at the cut of its level (`TIE`). Of a two-stage
+    one the proposals are compared with mmdet's, and then mmdet's second stage is given the file's proposals: all pairs
+    of proposal and class must be the same.
 
     Args:
         model: the mmdet detector.
-        path: the file; one with NMS inside still gives its candidates too.
+        path: the file; it still gives `candidate_...` outputs where it has them.
 
     Returns:
-        The agreement of the worst image.
+        That of the image with the fewest matched.
 
     Raises:
-        CheckFailed: too few agree.
+        CheckFailed: something differs.
     """
     import onnxruntime
 
@@ -50,35 +79,44 @@ def verify(model: Any, manifest: Manifest, path: Path) -> Agreement:
     session = onnxruntime.InferenceSession(str(path), sess_options=options, providers=["CPUExecutionProvider"])
     inputs = {value.name for value in session.get_inputs()}
     names = [value.name for value in session.get_outputs()]
-    worst: Agreement | None = None
+    results = []
     for seed, canvas in enumerate(_canvases(manifest)):
         feed, tensors = _random_feed(manifest, canvas, seed)
-        found = session.run(names, {name: values for name, values in feed.items() if name in inputs})
+        values = session.run(names, {name: array for name, array in feed.items() if name in inputs})
         for place, tensor in enumerate(tensors):
-            one = {name: values[place : place + 1] for name, values in zip(names, found, strict=True)}
+            one = {name: array[place : place + 1] for name, array in zip(names, values, strict=True)}
             shape = feed[IMAGE_SHAPE][place : place + 1]
             candidates = {name.removeprefix(prefix): one[name] for name in names if name.startswith(prefix)}
-            agreement = _compare(model, manifest, candidates, tensor, shape)
+            if manifest.postprocessing.clip_boxes:  # as mmdet has clipped its own
+                candidates["boxes"] = candidates["boxes"].clip(0, np.tile(shape[:, ::-1], 2))
+            if not np.isfinite(candidates["boxes"]).all():
+                raise CheckFailed(_differs("some boxes are not finite"))
+            if manifest.family == "faster_rcnn":
+                results.append(_compare_two_stages(model, candidates, one[CANDIDATE + PROPOSALS], tensor, shape))
+            else:
+                results.append(_compare_dense(model, manifest, candidates, tensor, shape))
             if inside:
                 _check_detections(manifest, one, candidates, shape)
-            if worst is None or agreement.share < worst.share:
-                worst = agreement
-    assert worst is not None
-    return worst
+    return min(results, key=lambda one: one.matched / max(one.candidates, 1))
 
 
 def _canvases(manifest: Manifest) -> Iterator[tuple[int, int]]:
-    height, width = manifest.preprocessing.input_size
+    rule = manifest.preprocessing
+    if rule.canvases:
+        yield from rule.canvases
+        return
+    height, width = rule.input_size
     yield height, width
     if manifest.graph.dynamic:
-        yield width + manifest.preprocessing.pad_divisor, height
+        yield width + rule.pad_divisor, height
 
 
 def _random_feed(manifest: Manifest, canvas: tuple[int, int], seed: int) -> tuple[Arrays, list[np.ndarray]]:
     """What the file is fed, and for mmdet each image normalised."""
     generator = np.random.default_rng(seed)
     sizes = [(canvas[0] - canvas[0] // 8, canvas[1] - canvas[1] // 8), (canvas[0] - 1, canvas[1] - canvas[1] // 4)]
-    pictures = [generator.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes[: 1 + manifest.batched]]
+    count = manifest.graph.batch or len(sizes)
+    pictures = [generator.integers(0, 256, (*sizes[place % 2], 3), dtype=np.uint8) for place in range(count)]
     rule: Preprocessing = manifest.preprocessing
     tensors = [normalised(picture, canvas, rule) for picture in pictures]
     raw = manifest.graph.input == "uint8"
@@ -87,26 +125,87 @@ def _random_feed(manifest: Manifest, canvas: tuple[int, int], seed: int) -> tupl
     return {INPUT: image, IMAGE_SHAPE: shapes}, tensors
 
 
-def _compare(model: Any, manifest: Manifest, found: Arrays, tensor: np.ndarray, shape: np.ndarray) -> Agreement:
-    rule = manifest.postprocessing
-    if rule.clip_boxes:  # mmdet has clipped its boxes to the image
-        found = {**found, "boxes": found["boxes"].clip(0, np.tile(shape[:, ::-1], 2))}
+def _compare_dense(
+    model: Any, manifest: Manifest, found: Arrays, tensor: np.ndarray, shape: np.ndarray
+) -> Verification:
+    chosen_by = manifest.postprocessing.threshold_on  # the score that decides which candidates a level keeps
     expected = mmdet_candidates(model, tensor, shape, score_threshold=0.0)
-    agreement = match(_likely(expected), _likely(found), score=MOST_SCORE_DIFFERENCE)
-    if rule.threshold_on != "scores":
-        expected = mmdet_candidates(model, tensor, shape, score_threshold=0.0, with_factors=False)
-        judged = match(
-            _likely(expected), _likely({**found, "scores": found[rule.threshold_on]}), score=MOST_SCORE_DIFFERENCE
+    chosen = expected
+    if chosen_by != "scores":
+        chosen = mmdet_candidates(model, tensor, shape, score_threshold=0.0, with_factors=False)
+    cuts = mmdet_level_cuts(model, tensor)
+    ties, file_ties = _ties(chosen["scores"], cuts), _ties(found[chosen_by], cuts)
+    same, file_same = chosen["scores"][0] > 0, found[chosen_by][0] > 0  # 0 fills up, or is below all thresholds
+    result = _matched(
+        _boxes(expected, expected["scores"], same),
+        _boxes(found, found["scores"], file_same),
+        ties[same],
+        file_ties[file_same],
+    )
+    if chosen is not expected:
+        _matched(
+            _boxes(chosen, chosen["scores"], same),
+            _boxes(found, found[chosen_by], file_same),
+            ties[same],
+            file_ties[file_same],
         )
-        agreement = min(agreement, judged, key=lambda one: one.share)
-    least = LEAST_SHARE_TWO_STAGE if manifest.family == "faster_rcnn" else LEAST_SHARE
-    if not np.isfinite(found["boxes"]).all() or agreement.share < least:
+    return result
+
+
+def _boxes(outputs: Arrays, scores: np.ndarray, kept: np.ndarray) -> Boxes:
+    return outputs["boxes"][0][kept], scores[0][kept], outputs["labels"][0][kept]
+
+
+def _ties(scores: np.ndarray, cuts: list[tuple[int, float]]) -> np.ndarray:
+    """Which of the candidates are ties at the cut of their level; `scores` `(1, k)` stand level by level."""
+    limits = np.repeat([cut for _, cut in cuts], [count for count, _ in cuts])
+    if len(limits) != scores.shape[1]:  # mmdet leaves out scores of 0, and then nothing says which level is which
+        limits = np.full(scores.shape[1], max(cut for _, cut in cuts))
+    ties: np.ndarray = scores[0] <= limits + TIE
+    return ties
+
+
+def _matched(expected: Boxes, found: Boxes, expected_ties: np.ndarray, found_ties: np.ndarray) -> Verification:
+    """Match candidates, all of which need a partner but the ties."""
+    pairs = matched_pairs(expected, found, score=MOST_SCORE_DIFFERENCE)
+    missing = ~expected_ties
+    missing[pairs[:, 0]] = False
+    extra = ~found_ties
+    extra[pairs[:, 1]] = False
+    if missing.any() or extra.any():
         raise CheckFailed(
-            f"the exported graph does not compute what mmdet does: {agreement.matched} of {agreement.reference} "
-            "candidates agree on a random input. No file was written. Are the weights finite and trained? "
-            "If so, please report this with the checkpoint's config"
+            _differs(
+                f"{len(pairs)} of {len(expected[1])} candidates agree, and of the others "
+                f"{max(missing.sum(), extra.sum())} are no ties at the cut of their level"
+            )
         )
-    return agreement
+    first, second = pairs[:, 0], pairs[:, 1]
+    return Verification(
+        candidates=len(expected[1]),
+        matched=len(pairs),
+        ties=max(len(expected[1]), len(found[1])) - len(pairs),
+        proposals=None,
+        largest_score_difference=float(np.abs(expected[1][first] - found[1][second]).max(initial=0)),
+        largest_corner_difference=float(np.abs(expected[0][first] - found[0][second]).max(initial=0)),
+    )
+
+
+def _compare_two_stages(
+    model: Any, found: Arrays, proposals: np.ndarray, tensor: np.ndarray, shape: np.ndarray
+) -> Verification:
+    real = proposals[0, :, 2:].min(axis=1) > 0  # the others fill up their number
+    boxes = proposals[0][real]
+    expected = mmdet_proposals(model, tensor, shape)
+    same = match(_unscored(expected), _unscored(boxes)).share
+    if same < LEAST_PROPOSALS:
+        raise CheckFailed(_differs(f"only {100 * same:.1f} % of the proposals agree"))
+    wanted, given = _likely(mmdet_pairs(model, tensor, shape, boxes)), _likely(found)
+    no_ties, file_no_ties = (np.zeros(len(one[1]), dtype=bool) for one in (wanted, given))
+    return dataclasses.replace(_matched(wanted, given, no_ties, file_no_ties), proposals=same)
+
+
+def _unscored(boxes: np.ndarray) -> Boxes:
+    return boxes, np.ones(len(boxes), dtype=np.float32), np.zeros(len(boxes), dtype=np.int64)
 
 
 def _check_detections(manifest: Manifest, found: Arrays, candidates: Arrays, shape: np.ndarray) -> None:
@@ -116,7 +215,7 @@ def _check_detections(manifest: Manifest, found: Arrays, candidates: Arrays, sha
     boxes, scores, labels = (candidates[name][0] for name in OUTPUTS)
     expected = select_detections(boxes, scores, labels, prepared, rule, candidates[rule.threshold_on][0])
     agreement = match((expected.boxes, expected.scores, expected.labels), _likely(found))
-    if agreement.share < LEAST_SHARE_TWO_STAGE:
+    if agreement.matched < max(agreement.reference, agreement.other):
         raise CheckFailed(
             f"NMS in the graph does not give what NMS outside gives: {agreement.matched} of {agreement.reference} "
             "detections agree on a random input. No file was written. Please report this with the checkpoint's config"
@@ -127,3 +226,10 @@ def _likely(outputs: Arrays) -> Boxes:
     """Boxes, scores and labels without those that fill up a fixed number."""
     real = outputs["scores"][0] > 0
     return outputs["boxes"][0][real], outputs["scores"][0][real], outputs["labels"][0][real]
+
+
+def _differs(how: str) -> str:
+    return (
+        f"the exported graph does not compute what mmdet does: {how} on a random input. No file was written. Are the "
+        "weights finite? If so, please report this with the checkpoint's config"
+    )

@@ -27,7 +27,7 @@ TURN_SECONDS = 0.5
 # Of the manifest: what a file asks of the images and of NMS, for figures side by side to mean the same work.
 # A graph that takes pixels does the same work as one that takes normalised values: part of it elsewhere.
 WORK = ("preprocessing", "postprocessing", "graph")
-NOT_WORK = ("input",)
+NOT_WORK = ("input", "batch")
 
 
 @dataclass
@@ -197,7 +197,7 @@ def check_batch(detector: Detector, batch: int) -> None:
     if fixed not in (None, batch):
         raise DeployError(
             f"{detector.backend.path} takes batches of {fixed} only, asked for {batch}: "
-            "export it with --dynamic, or leave --batch out"
+            "export it with --batch any, or leave --batch out"
         )
 
 

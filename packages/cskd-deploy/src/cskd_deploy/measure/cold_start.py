@@ -17,6 +17,7 @@ from typing import Any
 
 from cskd_deploy.backends.onnxruntime_settings import OrtSettings
 from cskd_deploy.errors import DeployError
+from cskd_deploy.model.manifest import manifest_from_metadata
 
 MOST_SECONDS = 300
 
@@ -50,7 +51,14 @@ def measure_cold(path: Path, name: str, options: Mapping[str, Any]) -> ColdStart
         DeployError: the process failed; the message is its last line.
     """
     ort = options.get("ort")
-    request = {**options, "ort": None if ort is None else asdict(ort), "path": str(path), "name": name}
+    like = options.get("like")
+    request = {
+        **options,
+        "ort": None if ort is None else asdict(ort),
+        "like": None if like is None else like.to_metadata(),
+        "path": str(path),
+        "name": name,
+    }
     command = [sys.executable, "-m", "cskd_deploy.measure.cold_start", json.dumps(request)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=MOST_SECONDS)
@@ -70,8 +78,8 @@ def run_cold(request: Mapping[str, Any]) -> ColdStart:
 
     options = dict(request)
     path, name, ort = Path(options.pop("path")), options.pop("name"), options.pop("ort", None)
-    size = options.get("input_size")
-    options["input_size"] = None if size is None else tuple(size)
+    like = options.pop("like", None)
+    options["like"] = None if like is None else manifest_from_metadata(like, path)
     begin = time.perf_counter()
     with backend_for(path, name, ort=None if ort is None else OrtSettings(**ort), **options) as backend:
         loaded = time.perf_counter()

@@ -17,8 +17,8 @@ from cskd_deploy import __version__
 from cskd_deploy.errors import DeployError
 
 MANIFEST_KEY = "cskd_manifest"
-SCHEMA = 3  # 2 added `postprocessing.threshold_on`, 3 `graph`
-SCHEMAS = (1, 2, 3)  # that are read
+SCHEMA = 4  # 2 added `postprocessing.threshold_on`, 3 `graph`, 4 `preprocessing.canvases` and `graph.batch`
+SCHEMAS = (1, 2, 3, 4)  # that are read
 INPUTS = ("float", "uint8")
 NMS_PLACES = ("outside", "graph")
 
@@ -28,12 +28,13 @@ class Preprocessing:
     """From a BGR image to the network's input, as mmdet's test pipeline does it.
 
     The image is resized (bilinear), its channels are put in `channel_order`, it is normalised as `(x - mean) / std` and
-    padded right and bottom with `pad_value` to `input_size`. With `keep_ratio` it is made as large as `scale` allows,
-    whichever way round the image is; without, it is stretched to `scale`. It is never larger than `input_size`, unless
-    the graph's size is dynamic: then it is padded to the next multiples of `pad_divisor`, as mmdet does it.
+    padded right and bottom with `pad_value`. With `keep_ratio` it is made as large as `scale` allows, whichever way
+    round the image is; without, it is stretched to `scale`. It is padded to `input_size`, and made smaller where it
+    would not fit. Where the graph's size is dynamic, it is padded to the next multiples of `pad_divisor` as mmdet does
+    it, or to that one of the `canvases` on which it is largest.
     """
 
-    input_size: tuple[int, int]  # (height, width) of the graph's input, of a dynamic one the usual
+    input_size: tuple[int, int]  # (height, width) of the graph's input; of a dynamic one, that of an image of `scale`
     scale: tuple[int, int]  # (width, height), the `img_scale` of the test pipeline
     keep_ratio: bool
     mean: tuple[float, float, float]
@@ -41,9 +42,16 @@ class Preprocessing:
     channel_order: str  # "rgb" or "bgr": the order of the graph's channels, of mean and of std
     pad_divisor: int  # mmdet pads each image to a multiple of this; `input_size` is one
     pad_value: float  # after normalisation
+    canvases: tuple[tuple[int, int], ...] = ()  # (height, width) of a dynamic graph that takes no other sizes
 
     def __post_init__(self) -> None:
-        if min(self.input_size) < 1 or min(self.scale) < 1 or self.pad_divisor < 1:
+        sides = (
+            *self.input_size,
+            *self.scale,
+            self.pad_divisor,
+            *(side for canvas in self.canvases for side in canvas),
+        )
+        if min(sides) < 1:
             raise ValueError("sizes must be positive")
         if self.channel_order not in ("rgb", "bgr"):
             raise ValueError(f"channel_order is {self.channel_order!r}, expected 'rgb' or 'bgr'")
@@ -79,10 +87,15 @@ class GraphForm:
     """
 
     input: str = "float"
-    dynamic: bool = False  # height and width are any multiples of `pad_divisor`; the batch any where `batched`
+    dynamic: bool = False  # height and width are any multiples of `pad_divisor`
     nms: str = "outside"  # "graph": it gives the detections of one image, boxes of score 0 fill up their number
+    batch: int | None = 1  # images at a time; None takes any number
 
     def __post_init__(self) -> None:
+        if self.batch is not None and self.batch < 1:
+            raise ValueError("batch must be positive")
+        if self.nms == "graph" and self.batch != 1:
+            raise ValueError("NMS in the graph works on one image: batch must be 1")
         if self.input not in INPUTS:
             raise ValueError(f"input is {self.input!r}, expected 'float' or 'uint8'")
         if self.nms not in NMS_PLACES:
@@ -104,11 +117,6 @@ class Manifest:
     versions: dict[str, str]
     graph: GraphForm = GraphForm()
     schema: int = SCHEMA
-
-    @property
-    def batched(self) -> bool:
-        """Whether the graph takes any number of images: NMS works on one image, and Faster R-CNN has one inside."""
-        return self.graph.dynamic and self.graph.nms == "outside" and self.family != "faster_rcnn"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as it stands in the file."""
@@ -139,14 +147,14 @@ def manifest_from_metadata(metadata: Mapping[str, str], path: object) -> Manifes
         return Manifest(
             family=_typed(data, "family", str),
             classes=tuple(_typed_list(data, "classes", str)),
-            preprocessing=_preprocessing(_typed(data, "preprocessing", dict)),
+            preprocessing=_preprocessing(_typed(data, "preprocessing", dict), schema),
             postprocessing=_postprocessing(_typed(data, "postprocessing", dict), schema),
             checkpoint=_typed(data, "checkpoint", str),
             sha256=_typed(data, "sha256", str),
             opset=_typed(data, "opset", int),
             precision=_typed(data, "precision", str),
             versions={str(name): str(version) for name, version in _typed(data, "versions", dict).items()},
-            graph=GraphForm() if schema < 3 else _graph(_typed(data, "graph", dict)),
+            graph=GraphForm() if schema < 3 else _graph(_typed(data, "graph", dict), schema, data["family"]),
             schema=schema,
         )
     except (ValueError, TypeError) as error:
@@ -174,13 +182,13 @@ def checked_schema(data: Mapping[str, Any], schemas: tuple[int, ...], versions: 
     raise ValueError(f"{message}. Install {newer}, or export the student's checkpoint again with {__version__}")
 
 
-def _preprocessing(data: Mapping[str, Any]) -> Preprocessing:
-    height, width = _typed_list(data, "input_size", int, 2)
+def _preprocessing(data: Mapping[str, Any], schema: int) -> Preprocessing:
+    canvases = [] if schema < 4 else _typed_list(data, "canvases", list)
     scale_width, scale_height = _typed_list(data, "scale", int, 2)
     mean = _typed_list(data, "mean", float, 3)
     std = _typed_list(data, "std", float, 3)
     return Preprocessing(
-        input_size=(height, width),
+        input_size=_size(data, "input_size"),
         scale=(scale_width, scale_height),
         keep_ratio=_typed(data, "keep_ratio", bool),
         mean=(mean[0], mean[1], mean[2]),
@@ -188,7 +196,13 @@ def _preprocessing(data: Mapping[str, Any]) -> Preprocessing:
         channel_order=_typed(data, "channel_order", str),
         pad_divisor=_typed(data, "pad_divisor", int),
         pad_value=_typed(data, "pad_value", float),
+        canvases=tuple(_size({"canvases": canvas}, "canvases") for canvas in canvases),
     )
+
+
+def _size(data: Mapping[str, Any], key: str) -> tuple[int, int]:
+    height, width = _typed_list(data, key, int, 2)
+    return height, width
 
 
 def _postprocessing(data: Mapping[str, Any], schema: int) -> Postprocessing:
@@ -202,10 +216,13 @@ def _postprocessing(data: Mapping[str, Any], schema: int) -> Postprocessing:
     )
 
 
-def _graph(data: Mapping[str, Any]) -> GraphForm:
-    return GraphForm(
-        input=_typed(data, "input", str), dynamic=_typed(data, "dynamic", bool), nms=_typed(data, "nms", str)
-    )
+def _graph(data: Mapping[str, Any], schema: int, family: str) -> GraphForm:
+    dynamic, nms = _typed(data, "dynamic", bool), _typed(data, "nms", str)
+    if schema < 4:  # every dynamic graph took any batch, where its parts do
+        batch = None if dynamic and nms == "outside" and family != "faster_rcnn" else 1
+    else:
+        batch = None if data.get("batch", 0) is None else _typed(data, "batch", int)
+    return GraphForm(input=_typed(data, "input", str), dynamic=dynamic, nms=nms, batch=batch)
 
 
 def _typed(data: Mapping[str, Any], key: str, kind: type) -> Any:

@@ -6,6 +6,7 @@ metadata is data: limited in length, read by a strict parser, and printable.
 
 from __future__ import annotations
 
+import itertools
 import mmap
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -88,7 +89,7 @@ def check_manifest(manifest: Manifest, path: Path) -> None:
     """
     _check_class_names(manifest.classes, path)
     rule = manifest.preprocessing
-    if max(*rule.input_size, *rule.scale, rule.pad_divisor) > MOST_SIDE:
+    if max(*rule.input_size, *rule.scale, rule.pad_divisor, *itertools.chain(*rule.canvases)) > MOST_SIDE:
         raise DeployError(
             f"the metadata of {path} has images of {rule.scale} resized for an input of {rule.input_size}, expected at "
             f"most {MOST_SIDE} pixels a side"

@@ -148,7 +148,7 @@ class EngineSession:
             if not self._loaded.inputs[name].holds(shape):
                 raise DeployError(
                     f"input {name} has shape {written(shape)}, the engine takes {self._loaded.inputs[name]}: "
-                    "build it with --min-shapes and --max-shapes that hold it, from a model exported with --dynamic"
+                    "build it with --min-shapes and --max-shapes that hold it, of a model without a fixed --input-size"
                 )
             self._require(self._loaded.context.set_input_shape(name, shape), f"the shape {written(shape)} of {name}")
             self._place(name, shape)

@@ -140,5 +140,5 @@ def _check_given(option: str, name: str, shape: Shape, inputs: Mapping[str, Shap
         expected = "x".join("?" if size < 0 else str(size) for size in fixed)
         raise DeployError(
             f"{option} gives {name} as {written(shape)}, the graph has {expected}: only what is ? can be chosen"
-            + ("" if -1 in fixed else " (export with --dynamic for that)")
+            + ("" if -1 in fixed else " (export it without --input-size, or with --batch any, for that)")
         )

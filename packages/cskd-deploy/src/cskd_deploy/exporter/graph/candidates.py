@@ -25,6 +25,7 @@ class CandidateGraph(nn.Module):
 
     inputs: ClassVar[tuple[str, ...]] = (INPUT,)
     outputs: ClassVar[tuple[str, ...]] = OUTPUTS
+    checked: ClassVar[tuple[str, ...]] = ()  # what `forward` gives beside them, for the check of the file alone
 
     def __init__(self, student: nn.Module, input_size: tuple[int, int], dynamic: bool = False) -> None:
         super().__init__()

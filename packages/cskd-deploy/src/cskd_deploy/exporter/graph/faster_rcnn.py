@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from cskd_deploy.backends.base import IMAGE_SHAPE, INPUT
+from cskd_deploy.backends.base import IMAGE_SHAPE, INPUT, PROPOSALS
 from cskd_deploy.exporter.graph.candidates import CandidateGraph, best_pairs, decode, prior_rows, take
 from cskd_deploy.exporter.graph.operators import fill_up, non_max_suppression, roi_align
 from cskd_deploy.exporter.mmdet_config import ProposalRule
@@ -29,6 +29,7 @@ class FasterRCNNGraph(CandidateGraph):
     """
 
     inputs: ClassVar[tuple[str, ...]] = (INPUT, IMAGE_SHAPE)
+    checked: ClassVar[tuple[str, ...]] = (PROPOSALS,)
 
     def __init__(
         self, student: nn.Module, input_size: tuple[int, int], rule: ProposalRule, dynamic: bool = False
@@ -45,7 +46,7 @@ class FasterRCNNGraph(CandidateGraph):
         scores = logits.softmax(dim=-1)[:, : head.num_classes] * real.unsqueeze(-1)  # the last one is the background
         boxes = head.bbox_coder.decode(proposals, deltas)
         labels = torch.arange(head.num_classes).expand(scores.shape)
-        return boxes.reshape(1, -1, 4), scores.reshape(1, -1), labels.reshape(1, -1)
+        return boxes.reshape(1, -1, 4), scores.reshape(1, -1), labels.reshape(1, -1), proposals.unsqueeze(0)
 
     def _proposals(self, features: Sequence[Tensor], image_shape: Tensor) -> tuple[Tensor, Tensor]:
         """The proposals `(P, 4)`, best first, and which are real `(P,)`: 1, or 0 for those that fill up."""

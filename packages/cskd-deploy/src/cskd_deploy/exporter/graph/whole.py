@@ -22,7 +22,8 @@ _AXES = {"float": {2: "height", 3: "width"}, "uint8": {1: "height", 2: "width"}}
 class WholeGraph(nn.Module):
     """A student's graph in the form that `manifest.graph` asks for.
 
-    With NMS inside it gives the candidates too: by them the file is verified, before they are taken away.
+    With NMS inside it gives the candidates too, and of a two-stage student the proposals: by them the file is verified,
+    before they are taken away.
     """
 
     def __init__(self, candidates: CandidateGraph, manifest: Manifest) -> None:
@@ -34,9 +35,9 @@ class WholeGraph(nn.Module):
         self._manifest = manifest
         needs_shape = self.normalise is not None or (self.suppress is not None and rule.clip_boxes)
         self.inputs = (INPUT, IMAGE_SHAPE) if needs_shape else candidates.inputs
-        self.outputs = candidates.outputs
-        if self.suppress is not None:
-            self.outputs = (*OUTPUTS, *(CANDIDATE + name for name in candidates.outputs))
+        inside = () if self.suppress is None else candidates.outputs
+        self.outputs = candidates.outputs if self.suppress is None else OUTPUTS
+        self.outputs += tuple(CANDIDATE + name for name in (*inside, *candidates.checked))
 
     def forward(self, image: Tensor, image_shape: Tensor | None = None) -> tuple[Tensor, ...]:
         shape = torch.zeros(1, 2) if image_shape is None else image_shape
@@ -46,13 +47,13 @@ class WholeGraph(nn.Module):
         found: tuple[Tensor, ...] = self.candidates.forward(*(image, shape)[: len(self.candidates.inputs)])
         if self.suppress is None:
             return found
-        named = dict(zip(self.candidates.outputs, found, strict=True))
+        named = dict(zip((*self.candidates.outputs, *self.candidates.checked), found, strict=True))
         judged = named[self._manifest.postprocessing.threshold_on]
         return (*self.suppress(*(named[name] for name in OUTPUTS), judged, shape), *found)
 
     def example(self) -> tuple[Tensor, ...]:
         """Empty images and their size to trace with, in the order of `inputs`; two where the batch is dynamic."""
-        count = 2 if self._manifest.batched else 1
+        count = self._manifest.graph.batch or 2
         height, width = self._manifest.preprocessing.input_size
         raw = self.normalise is not None
         image = torch.zeros(count, height, width, 3, dtype=torch.uint8) if raw else torch.zeros(count, 3, height, width)
@@ -61,16 +62,15 @@ class WholeGraph(nn.Module):
 
     def dynamic_axes(self) -> dict[str, dict[int, str]]:
         """The names of the axes that are not fixed, as `torch.onnx.export` takes them."""
-        manifest = self._manifest
-        if not manifest.graph.dynamic:
-            return {}
-        batch = {0: "batch"} if manifest.batched else {}
-        axes = {INPUT: {**batch, **_AXES[manifest.graph.input]}}
+        form = self._manifest.graph
+        batch = {} if form.batch else {0: "batch"}
+        axes = {INPUT: {**batch, **(_AXES[form.input] if form.dynamic else {})}}
         if IMAGE_SHAPE in self.inputs:
             axes[IMAGE_SHAPE] = dict(batch)
         for name in self.outputs:
             fixed = self.suppress is not None and not name.startswith(CANDIDATE)
-            axes[name] = {} if fixed or manifest.family == "faster_rcnn" else {**batch, 1: "candidates"}
+            many = form.dynamic and not fixed and self._manifest.family != "faster_rcnn"
+            axes[name] = {**batch, **({1: "candidates"} if many else {})}
         return axes
 
 
