@@ -5,8 +5,8 @@
 Each checkpoint is exported in every form. A detection is matched when mmdet has one of the same class with boxes that
 overlap by 99 % and scores within 0.001, one to one. Only detections above the config's score threshold exist on either
 side. The default takes every image as mmdet lays it out. `fixed` has the size of the test scale, the way round it is
-written, `pair` that size and the other way round, `square` holds both without shrinking either, and `padded` is 64 pixels
-higher and wider than `square`: what padding costs by itself.
+written, `pair` that size and the other way round, `square` holds both without shrinking either, and `padded` is 64
+pixels higher and wider than `square`: what padding costs by itself.
 """
 
 from __future__ import annotations
