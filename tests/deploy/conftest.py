@@ -95,6 +95,13 @@ def checkpoint(exported) -> Path:
 
 
 @pytest.fixture(scope="session")
+def lying_checkpoint(tmp_path_factory, classes) -> Path:
+    """A student whose test scale is wider than high."""
+    folder = tmp_path_factory.mktemp("lying")
+    return write_checkpoint(folder / "student.pth", classes, student_config(classes, scale=(160, 120)), seed=1)
+
+
+@pytest.fixture(scope="session")
 def model_file(exported) -> Path:
     return exported("RetinaNet").model
 

@@ -27,13 +27,6 @@ from .students import FAMILIES, student_config, write_checkpoint
 
 
 @pytest.fixture(scope="module")
-def lying_checkpoint(tmp_path_factory, classes) -> Path:
-    """A student whose test scale is wider than high."""
-    folder = tmp_path_factory.mktemp("lying")
-    return write_checkpoint(folder / "student.pth", classes, student_config(classes, scale=(160, 120)), seed=1)
-
-
-@pytest.fixture(scope="module")
 def lying_model(lying_checkpoint) -> Path:
     return onnx_export.export(lying_checkpoint, lying_checkpoint.with_suffix(".onnx"), input_sizes=[(128, 160)]).path
 

@@ -131,7 +131,12 @@ def test_a_box_is_drawn_in_its_place_and_the_image_is_not_changed():
     assert draw(image, far, ("größe", "b")).shape == image.shape
 
 
-def test_the_example_without_this_package_finds_what_infer_finds(deploy, checkpoint, model_file, frames, tmp_path):
+@pytest.mark.parametrize(
+    "sizes", [(), (128, 160), (128, 160, 160, 128)], ids=["every size", "a fixed size", "a pair of orientations"]
+)
+def test_the_example_without_this_package_finds_what_infer_finds(
+    deploy, lying_checkpoint, model_file, frames, tmp_path, sizes
+):
     def example(model: Path, image: Path) -> subprocess.CompletedProcess[str]:
         code = "import sys; sys.modules.update(dict.fromkeys(['cskd_deploy', 'torch'])); import runpy; "
         code += "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0])"
@@ -139,8 +144,13 @@ def test_the_example_without_this_package_finds_what_infer_finds(deploy, checkpo
         return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
     model = tmp_path / "whole.onnx"
-    assert deploy("export", "--checkpoint", checkpoint, "--output", model, "--nms", "graph").code == 0
-    for image in (frames / "a.jpg", frames / "late" / "a.png"):
+    options = [option for place in range(0, len(sizes), 2) for option in ("--input-size", *sizes[place : place + 2])]
+    done = deploy("export", "--checkpoint", lying_checkpoint, "--output", model, "--nms", "graph", *options)
+    assert done.code == 0
+    upright = frames / "upright.png"
+    small = np.random.default_rng(6).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+    cv2.imwrite(str(upright), cv2.resize(small, (150, 211), interpolation=cv2.INTER_CUBIC))
+    for image in (frames / "a.jpg", frames / "late" / "a.png", upright):
         done = example(model, image)
         assert done.returncode == 0, done.stderr
         found = [json.loads(line) for line in done.stdout.splitlines()]

@@ -90,7 +90,7 @@ def models(tmp_path_factory) -> dict[str, Path]:
     export = ("-c", DEPLOY, "export", "--output")
     here(*export, files["fixed"], "--checkpoint", checkpoint)
     here(*export, files["float"], "--checkpoint", checkpoint, "--input", "float")
-    here(*export, files["whole"], "--checkpoint", checkpoint, "--dynamic", "--nms", "graph")
+    here(*export, files["whole"], "--checkpoint", checkpoint, "--nms", "graph")
     here(*export, files["fp16"], "--onnx", files["fixed"], "--precision", "fp16")
     here(*export, files["int8"], "--onnx", files["fixed"], "--precision", "int8", "--calibration-images", PICTURES)
     return files
