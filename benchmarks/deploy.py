@@ -79,10 +79,11 @@ def compare(student: Path, folder: Path, options: argparse.Namespace) -> list[di
         files.append(folder / "int8.onnx")
         convert_to_int8(files[0], files[1], "cpu", calibration, (), None, lambda line: None)
     with ExitStack() as stack:
-        detectors = [Detector(stack.enter_context(backend_for(file, threads=options.threads))) for file in files]
+        runtime = {"threads": options.threads, "device": "cpu"}
+        detectors = [Detector(stack.enter_context(backend_for(file, **runtime))) for file in files]
         manifest = detectors[0].manifest
         size = manifest.preprocessing.input_size
-        reference = backend_for(checkpoint, threads=options.threads, like=manifest)
+        reference = backend_for(checkpoint, **runtime, like=manifest)
         detectors.append(Detector(stack.enter_context(reference)))
         images = random_images(size)
         if options.images is not None:

@@ -175,7 +175,14 @@ def test_the_table_says_what_was_timed_and_how_to_add_pytorch(deploy, model_file
     assert done.code == 0
     for text in ("preprocess", "inference", "postprocess", "p99", "1 threads", "random images", "add --reference"):
         assert text in done.out
-    for text in (model_file.name, "45.9 MB", "of the whole", "first detections after", "process at most"):
+    for text in (
+        model_file.name,
+        "45.9 MB",
+        "of the whole",
+        "first detections after",
+        "host memory at most",
+        "images/s, one stream",
+    ):
         assert text in done.out
     assert "p99 rests on" in done.out
 
@@ -231,7 +238,7 @@ def test_a_backend_that_runs_none_of_the_files_is_refused(deploy, model_file):
 
 
 def test_a_gpu_provider_that_is_not_there_is_exit_code_3(deploy, model_file):
-    done = deploy("bench", model_file, *QUICK, "--backend", "onnxruntime-cuda")
+    done = deploy("bench", model_file, *QUICK, "--device", "cuda")
     assert done.code == 3
     assert "CUDAExecutionProvider" in done.err
     assert "onnxruntime-gpu" in done.err

@@ -73,7 +73,8 @@ def test_the_first_detections_come_after_loading_and_one_image():
         "load_ms": 300.0,
         "first_inference_ms": 50.0,
         "time_to_first_ms": 350.0,
-        "peak_memory_bytes": 7,
+        "peak_host_memory_bytes": 7,
+        "gpu_memory_bytes": None,
     }
 
 

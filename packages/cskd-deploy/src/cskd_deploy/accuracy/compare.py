@@ -48,7 +48,8 @@ class Comparison:
     first: str
     second: str
     images: tuple[ImageDifference, ...]
-    layers: tuple[LayerDifference, ...] | None
+    layers: tuple[LayerDifference, ...] | None  # always on the processor
+    devices: tuple[str, str]
 
     @property
     def detections(self) -> int:
@@ -80,6 +81,7 @@ class Comparison:
         return {
             "first": self.first,
             "second": self.second,
+            "devices": list(self.devices),
             "detections": self.detections,
             "share_matched": self.share,
             "largest_score_difference": self.largest_score_difference,
@@ -133,7 +135,12 @@ class Output(NamedTuple):
 
 
 def compare_layers(
-    first: Path, second: Path, paths: Sequence[Path], threads: int | None, progress: Callable[[int, int], None]
+    first: Path,
+    second: Path,
+    paths: Sequence[Path],
+    threads: int | None,
+    progress: Callable[[int, int], None],
+    allow_external_data: bool = False,
 ) -> tuple[LayerDifference, ...]:
     """The difference of each layer output that both files have, in the order of the graph.
 
@@ -145,7 +152,7 @@ def compare_layers(
         BackendMissing: the onnx package is not installed.
         DeployError: the files share no layer output.
     """
-    models = [_read(path) for path in (first, second)]
+    models = [_read(path, allow_external_data) for path in (first, second)]
     outputs = [_outputs(model.graph) for model in models]
     names = _common_names(*outputs)
     if not names:
@@ -172,12 +179,12 @@ def compare_layers(
     )
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path, allow_external_data: bool) -> Any:
     try:
         onnx = importlib.import_module("onnx")
     except ImportError as error:
         raise BackendMissing(f"--layers needs onnx, which cannot be imported ({error}): `pip install onnx`") from error
-    return onnx.load(str(path), load_external_data=False)
+    return onnx.load(str(path), load_external_data=allow_external_data)
 
 
 def _common_names(first: dict[str, Output], second: dict[str, Output]) -> list[str]:

@@ -133,6 +133,9 @@ class EvaluationResult:
     reference_metrics: CocoResult | None = None
     file_sha256: str | None = None  # of the model
     reference_sha256: str | None = None
+    device: str | None = None  # None of a predictions file
+    reference_device: str | None = None
+    annotations_sha256: str | None = None  # of the images, boxes and classes; what `eval --reference` goes by
 
     @property
     def drop(self) -> float | None:
@@ -147,9 +150,12 @@ class EvaluationResult:
         return {
             "model": self.model,
             "file_sha256": self.file_sha256,
+            "device": self.device,
+            "annotations_sha256": self.annotations_sha256,
             **self.metrics.to_dict(),
             "reference": self.reference,
             "reference_sha256": self.reference_sha256,
+            "reference_device": self.reference_device,
             "reference_metrics": reference,
             "drop_points": self.drop,
         }

@@ -11,7 +11,8 @@ from cskd_deploy.model.manifest import Manifest
 
 ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
 CHECKPOINT_SUFFIXES = (".pth", ".pt")
-NAMES = ("onnxruntime", "onnxruntime-cuda", "tensorrt", "pytorch")
+NAMES = ("onnxruntime", "tensorrt", "pytorch")
+DEVICES = ("cpu", "cuda")
 BUFFERS = ("cuda-python", "torch", "pycuda")
 
 
@@ -25,13 +26,14 @@ def backend_name(path: Path) -> str:
 
 def runs(name: str, path: Path) -> bool:
     """Whether a backend runs files of this name."""
-    return name.removesuffix("-cuda") == backend_name(path)
+    return name == backend_name(path)
 
 
 def backend_for(
     path: Path,
     name: str | None = None,
     *,
+    device: str | None = None,
     threads: int | None = None,
     buffers: str | None = None,
     cuda_graph: bool = False,
@@ -44,6 +46,7 @@ def backend_for(
 
     Args:
         name: one of `NAMES`; by default that of `backend_name`.
+        device: one of `DEVICES`; by default a GPU where the runtime can use one.
         threads: of ONNX Runtime and PyTorch; None takes every core this process may use.
         buffers: one of `BUFFERS`: the package that TensorRT gets its GPU memory from; by default the first one found.
         cuda_graph: TensorRT replays its work as a CUDA graph.
@@ -53,7 +56,7 @@ def backend_for(
         allow_external_data: an ONNX file may keep weights in other files below its folder.
 
     Raises:
-        DeployError: there is no such backend, or it does not run files of this kind.
+        DeployError: there is no such backend, or it does not run files of this kind, or not on this device.
     """
     # Imported on use: a broken runtime must not keep the others from working.
     natural = backend_name(path)
@@ -63,14 +66,15 @@ def backend_for(
     if not runs(name, path):
         raise DeployError(f"{name} does not run {path}: files of this name are for {natural}")
     if name == "tensorrt":
+        if device == "cpu":
+            raise DeployError(f"{path} is an engine, which runs on a GPU only: leave --device cpu out")
         from cskd_deploy.backends.tensorrt.backend import TensorRTBackend
 
         return TensorRTBackend(path, buffers=buffers, cuda_graph=cuda_graph, trust_engine=trust_engine)
     if name == "pytorch":
         from cskd_deploy.backends.torch import TorchBackend
 
-        return TorchBackend(path, like=like, threads=threads)
-    from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeCudaBackend
+        return TorchBackend(path, like=like, threads=threads, device=device)
+    from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend
 
-    kind = OnnxRuntimeCudaBackend if name == "onnxruntime-cuda" else OnnxRuntimeBackend
-    return kind(path, threads, settings=ort, allow_external_data=allow_external_data)
+    return OnnxRuntimeBackend(path, threads, device=device, settings=ort, allow_external_data=allow_external_data)

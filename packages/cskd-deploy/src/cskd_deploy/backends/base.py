@@ -33,13 +33,19 @@ class Backend(ABC):
     """
 
     name: ClassVar[str]
-    device: str = "cpu"
+    device: str = "cpu"  # or "cuda"
     batch_size: int | None = None  # the one that the graph is fixed to; None takes any, or the runtime says which
     manifest: Manifest
     size_bytes: int  # of what is loaded: the model file, or the weights
+    notes: tuple[str, ...] = ()  # what a reader of its results should know of how it runs
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    @property
+    def label(self) -> str:
+        """What to call it in a result: the file's name, the backend and the device."""
+        return label(self.path.name, self.name, self.device)
 
     @property
     def device_milliseconds(self) -> Mapping[str, float]:
@@ -71,6 +77,11 @@ class Backend(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def label(file: str, backend: str, device: str) -> str:
+    """A file in a backend on a device, in words."""
+    return f"{file} {backend} {device}"
 
 
 Shape = tuple[int | None, ...]  # None where a dimension is dynamic

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from cskd_deploy.backends import onnxruntime_cuda as cuda
 from cskd_deploy.backends.base import INPUT, Arrays, Backend, input_shapes, is_input_of, needed_outputs
 from cskd_deploy.backends.onnxruntime_settings import OrtSettings
 from cskd_deploy.errors import BackendMissing, DeployError
@@ -15,13 +16,7 @@ from cskd_deploy.measure.environment import usable_cores
 from cskd_deploy.model.manifest import Manifest, manifest_from_metadata
 from cskd_deploy.model.onnx_file import check_manifest, check_metadata, check_model_file
 
-CPU_PROVIDER = "CPUExecutionProvider"
-CUDA_PROVIDER = "CUDAExecutionProvider"
 INSTALL = "`pip install onnxruntime` (or `pip install onnxruntime-gpu` for an NVIDIA GPU; never both)"
-INSTALL_CUDA = (
-    "It needs an NVIDIA GPU with its driver, and `pip uninstall -y onnxruntime onnxruntime-gpu`, then "
-    "`pip install 'onnxruntime-gpu[cuda,cudnn]'`"
-)
 
 
 class OnnxRuntimeBackend(Backend):
@@ -30,45 +25,49 @@ class OnnxRuntimeBackend(Backend):
     Args:
         path: The ONNX file.
         threads: Threads within an operator; None takes every core this process may use.
+        device: `cpu` or `cuda`; None takes CUDA where it works. Its inputs and outputs are then copied in each run.
         settings: of the session.
         allow_external_data: weights may lie in other files below the folder of the model.
         profile: where ONNX Runtime writes what each node took, on `close`; the file's name begins so.
     """
 
     name: ClassVar[str] = "onnxruntime"
-    provider: ClassVar[str] = CPU_PROVIDER
 
     def __init__(
         self,
         path: Path,
         threads: int | None = None,
         *,
+        device: str | None = "cpu",
         settings: OrtSettings | None = None,
         allow_external_data: bool = False,
         profile: Path | None = None,
     ) -> None:
         super().__init__(path)
         self._threads = threads or usable_cores()
+        self._asked = device
         self._settings = settings or OrtSettings()
         self._allow_external_data = allow_external_data
         self._profile = profile
         self._session: Any = None
         self._inputs: list[str] = []
         self._outputs: list[str] = []
+        self._bound: cuda.BoundRun | None = None
 
     @property
     def session(self) -> Any:
         """The loaded `onnxruntime.InferenceSession`."""
         return self._session
 
+    @property
+    def device_milliseconds(self) -> dict[str, float]:
+        """Of the last inference on a GPU, by the host's clock: `h2d`, `compute` and `d2h`."""
+        return {} if self._bound is None else self._bound.milliseconds
+
     def load(self) -> None:
         runtime = import_onnxruntime()
-        if self.provider not in runtime.get_available_providers():
-            raise BackendMissing(
-                f"the installed ONNX Runtime has no {self.provider}, only "
-                f"{', '.join(runtime.get_available_providers())}. {INSTALL_CUDA}"
-            )
         self.size_bytes = check_model_file(self.path, self._allow_external_data)
+        self._choose_device(runtime)
         session = self._open(runtime)
         metadata = session.get_modelmeta().custom_metadata_map
         check_metadata(metadata, self.path)
@@ -80,6 +79,18 @@ class OnnxRuntimeBackend(Backend):
         batch = next(value.shape[0] for value in session.get_inputs() if value.name == INPUT)
         self.batch_size = batch if isinstance(batch, int) else None
         self._session = session
+        if self.device == "cuda":
+            self._bound = cuda.BoundRun(runtime, session, "cuda", self._inputs, self._outputs)
+            self.notes = tuple(filter(None, (cuda.nodes_on_cpu(session),)))
+
+    def _choose_device(self, runtime: Any) -> None:
+        self.device = self._asked or "cpu"
+        if self._asked is None and cuda.PROVIDER in runtime.get_available_providers():
+            fault = cuda.fault(runtime)
+            if fault is None:
+                self.device = "cuda"
+            else:
+                self.notes = (f"{self.path} runs on the CPU: {fault}",)
 
     def _open(self, runtime: Any) -> Any:
         options = runtime.SessionOptions()
@@ -91,19 +102,16 @@ class OnnxRuntimeBackend(Backend):
             options.enable_profiling = True
             options.profile_file_prefix = str(self._profile)
         try:
-            session = runtime.InferenceSession(str(self.path), sess_options=options, providers=[self.provider])
+            if self.device == "cuda":
+                return cuda.open_session(runtime, str(self.path), options)
+            return runtime.InferenceSession(str(self.path), sess_options=options, providers=[cuda.CPU_PROVIDER])
+        except BackendMissing:
+            raise
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
             reason = _first_line(error)
             raise DeployError(
                 f"{self.path} cannot be loaded as an ONNX model ({reason}). Expected a file of `cskd-deploy export`"
             ) from error
-        # ONNX Runtime falls back to another provider without a word.
-        if session.get_providers()[0] != self.provider:
-            raise BackendMissing(
-                f"onnxruntime runs {self.path} on {session.get_providers()[0]}, asked for {self.provider}. "
-                f"{INSTALL_CUDA}"
-            )
-        return session
 
     def end_profile(self) -> Path:
         """The file that `profile` asked for, written now."""
@@ -111,21 +119,15 @@ class OnnxRuntimeBackend(Backend):
 
     def infer(self, feed: Arrays) -> dict[str, np.ndarray]:
         try:
+            if self._bound is not None:
+                return self._bound(feed)
             values = self._session.run(self._outputs, {name: feed[name] for name in self._inputs})
         except Exception as error:
             raise DeployError(f"{self.path} failed in ONNX Runtime: {_first_line(error)}") from error
         return dict(zip(self._outputs, values, strict=True))
 
     def close(self) -> None:
-        self._session = None
-
-
-class OnnxRuntimeCudaBackend(OnnxRuntimeBackend):
-    """The same on an NVIDIA GPU; inputs and outputs are copied to it and back in each run."""
-
-    name: ClassVar[str] = "onnxruntime-cuda"
-    provider: ClassVar[str] = CUDA_PROVIDER
-    device = "cuda"
+        self._session = self._bound = None
 
 
 def import_onnxruntime() -> Any:

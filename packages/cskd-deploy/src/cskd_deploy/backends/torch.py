@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from cskd_deploy.backends.base import CLASS_SCORES, IMAGE_SHAPE, INPUT, OUTPUTS, Arrays, Backend
-from cskd_deploy.exporter.student import Student, load_student, torch_threads
+from cskd_deploy.exporter.student import Student, load_student, torch_device, torch_threads
 from cskd_deploy.model.manifest import GraphForm, Manifest
 
 
@@ -24,6 +24,7 @@ class TorchBackend(Backend):
         config: Replaces the config stored in it.
         like: lays images on the canvases of this manifest's graph; by default as mmdet's test pipeline does.
         threads: Threads within an operator; None takes every core this process may use.
+        device: `cpu` or `cuda`; None takes a GPU where PyTorch sees one.
     """
 
     name: ClassVar[str] = "pytorch"
@@ -34,8 +35,10 @@ class TorchBackend(Backend):
         config: Path | None = None,
         like: Manifest | None = None,
         threads: int | None = None,
+        device: str | None = "cpu",
     ) -> None:
         super().__init__(path)
+        self._asked = device
         self._config = config
         self._like = like
         self._threads = threads
@@ -44,6 +47,8 @@ class TorchBackend(Backend):
 
     def load(self) -> None:
         student = load_student(self.path, self._config)
+        self.device = torch_device(self._asked)
+        student.model.to(self.device)
         self.manifest = _laid_out(student.manifest(), self._like)
         self.size_bytes = sum(value.numel() * value.element_size() for value in student.model.state_dict().values())
         self._held.enter_context(torch_threads(self._threads))
@@ -51,11 +56,19 @@ class TorchBackend(Backend):
 
     def infer(self, feed: Arrays) -> dict[str, np.ndarray]:
         assert self._student is not None
+        self._synchronize()  # what was enqueued before is not part of this
         found = mmdet_candidates(self._student.model, feed[INPUT], feed[IMAGE_SHAPE])
+        self._synchronize()
         if self.manifest.postprocessing.threshold_on == CLASS_SCORES:
             # mmdet has left out what lies below the threshold; a score of 0 only fills a batch up.
             found[CLASS_SCORES] = (found["scores"] > 0).astype(np.float32)
         return found
+
+    def _synchronize(self) -> None:
+        if self.device == "cuda":
+            import torch
+
+            torch.cuda.synchronize()
 
     def close(self) -> None:
         self._student = None
@@ -81,7 +94,7 @@ def mmdet_candidates(
     score_threshold: float | None = None,
     with_factors: bool = True,
 ) -> dict[str, np.ndarray]:
-    """Candidates of an mmdet detector by mmdet's own code.
+    """Candidates of an mmdet detector by mmdet's own code, on the device of its weights.
 
     Args:
         image: `(n, 3, height, width)` float32.
@@ -99,7 +112,7 @@ def mmdet_candidates(
 
     metas = _metas(image_shape)
     with torch.inference_mode():
-        features = model.extract_feat(torch.from_numpy(image))
+        features = model.extract_feat(torch.from_numpy(image).to(next(model.parameters()).device))
         if hasattr(model, "roi_head"):
             candidates = _pairs_of_proposals(model, features, metas, model.rpn_head.simple_test_rpn(features, metas))
         else:
@@ -147,7 +160,9 @@ def _metas(image_shape: np.ndarray) -> list[dict[str, Any]]:
 def _named(candidates: Any) -> dict[str, np.ndarray]:
     """The candidates of each image, as arrays of the batch by name."""
     columns = zip(*candidates, strict=True)
-    return {name: _stack([values.numpy() for values in column]) for name, column in zip(OUTPUTS, columns, strict=True)}
+    return {
+        name: _stack([values.cpu().numpy() for values in column]) for name, column in zip(OUTPUTS, columns, strict=True)
+    }
 
 
 def _stack(images: list[np.ndarray]) -> np.ndarray:
@@ -179,6 +194,6 @@ def _pairs_of_proposals(model: Any, features: Any, metas: list[dict[str, Any]], 
     pairs = []
     for boxes, scores in zip(*found, strict=True):
         classes = scores.shape[1] - 1
-        labels = torch.arange(classes).expand(len(scores), classes)
+        labels = torch.arange(classes, device=scores.device).expand(len(scores), classes)
         pairs.append((boxes.reshape(-1, 4), scores[:, :classes].reshape(-1), labels.reshape(-1)))
     return pairs

@@ -16,7 +16,7 @@ from cskd_data.files import check_writable, sha256_of_file
 from cskd_data.images import list_images, read_image
 from cskd_deploy.backends import NAMES, backend_for, backend_name, runs
 from cskd_deploy.backends.onnxruntime_settings import parse_settings
-from cskd_deploy.commands.options import runtime_options
+from cskd_deploy.commands.options import beside, runtime_options
 from cskd_deploy.detect.detector import Detector
 from cskd_deploy.errors import DeployError
 from cskd_deploy.measure import environment
@@ -83,9 +83,7 @@ class BatchSizes(click.ParamType):
     "--warmup",
     "warmup",
     type=click.FloatRange(min=0),
-    default=200,
-    show_default=True,
-    help="Milliseconds before it counts.",
+    help="Milliseconds before it counts. [default: 200, on a GPU 2000]",
 )
 @runtime_options
 @click.option("--cold/--no-cold", default=True, show_default=True, help="Time and memory of a process of its own.")
@@ -109,7 +107,7 @@ def command(
     batches: tuple[int, ...],
     duration: float,
     iterations: int,
-    warmup: float,
+    warmup: float | None,
     cold: bool,
     force: bool,
     ort: tuple[str, ...],
@@ -124,6 +122,9 @@ def command(
     checkpoint mmdet's own code in PyTorch, up to the same point. All share the pre- and post-processing (NMS). Reading
     and decoding image files is not timed. On a GPU the copies to it and back are part of the inference, and shown apart
     where the backend can tell (h2d, compute, d2h).
+
+    Batches follow each other in one synchronous stream: images/s is the batch over its mean latency. A ratio is given
+    between results of one device only; a checkpoint runs on the device of the first model.
 
     --warm-up, --duration and --iterations are trtexec's: milliseconds, then at least so many seconds and at least so
     many batches of each model.
@@ -152,8 +153,10 @@ def command(
         for subject in subjects:
             if backend_name(subject.path) == "pytorch" and detectors:
                 subject.options["like"] = detectors[0].manifest
-            backend = backend_for(subject.path, subject.backend, **subject.options)
-            detectors.append(Detector(stack.enter_context(backend)))
+                subject.options["device"] = beside(options["device"], detectors[0].backend)
+            backend = stack.enter_context(backend_for(subject.path, subject.backend, **subject.options))
+            subject.options["device"] = backend.device  # that of its cold start
+            detectors.append(Detector(backend))
         notes = _unlike(detectors, force)
         size = detectors[0].manifest.preprocessing.input_size
         pictures, source = _pictures(images, size, max(batches))
@@ -164,9 +167,10 @@ def command(
             batches=batches,
             duration=duration,
             iterations=iterations,
-            warmup=warmup / 1e3,
+            warmup=None if warmup is None else warmup / 1e3,
             progress=Progress("bench", "s measured", show_rate=False),
         )
+        notes += [note for detector in detectors for note in detector.backend.notes]
         notes += [*failures, *_notes(detectors), *notes_on_samples(found)]
     for one in found:
         one.cold = starts.get((one.path, one.backend))

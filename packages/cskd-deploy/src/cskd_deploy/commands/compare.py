@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import click
 
 from cskd_data.images import list_images
 from cskd_deploy.accuracy.compare import Comparison, compare_images, compare_layers
-from cskd_deploy.backends import backend_for, backend_name
+from cskd_deploy.backends import NAMES, backend_for, backend_name, runs
 from cskd_deploy.backends.base import Backend
+from cskd_deploy.commands.options import beside, runtime_options
 from cskd_deploy.detect.detector import Detector
 from cskd_deploy.errors import CheckFailed, DeployError
 from cskd_deploy.model.manifest import Manifest
@@ -32,7 +34,14 @@ SHOWN = 10
     metavar="SCORE",
     help="Exit code 1 when a detection has no partner, or their scores lie further apart.",
 )
-@click.option("--threads", type=click.IntRange(min=1), help="[default: every core this process may use]")
+@click.option(
+    "--backend",
+    "backends",
+    multiple=True,
+    type=click.Choice(NAMES),
+    help="Of both models; given twice, of the first and the second. [default: the ones for the files' names]",
+)
+@runtime_options
 @click.option("--json", "as_json", is_flag=True, help="Print all images and layers as JSON.")
 def command(
     first: Path,
@@ -41,8 +50,9 @@ def command(
     limit: int | None,
     layers: bool,
     tolerance: float | None,
-    threads: int | None,
+    backends: tuple[str, ...],
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Show where two models find other things: exported files of any precision and form, or checkpoints.
 
@@ -57,9 +67,10 @@ def command(
     """
     if layers and any(backend_name(path) != "onnxruntime" for path in (first, second)):
         raise DeployError("--layers compares two ONNX files: export the checkpoint, then compare the files")
+    names = _names((first, second), backends)
     paths = list_images(images)[:limit]
     with ExitStack() as stack:
-        detectors = [Detector(backend) for backend in _open(first, second, threads, stack)]
+        detectors = [Detector(backend) for backend in _open((first, second), names, options, stack)]
         manifests = [detector.manifest for detector in detectors]
         if manifests[0].classes != manifests[1].classes:
             raise DeployError(
@@ -67,11 +78,14 @@ def command(
                 f"{', '.join(manifests[1].classes)}: they cannot be compared"
             )
         found = compare_images(detectors[0], detectors[1], paths, Progress("compare", "images"))
+        devices = [detector.backend.device for detector in detectors]
+        notes = [*_notes(*manifests), *(note for detector in detectors for note in detector.backend.notes)]
     differing = None
     if layers:
-        differing = compare_layers(first, second, paths, threads, Progress("layers", "images"))
-    result = Comparison(str(first), str(second), found, differing)
-    notes = _notes(*manifests)
+        differing = compare_layers(
+            first, second, paths, options["threads"], Progress("layers", "images"), options["allow_external_data"]
+        )
+    result = Comparison(str(first), str(second), found, differing, (devices[0], devices[1]))
     if as_json:
         click.echo(json.dumps({**result.to_dict(), "tolerance": tolerance, "notes": notes}, indent=2))
     else:
@@ -80,15 +94,30 @@ def command(
         _check(result, tolerance)
 
 
-def _open(first: Path, second: Path, threads: int | None, stack: ExitStack) -> list[Backend]:
-    """Both models, loaded; the exported one first, since it says which canvas a checkpoint's images get."""
+def _names(paths: tuple[Path, Path], backends: tuple[str, ...]) -> tuple[str | None, str | None]:
+    """The backend of each model; None for the one of its name."""
+    if len(backends) > 2:
+        raise DeployError(f"there are two models to compare, and --backend was given {len(backends)} times")
+    if len(backends) == 2:
+        return backends[0], backends[1]
+    taken = [next((name for name in backends if runs(name, path)), None) for path in paths]
+    if backends and not any(taken):
+        raise DeployError(f"--backend {backends[0]} runs neither {paths[0]} nor {paths[1]}")
+    return taken[0], taken[1]
+
+
+def _open(
+    paths: tuple[Path, Path], names: tuple[str | None, str | None], options: dict[str, Any], stack: ExitStack
+) -> list[Backend]:
+    """Both models, loaded; the exported one first, since it says which canvas a checkpoint's images get, and where."""
     opened: dict[int, Backend] = {}
-    canvas: Manifest | None = None
-    paths = (first, second)
     for place in sorted((0, 1), key=lambda one: backend_name(paths[one]) == "pytorch"):
-        backend = backend_for(paths[place], threads=threads, like=canvas)
-        opened[place] = stack.enter_context(backend)
-        canvas = canvas or backend.manifest
+        own = dict(options)
+        for other in opened.values():
+            own["like"] = other.manifest
+            if backend_name(paths[place]) == "pytorch":
+                own["device"] = beside(options["device"], other)
+        opened[place] = stack.enter_context(backend_for(paths[place], names[place], **own))
     return [opened[0], opened[1]]
 
 
@@ -105,7 +134,7 @@ def _notes(first: Manifest, second: Manifest) -> list[str]:
 
 
 def _print(result: Comparison, notes: list[str]) -> None:
-    click.echo(f"first  {result.first}\nsecond {result.second}")
+    click.echo(f"first  {result.first} ({result.devices[0]})\nsecond {result.second} ({result.devices[1]})")
     click.echo(
         f"{len(result.images)} images, {result.detections} detections, {100 * result.share:.2f} % matched, "
         f"scores within {result.largest_score_difference:.1e}"

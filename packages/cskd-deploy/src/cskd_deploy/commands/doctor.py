@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 import click
 
 from cskd_deploy.backends import BUFFERS
+from cskd_deploy.backends import onnxruntime_cuda as cuda
 from cskd_deploy.backends.onnxruntime import INSTALL as INSTALL_RUNTIME
 from cskd_deploy.backends.tensorrt import api as tensorrt_api
 from cskd_deploy.backends.tensorrt.driver import FIX, find_driver
@@ -36,25 +37,29 @@ class Finding:
 def command(as_json: bool) -> None:
     """Say which backends and tools are installed, what each is for, and how to mend what is missing.
 
-    Exit code 3 when no ONNX Runtime can be used: then no model can run.
+    What a GPU is used for is tried: ONNX Runtime computes a convolution on it, TensorRT is started.
+
+    Exit code 3 when neither ONNX Runtime nor TensorRT can run a model.
 
     \b
     Example:
       cskd-deploy doctor
     """
     driver = _driver()
+    runtime, tensorrt, buffers = _onnxruntime(), _tensorrt(driver), _buffers()
     findings = [
         Finding("python", "ok", platform.python_version()),
         Finding("processor", "ok", f"{processor_name()}, {usable_cores()} cores usable"),
-        _onnxruntime(),
+        runtime,
+        _onnxruntime_cuda(runtime, driver),
         _package("torch", "export, --reference", INSTALL),
         _package("cskd_train", "export, --reference", INSTALL, "cskd-train"),
         _package("onnx", "export; multiplications in inspect", "pip install 'onnx>=1.16'"),
         _package("onnxslim", "export", "pip install 'onnxslim>=0.1.50'"),
         _package("matplotlib", "bench --plot", "pip install matplotlib"),
         driver,
-        _tensorrt(driver),
-        _buffers(),
+        tensorrt,
+        buffers,
     ]
     if as_json:
         click.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
@@ -63,7 +68,7 @@ def command(as_json: bool) -> None:
             click.echo(f"{finding.state:<7} {finding.name:<12} {finding.detail}")
             if finding.fix:
                 click.echo(f"{'':<20} fix: {finding.fix}")
-    if findings[2].state != "ok":
+    if runtime.state != "ok" and not tensorrt.state == buffers.state == "ok":
         raise SystemExit(3)
 
 
@@ -83,6 +88,21 @@ def _onnxruntime() -> Finding:
         state = "fault" if cpu or gpu else "absent"
         return Finding("onnxruntime", state, f"runs exported models: {error}", INSTALL_RUNTIME)
     return Finding("onnxruntime", "ok", f"{cpu or gpu or runtime.__version__}, providers: {providers}")
+
+
+def _onnxruntime_cuda(installed: Finding, driver: Finding) -> Finding:
+    name = "ort cuda"
+    if installed.state != "ok":
+        return Finding(name, "absent", "needed for: --device cuda of ONNX files", cuda.INSTALL)
+    runtime = importlib.import_module("onnxruntime")
+    if cuda.PROVIDER not in runtime.get_available_providers():
+        # Only where there is a GPU is there something to install.
+        fix = cuda.INSTALL if driver.state == "ok" else ""
+        return Finding(name, "absent", "needed for: --device cuda of ONNX files", fix)
+    fault = cuda.fault(runtime)
+    if fault is not None:
+        return Finding(name, "fault", fault.removesuffix(f". {cuda.INSTALL}"), cuda.INSTALL)
+    return Finding(name, "ok", "has computed a convolution on the GPU")
 
 
 def _package(module: str, purpose: str, fix: str, distribution: str | None = None) -> Finding:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from cskd_data.clean import usable
 from cskd_data.evaluate import load_detections
 from cskd_data.files import check_writable, sha256_of_file, write_atomically
 from cskd_deploy.accuracy.eval import EvaluationResult, detect, differently_padded, load_dataset, measure
+from cskd_deploy.accuracy.former import SUFFIX, annotations_sha256, read_former
 from cskd_deploy.backends import NAMES, backend_for, backend_name
-from cskd_deploy.commands.options import runtime_options
+from cskd_deploy.commands.options import beside, runtime_options
 from cskd_deploy.detect.detector import Detector
 from cskd_deploy.errors import CheckFailed, DeployError
-from cskd_deploy.exporter.student import evaluate_student, load_student
+from cskd_deploy.exporter.student import evaluate_student, load_student, torch_device, training_packages
 from cskd_deploy.measure.bench import differences
 from cskd_deploy.progress import Progress
 
@@ -45,7 +47,7 @@ MAX_DROP = 0.2
     "--reference",
     type=click.Path(path_type=Path),
     help="What to hold the model against, evaluated on the same images: another exported file, or a checkpoint, which "
-    "cskd-train evaluates (needs torch and mmdet).",
+    "cskd-train evaluates (needs torch and mmdet). Or the JSON of an `eval --json` of it, which is used as it is.",
 )
 @click.option(
     "--max-drop",
@@ -82,7 +84,8 @@ def command(
 
     The file's own metadata says how images are prepared and which class is which; classes are matched with the
     annotations by name. With --reference another exported file is evaluated in the same way, or a checkpoint by
-    cskd-train with mmdet's own pipeline, and the drop is checked. Images without annotations are only detected on.
+    cskd-train with mmdet's own pipeline, and the drop is checked. Images without annotations are only detected on. A
+    checkpoint runs on the model's device.
 
     \b
     Examples:
@@ -90,7 +93,8 @@ def command(
           --reference work_dirs/student/best.pth --max-drop 0.2
       cskd-deploy eval student_int8.onnx --ann data/shapes/annotations/val.json --images data/shapes/images \\
           --reference student.onnx --max-drop 0.5 --detections detections.json
-      cskd-deploy eval student.onnx --ann aquarium/valid
+      cskd-deploy eval student.onnx --ann aquarium/valid --json > student.json
+      cskd-deploy eval student.engine --ann aquarium/valid --reference student.json
       cskd-deploy eval --predictions detections.json --ann data/shapes/annotations/val.json
     """
     if (model is None) == (predictions is None):
@@ -130,11 +134,15 @@ def _scored_file(
         _warn(str(note))
     metrics = cskd_data.evaluate(dataset, load_detections(predictions))
     sha256 = sha256_of_file(predictions)
+    result = EvaluationResult(
+        str(predictions), metrics, file_sha256=sha256, annotations_sha256=annotations_sha256(dataset)
+    )
     if reference is None:
-        return EvaluationResult(str(predictions), metrics, file_sha256=sha256), []
+        return result, []
     with contextlib.ExitStack() as stack:
-        held = Reference(reference, options, stack).evaluate(dataset)
-    return EvaluationResult(str(predictions), metrics, str(reference), held, sha256, sha256_of_file(reference)), []
+        held = Reference(reference, options, options["device"], stack)
+        held.check(dataset)
+        return held.added_to(result, dataset), held.notes(None, dataset)
 
 
 def _evaluated(
@@ -161,7 +169,10 @@ def _evaluated(
         if dataset.annotated and not dataset.countable:
             raise DeployError(f"mAP cannot be computed: {dataset.nothing_counts()}")
         # Before the model runs: a reference that cannot be had should not cost an evaluation.
-        held = None if reference is None else Reference(reference, options, stack)
+        held = None
+        if reference is not None:
+            held = Reference(reference, options, beside(options["device"], detector.backend), stack)
+            held.check(dataset)
         begin = time.perf_counter()
         found = detect(detector, dataset, Progress("eval", "images"))
         seconds = time.perf_counter() - begin
@@ -172,50 +183,89 @@ def _evaluated(
         if out is not None:
             content = json.dumps(found).encode()
             write_atomically(out, lambda file: file.write(content))
-        reference_metrics = None if held is None else held.evaluate(dataset)
-        notes = [] if held is None else held.notes(detector, dataset)
-    result = EvaluationResult(
-        str(model),
-        metrics,
-        str(reference) if reference else None,
-        reference_metrics,
-        sha256_of_file(model),
-        sha256_of_file(reference) if reference else None,
-    )
+        notes = list(detector.backend.notes)
+        result = EvaluationResult(
+            str(model),
+            metrics,
+            file_sha256=sha256_of_file(model),
+            device=detector.backend.device,
+            annotations_sha256=annotations_sha256(dataset),
+        )
+        if held is not None:
+            result = held.added_to(result, dataset)
+            notes += held.notes(detector, dataset)
     return result, notes
 
 
 class Reference:
-    """What a model is held against: a checkpoint, or another exported file.
+    """What a model is held against: a checkpoint, another exported file, or the result of either.
 
     Args:
+        device: that it runs on; None chooses by its runtime.
         stack: closes the file's backend.
     """
 
-    def __init__(self, path: Path, options: dict[str, Any], stack: contextlib.ExitStack) -> None:
+    def __init__(self, path: Path, options: dict[str, Any], device: str | None, stack: contextlib.ExitStack) -> None:
         self._path = path
         self._threads = options["threads"]
-        self._student = load_student(path) if backend_name(path) == "pytorch" else None
-        self._detector = None
-        if self._student is None:
+        self._student = self._detector = self._former = None
+        self._device = device
+        if path.suffix.lower() == SUFFIX:
+            self._former = read_former(path)
+        elif backend_name(path) == "pytorch":
+            self._student = load_student(path)
+            with training_packages("evaluating the reference"):
+                self._device = torch_device(device)
+        else:
             self._detector = Detector(stack.enter_context(backend_for(path, **options)))
+            self._device = self._detector.backend.device
 
-    def evaluate(self, dataset: Dataset) -> CocoResult:
-        """Its metrics on the images that the model is evaluated on."""
+    def check(self, dataset: Dataset) -> None:
+        """Refuse a former result of other images, classes or boxes.
+
+        Raises:
+            DeployError: says what differs.
+        """
+        if self._former is not None:
+            self._former.check(dataset)
+
+    def added_to(self, result: EvaluationResult, dataset: Dataset) -> EvaluationResult:
+        """A model's result with that of the reference, evaluated now unless it is a former one."""
+        former = self._former
+        return replace(
+            result,
+            reference=str(self._path) if former is None else former.model,
+            reference_metrics=self._evaluate(dataset) if former is None else former.metrics,
+            reference_sha256=sha256_of_file(self._path) if former is None else former.file_sha256,
+            reference_device=self._device if former is None else former.device,
+        )
+
+    def _evaluate(self, dataset: Dataset) -> CocoResult:
         progress = Progress("reference", "images")
         if self._detector is not None:
             return measure(self._detector, dataset.select(self._detector.manifest.classes), progress)
         assert self._student is not None
-        return evaluate_student(self._student, dataset.select(self._student.classes), progress, self._threads)
+        assert self._device is not None
+        chosen = dataset.select(self._student.classes)
+        return evaluate_student(self._student, chosen, progress, self._threads, self._device)
 
-    def notes(self, detector: Detector, dataset: Dataset) -> list[str]:
-        """Why the two are not the same but for their form."""
+    def notes(self, detector: Detector | None, dataset: Dataset) -> list[str]:
+        """Why the two are not the same but for their form.
+
+        Args:
+            detector: the model; None of a predictions file.
+        """
+        if self._former is not None:
+            former = self._former
+            return [f"the reference is the result of {former.model} in {former.path}; it was not evaluated again"]
+        if detector is None:
+            return []
         manifest = detector.manifest
         if self._detector is not None:
             notes = [f"not the same work: {difference}" for difference in differences([detector, self._detector])]
             if self._detector.manifest.sha256 != manifest.sha256:
                 notes.append(f"{self._path} was exported from another checkpoint than the model (sha256 differs)")
-            return notes
+            return [*notes, *self._detector.backend.notes]
         assert self._student is not None
         notes = []
         if self._student.sha256 != manifest.sha256:
@@ -235,7 +285,7 @@ def _warn(line: str) -> None:
 
 def _print(result: EvaluationResult, ann: Path, notes: list[str], out: Path | None) -> None:
     metrics = result.metrics
-    click.echo(f"{result.model} on {ann}, points")
+    click.echo(f"{result.model} {f'({result.device}) ' if result.device else ''}on {ann}, points")
     click.echo(str(result))
     click.echo(f"{metrics.images} images, {metrics.detections} detections, {metrics.seconds:.1f} s")
     if metrics.coverage:

@@ -77,6 +77,8 @@ def command(
         detector = Detector(loaded)
         manifest = detector.manifest
         threshold = _threshold(score_thr, manifest, model)
+        for note in loaded.notes:
+            click.echo(f"note: {note}", err=True)
         for done, path in enumerate(paths, start=1):
             try:
                 image = read_image(path)
@@ -92,7 +94,13 @@ def command(
                     _write_image(drawings[path], draw(image, found, manifest.classes))
             progress(done, len(paths))
     if json_file is not None:
-        result = {"model": str(model), "score_threshold": threshold, "images": entries, "skipped": skipped}
+        result = {
+            "model": str(model),
+            "device": loaded.device,
+            "score_threshold": threshold,
+            "images": entries,
+            "skipped": skipped,
+        }
         text = json.dumps(result)
         if quiet:
             click.echo(text)

@@ -7,9 +7,13 @@ from typing import Any
 
 import click
 
-from cskd_deploy.backends import BUFFERS
+from cskd_deploy.backends import BUFFERS, DEVICES
+from cskd_deploy.backends.base import Backend
 
 _OPTIONS = (
+    click.option(
+        "--device", type=click.Choice(DEVICES), help="Where models run. [default: a GPU where the runtime can use one]"
+    ),
     click.option("--threads", type=click.IntRange(min=1), help="[default: every core this process may use]"),
     click.option("--allow-external-data", is_flag=True, help="ONNX: read weights from files below the model's folder."),
     click.option("--buffers", type=click.Choice(BUFFERS), help="TensorRT: the package that holds GPU memory."),
@@ -18,7 +22,16 @@ _OPTIONS = (
 
 
 def runtime_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command `threads`, `allow_external_data`, `buffers` and `trust_engine`."""
+    """Give a command `device`, `threads`, `allow_external_data`, `buffers` and `trust_engine`."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
+
+
+def beside(device: str | None, model: Backend) -> str | None:
+    """The device of a checkpoint that a loaded model is held against: the model's own, as far as PyTorch has it.
+
+    Args:
+        device: as the command was given it.
+    """
+    return "cpu" if model.device == "cpu" else device

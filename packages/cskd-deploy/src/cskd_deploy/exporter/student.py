@@ -96,13 +96,18 @@ def load_student(checkpoint: Path, config: Path | None = None) -> Student:
 
 
 def evaluate_student(
-    student: Student, dataset: Dataset, progress: Callable[[int, int], None], threads: int | None = None
+    student: Student,
+    dataset: Dataset,
+    progress: Callable[[int, int], None],
+    threads: int | None = None,
+    device: str = "cpu",
 ) -> CocoResult:
     """COCO metrics of a student by cskd-train's own evaluation: mmdet's test pipeline and post-processing.
 
     Args:
         dataset: with the student's classes, in their order.
         threads: as `torch_threads`.
+        device: as `torch_device` gives it; the student stays there.
     """
     with (
         training_packages("evaluating the reference"),
@@ -124,8 +129,25 @@ def evaluate_student(
         own = {"test": test, "workers_per_gpu": 0, "skip_broken": False}
         data = {**student.config, "data": {**student.config["data"], **own}}
         settings = configs.config_from_data(data)
-        result: CocoResult = evaluation.evaluate(student.model, settings, split="test", progress=progress)
+        result: CocoResult = evaluation.evaluate(student.model.to(device), settings, split="test", progress=progress)
         return replace(result, skipped_images=len(dataset.left_out))
+
+
+def torch_device(asked: str | None) -> str:
+    """The device of `cpu`, `cuda`, or None, which takes a GPU where PyTorch sees one.
+
+    Raises:
+        BackendMissing: `cuda` where PyTorch sees no GPU.
+    """
+    import torch
+
+    there = torch.cuda.is_available()
+    if asked == "cuda" and not there:
+        raise BackendMissing(
+            f"--device cuda: PyTorch {torch.__version__} sees no GPU. It needs a build of PyTorch for CUDA and "
+            "NVIDIA's driver (`cskd-deploy doctor` says what is missing); or use --device cpu"
+        )
+    return asked or ("cuda" if there else "cpu")
 
 
 @contextmanager

@@ -2,7 +2,12 @@
 
 Each batch goes through pre-processing, inference and post-processing, each timed apart. Several detectors, each with
 several batch sizes, take turns, so that a change of clock or load strikes all alike. The first batch of a turn is not
-counted: the caches hold the other detector's weights then, and its threads may still be spinning.
+counted: the caches hold the other detector's weights then, and its threads may still be spinning. On a GPU a turn is
+longer, and its first half second is not counted: an idle GPU lowers its clock, as in the turns of detectors that run on
+the processor, and takes longer than a batch or two to raise it again.
+
+Batches follow each other in one synchronous stream: each is waited for before the next begins. So images per second are
+the batch over its mean latency, not what a device can do with several streams.
 """
 
 from __future__ import annotations
@@ -16,14 +21,17 @@ from typing import Any
 import cv2
 import numpy as np
 
+from cskd_deploy.backends.base import label
 from cskd_deploy.detect.detector import Detector
 from cskd_deploy.errors import DeployError
 from cskd_deploy.measure.cold_start import ColdStart
 
 STAGES = ("preprocess", "inference", "postprocess", "total")
-DEVICE_STAGES = ("h2d", "compute", "d2h")  # parts of the inference, by events on the device
+DEVICE_STAGES = ("h2d", "compute", "d2h")  # parts of the inference, where the backend can tell them apart
 PERCENTILES = (50, 90, 95, 99)
-TURN_SECONDS = 0.5
+STREAMS = 1
+TURN_SECONDS, WARM_UP_SECONDS = 0.5, 0.2
+GPU_TURN_SECONDS, GPU_WARM_UP_SECONDS, GPU_UNCOUNTED_SECONDS = 1.0, 2.0, 0.5
 # Of the manifest: what a file asks of the images and of NMS, for figures side by side to mean the same work.
 # A graph that takes pixels does the same work as one that takes normalised values: part of it elsewhere.
 WORK = ("preprocessing", "postprocessing", "graph")
@@ -57,8 +65,9 @@ class Latencies:
 
     @property
     def label(self) -> str:
-        """The file's name, the backend and the batch size."""
-        return f"{self.path.rpartition('/')[2]} {self.backend}" + (f" batch {self.batch}" if self.batch > 1 else "")
+        """The file's name, the backend, the device and the batch size."""
+        named = label(self.path.rpartition("/")[2], self.backend, self.device)
+        return named + (f" batch {self.batch}" if self.batch > 1 else "")
 
     def summary(self, stage: str) -> dict[str, float]:
         """mean, p50, p90, p95 and p99 of a stage in milliseconds."""
@@ -69,7 +78,7 @@ class Latencies:
 
     @property
     def images_per_second(self) -> float:
-        """Of the whole, one batch at a time."""
+        """Of the whole, in one synchronous stream: the batch over its mean latency."""
         return 1e3 * self.batch / self.summary("total")["mean"]
 
     @property
@@ -89,6 +98,7 @@ class Latencies:
             "size_bytes": self.size_bytes,
             "batch": self.batch,
             "images": self.count * self.batch,
+            "streams": STREAMS,  # of the rates below: batches one after the other
             "milliseconds": {stage: self.summary(stage) for stage in self.stages},
             "images_per_second": self.images_per_second,
             "inferences_per_second": 1e3 / self.summary("inference")["mean"],
@@ -105,7 +115,7 @@ def measure(
     batches: Sequence[int] = (1,),
     duration: float = 3.0,
     iterations: int = 10,
-    warmup: float = 0.2,
+    warmup: float | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Latencies]:
     """Time detectors in turns.
@@ -117,7 +127,8 @@ def measure(
         batches: sizes of a batch; each detector is timed with each of them.
         duration: each detector runs for at least so many seconds with each batch size,
         iterations: and for at least so many batches.
-        warmup: each first runs for so many seconds, at least once, without being timed.
+        warmup: each first runs for so many seconds, at least once, without being timed; by default `WARM_UP_SECONDS`,
+            on a GPU `GPU_WARM_UP_SECONDS`. A GPU sees every image then, for what it prepares anew for each size.
         progress: called with (seconds measured, seconds to measure).
 
     Returns:
@@ -130,11 +141,9 @@ def measure(
     for detector, found in subjects:
         check_batch(detector, found.batch)
     for detector, found in subjects:
-        begin = time.perf_counter()
-        while True:
-            _time_one(detector, _pick(images, 0, found.batch))
-            if time.perf_counter() - begin >= warmup:
-                break
+        on_gpu = found.device != "cpu"
+        seconds = (GPU_WARM_UP_SECONDS if on_gpu else WARM_UP_SECONDS) if warmup is None else warmup
+        _run(detector, images, found.batch, seconds, len(images) if on_gpu else 1)
     measured = [0.0] * len(subjects)
     total = max(math.ceil(duration * len(subjects)), 1)
     while not all(
@@ -142,9 +151,10 @@ def measure(
         for seconds, (_, found) in zip(measured, subjects, strict=True)
     ):
         for place, (detector, found) in enumerate(subjects):
-            _time_one(detector, _pick(images, found.count, found.batch))
+            on_gpu = found.device != "cpu"
+            _run(detector, images, found.batch, GPU_UNCOUNTED_SECONDS if on_gpu else 0.0)
             begin = time.perf_counter()
-            while time.perf_counter() - begin < TURN_SECONDS:
+            while time.perf_counter() - begin < (GPU_TURN_SECONDS if on_gpu else TURN_SECONDS):
                 times, detections = _time_one(detector, _pick(images, found.count, found.batch))
                 for stage, milliseconds in times.items():
                     found.samples.setdefault(stage, []).append(milliseconds)
@@ -222,6 +232,15 @@ def _facts(detector: Detector) -> dict[str, Any]:
 
 def _pick(images: Sequence[np.ndarray], turn: int, batch: int) -> list[np.ndarray]:
     return [images[(turn * batch + place) % len(images)] for place in range(batch)]
+
+
+def _run(detector: Detector, images: Sequence[np.ndarray], batch: int, seconds: float, least: int = 1) -> None:
+    """Run batches for so many seconds, at least so many, without timing them."""
+    begin = time.perf_counter()
+    done = 0
+    while done < least or time.perf_counter() - begin < seconds:
+        _time_one(detector, _pick(images, done, batch))
+        done += 1
 
 
 def _time_one(detector: Detector, images: Sequence[np.ndarray]) -> tuple[dict[str, float], int]:

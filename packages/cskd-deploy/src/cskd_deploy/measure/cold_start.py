@@ -11,11 +11,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cskd_deploy.backends.onnxruntime_settings import OrtSettings
+from cskd_deploy.backends.tensorrt.driver import memory_in_use
 from cskd_deploy.errors import DeployError
 from cskd_deploy.model.manifest import manifest_from_metadata
 
@@ -28,15 +29,17 @@ class ColdStart:
 
     load_ms: float  # the runtime's import and the model
     first_ms: float  # the first image, pre- and post-processing included
-    peak_bytes: int  # resident memory of the whole process at its highest
+    peak_bytes: int  # of the host: resident memory of the whole process at its highest
+    gpu_bytes: int | None = None  # more of the GPU's in use after the first image than before the process; None: no GPU
 
-    def to_dict(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, float | None]:
         """Plain data, ready for JSON."""
         return {
             "load_ms": self.load_ms,
             "first_inference_ms": self.first_ms,
             "time_to_first_ms": self.load_ms + self.first_ms,
-            "peak_memory_bytes": self.peak_bytes,
+            "peak_host_memory_bytes": self.peak_bytes,
+            "gpu_memory_bytes": self.gpu_bytes,
         }
 
 
@@ -59,19 +62,23 @@ def measure_cold(path: Path, name: str, options: Mapping[str, Any]) -> ColdStart
         "path": str(path),
         "name": name,
     }
+    used = memory_in_use() if options.get("device") == "cuda" else None
     command = [sys.executable, "-m", "cskd_deploy.measure.cold_start", json.dumps(request)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=MOST_SECONDS)
-        return ColdStart(**json.loads(done.stdout.splitlines()[-1]))
+        start = ColdStart(**json.loads(done.stdout.splitlines()[-1]))
     except subprocess.TimeoutExpired as error:
         raise DeployError(f"the cold start of {path} took more than {MOST_SECONDS} s") from error
     except (IndexError, ValueError, TypeError) as error:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise DeployError(f"the cold start of {path} failed: {reason}") from error
+    if used is None or start.gpu_bytes is None:
+        return replace(start, gpu_bytes=None)
+    return replace(start, gpu_bytes=max(start.gpu_bytes - used, 0))
 
 
 def run_cold(request: Mapping[str, Any]) -> ColdStart:
-    """Load a model and run it once, in this process."""
+    """Load a model and run it once, in this process; its `gpu_bytes` are all that is in use on the GPU then."""
     from cskd_deploy.backends import backend_for
     from cskd_deploy.detect.detector import Detector
     from cskd_deploy.measure.bench import random_images
@@ -88,7 +95,8 @@ def run_cold(request: Mapping[str, Any]) -> ColdStart:
         first = time.perf_counter()
         detector.detect(image)
         end = time.perf_counter()
-    return ColdStart(1e3 * (loaded - begin), 1e3 * (end - first), _peak_bytes())
+        used = memory_in_use() if backend.device == "cuda" else None
+    return ColdStart(1e3 * (loaded - begin), 1e3 * (end - first), _peak_bytes(), used)
 
 
 def _peak_bytes() -> int:

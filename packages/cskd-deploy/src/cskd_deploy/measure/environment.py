@@ -23,8 +23,12 @@ _MEASURED = (
     "onnxruntime-gpu",
     "torch",
     "tensorrt",
+    "tensorrt-cu12",
+    "tensorrt-cu13",
 )
 _CLOCKS = Path("/sys/devices/system/cpu/cpu0/cpufreq")
+_BOARD = Path("/proc/device-tree/model")
+_DRIVER = Path("/sys/module/nvidia/version")
 
 
 def processor_name() -> str:
@@ -58,12 +62,27 @@ def versions(distributions: Sequence[str] = _MEASURED) -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version for name, version in found.items() if version}}
 
 
-def gpu_names() -> list[str]:
-    """The GPUs that the NVIDIA driver lists; none without a driver."""
+def gpus() -> dict[str, Any]:
+    """The GPUs that the NVIDIA driver lists, its version, and the newest CUDA that it runs; without a driver none."""
     try:
-        return [gpu.name for gpu in find_driver().gpus]
+        driver = find_driver()
     except BackendMissing:
-        return []
+        return {"gpus": [], "gpu_driver": None, "cuda": None}
+    return {"gpus": [gpu.name for gpu in driver.gpus], "gpu_driver": _text(_DRIVER), "cuda": driver.cuda_version}
+
+
+def board() -> str | None:
+    """The model of a board (`NVIDIA Jetson AGX Orin Developer Kit`); None of a machine that has no device tree."""
+    return _text(_BOARD)
+
+
+def power_mode() -> str | None:
+    """The power mode of a Jetson, as `nvpmodel -q` names it; None where there is no such command."""
+    for line in _answer(["nvpmodel", "-q"]):
+        name, _, mode = line.partition(":")
+        if name.strip().lower() == "nv power mode":
+            return mode.strip()
+    return None
 
 
 def clocks() -> dict[str, float | str]:
@@ -83,12 +102,23 @@ def clocks() -> dict[str, float | str]:
 
 def gpu_clocks() -> list[str]:
     """The clocks of the GPUs now and at most, as `nvidia-smi` writes them; none where it does not answer."""
-    command = ["nvidia-smi", "--query-gpu=clocks.sm,clocks.max.sm", "--format=csv,noheader"]
+    return _answer(["nvidia-smi", "--query-gpu=clocks.sm,clocks.max.sm", "--format=csv,noheader"])
+
+
+def _answer(command: Sequence[str]) -> list[str]:
+    """The lines that a command prints; none where it is missing or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return []
     return done.stdout.strip().splitlines() if done.returncode == 0 else []
+
+
+def _text(file: Path) -> str | None:
+    try:
+        return file.read_text(errors="replace").strip("\0 \n") or None
+    except OSError:
+        return None
 
 
 def memory_bytes() -> int | None:
@@ -100,14 +130,16 @@ def memory_bytes() -> int | None:
 
 def describe(threads: int) -> dict[str, Any]:
     """The environment of a measurement with so many threads, as plain data."""
-    gpus = gpu_names()
+    seen, model = gpus(), board()
     return {
         "processor": processor_name(),
         "cores": usable_cores(),
         "threads": threads,
         "clocks": clocks(),
-        "gpus": gpus,
-        "gpu_clocks": gpu_clocks() if gpus else [],
+        "board": model,
+        "power_mode": None if model is None else power_mode(),
+        **seen,
+        "gpu_clocks": gpu_clocks() if seen["gpus"] else [],
         "memory_bytes": memory_bytes(),
         "system": platform.platform(),
         "versions": versions(),

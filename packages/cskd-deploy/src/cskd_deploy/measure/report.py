@@ -16,6 +16,7 @@ from cskd_deploy.measure.bench import Latencies
 ENOUGH_FOR_P99 = 100
 REFERENCE = "pytorch"
 WIDTH = 110
+RATE = "images/s, one stream"
 
 
 @dataclass(frozen=True)
@@ -37,18 +38,38 @@ class BenchReport:
         return next((one for one in self.results if one.backend == REFERENCE), next(iter(models.values())))
 
     def speedup(self, result: Latencies) -> dict[str, float] | None:
-        """How many times faster a result's medians are than the baseline's with the same batch size."""
+        """How many times faster a result's medians are than the baseline's with the same batch size.
+
+        None between devices: that would be a ratio of the devices, whatever the files are.
+        """
+        other = self._baseline_of(result)
+        if other is None or other.device != result.device:
+            return None
+        return {stage: other.summary(stage)["p50"] / result.summary(stage)["p50"] for stage in ("inference", "total")}
+
+    def _baseline_of(self, result: Latencies) -> Latencies | None:
         baseline = self.baseline
-        for other in self.results:
-            if baseline is None or other is result or other.batch != result.batch:
-                continue
-            if (other.path, other.backend) == (baseline.path, baseline.backend):
-                slower, faster = other, result
-                return {s: slower.summary(s)["p50"] / faster.summary(s)["p50"] for s in ("inference", "total")}
-        return None
+        if baseline is None:
+            return None
+        named = (baseline.path, baseline.backend, result.batch)
+        found = (one for one in self.results if (one.path, one.backend, one.batch) == named and one is not result)
+        return next(found, None)
+
+    @property
+    def all_notes(self) -> list[str]:
+        """Those given, and why there is no ratio where devices differ."""
+        without = []
+        for one in self.results:
+            other = self._baseline_of(one)
+            if other is not None and other.device != one.device:
+                without.append(f"no ratio of {one.label} to {other.label}: they ran on two devices (--device)")
+        return [*self.notes, *without]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, ready for JSON; `speedup` at the top is the first result's."""
+        """Plain data, ready for JSON; `speedup` at the top is the first result's.
+
+        Rates are those of `streams` synchronous streams, one batch at a time.
+        """
         return {
             "environment": dict(self.environment),
             "images": self.images,
@@ -56,7 +77,7 @@ class BenchReport:
             "baseline": None if self.baseline is None else self.baseline.label,
             "results": [{**one.to_dict(), "speedup": self.speedup(one)} for one in self.results],
             "speedup": self.speedup(self.results[0]),
-            "notes": list(self.notes),
+            "notes": self.all_notes,
         }
 
     def print(self) -> None:
@@ -74,7 +95,7 @@ class BenchReport:
                     f"{one.label}: {speedup['inference']:.2f} times as fast as {self.baseline.label} in inference, "
                     f"{speedup['total']:.2f} times in the whole (medians)"
                 )
-        for note in self.notes:
+        for note in self.all_notes:
             click.echo(f"note: {note}")
 
     def _head(self) -> list[str]:
@@ -82,6 +103,8 @@ class BenchReport:
         versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
         clocks = ", ".join(f"{name} {value}" for name, value in facts["clocks"].items())
         machine = [facts["processor"], f"{facts['threads']} threads", *([clocks] if clocks else []), *facts["gpus"]]
+        named = {"board": "{}", "power_mode": "power mode {}", "gpu_driver": "NVIDIA driver {}", "cuda": "CUDA {}"}
+        machine += [text.format(facts[name]) for name, text in named.items() if facts.get(name)]
         height, width = self.input_size
         return [
             f"{', '.join(machine)}; {versions}",
@@ -90,11 +113,11 @@ class BenchReport:
 
     def _table(self) -> Table:
         table = Table(box=None, pad_edge=False)
-        for title in ("model", "stage", "mean", "p50", "p90", "p95", "p99", "images/s"):
+        for title in ("model", "stage", "mean", "p50", "p90", "p95", "p99", RATE):
             left = title in ("model", "stage")
             table.add_column(title, justify="left" if left else "right", no_wrap=True, overflow="ellipsis")
         for one in self.results:
-            labels = [one.path.rpartition("/")[2], one.backend, one.precision, f"batch {one.batch}"]
+            labels = [one.path.rpartition("/")[2], f"{one.backend} {one.device}", one.precision, f"batch {one.batch}"]
             for place, stage in enumerate(one.stages):
                 numbers = one.summary(stage)
                 rate = f"{1e3 * one.batch / numbers['mean']:.1f}" if stage in ("inference", "total") else ""
@@ -122,5 +145,7 @@ def _cost(one: Latencies) -> str:
     ]
     if one.cold is not None:
         seconds = (one.cold.load_ms + one.cold.first_ms) / 1e3
-        parts += [f"first detections after {seconds:.2f} s", f"process at most {one.cold.peak_bytes / 1e6:.0f} MB"]
+        parts += [f"first detections after {seconds:.2f} s", f"host memory at most {one.cold.peak_bytes / 1e6:.0f} MB"]
+        if one.cold.gpu_bytes is not None:
+            parts.append(f"GPU memory {one.cold.gpu_bytes / 1e6:.0f} MB")
     return f"{one.label}: {', '.join(parts)}"

@@ -85,6 +85,29 @@ def _gpu(library: Any, place: int) -> Gpu:
     return Gpu(name.value.decode(errors="replace"), (capability[0], capability[1]))
 
 
+def memory_in_use(load: Callable[[str], Any] = ctypes.CDLL) -> int | None:
+    """Bytes of GPU 0 that are in use, by whatever process; None where the driver does not tell."""
+    try:
+        library = load(LIBRARY)
+    except OSError:
+        return None
+    device, context = ctypes.c_int(), ctypes.c_void_p()
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    if library.cuInit(0) or library.cuDeviceGet(ctypes.byref(device), 0):
+        return None
+    # The context that the runtimes share, which a process with a model on the GPU has already.
+    if library.cuDevicePrimaryCtxRetain(ctypes.byref(context), device):
+        return None
+    try:
+        if library.cuCtxPushCurrent_v2(context):
+            return None
+        code = library.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))
+        library.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
+    finally:
+        library.cuDevicePrimaryCtxRelease_v2(device)
+    return None if code else total.value - free.value
+
+
 def _check(library: Any, code: int, failing: str) -> None:
     if code == 0:
         return
