@@ -81,7 +81,8 @@ class OnnxRuntimeBackend(Backend):
         self._session = session
         if self.device == "cuda":
             self._bound = cuda.BoundRun(runtime, session, "cuda", self._inputs, self._outputs)
-            self.notes = tuple(filter(None, (cuda.nodes_on_cpu(session),)))
+            left = cuda.nodes_on_cpu(session)
+            self.notes = (f"{self.path}: {left}",) if left else ()
 
     def _choose_device(self, runtime: Any) -> None:
         self.device = self._asked or "cpu"
@@ -90,7 +91,7 @@ class OnnxRuntimeBackend(Backend):
             if fault is None:
                 self.device = "cuda"
             else:
-                self.notes = (f"{self.path} runs on the CPU: {fault}",)
+                self.notes = (f"ONNX files run on the CPU: {fault}",)
 
     def _open(self, runtime: Any) -> Any:
         options = runtime.SessionOptions()
@@ -108,7 +109,7 @@ class OnnxRuntimeBackend(Backend):
         except BackendMissing:
             raise
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
-            reason = _first_line(error)
+            reason = cuda.first_line(error)
             raise DeployError(
                 f"{self.path} cannot be loaded as an ONNX model ({reason}). Expected a file of `cskd-deploy export`"
             ) from error
@@ -123,7 +124,7 @@ class OnnxRuntimeBackend(Backend):
                 return self._bound(feed)
             values = self._session.run(self._outputs, {name: feed[name] for name in self._inputs})
         except Exception as error:
-            raise DeployError(f"{self.path} failed in ONNX Runtime: {_first_line(error)}") from error
+            raise DeployError(f"{self.path} failed in ONNX Runtime: {cuda.first_line(error)}") from error
         return dict(zip(self._outputs, values, strict=True))
 
     def close(self) -> None:
@@ -140,11 +141,6 @@ def import_onnxruntime() -> Any:
         return importlib.import_module("onnxruntime")
     except ImportError as error:
         raise BackendMissing(f"ONNX Runtime cannot be imported ({error}). Install it: {INSTALL}") from error
-
-
-def _first_line(error: Exception) -> str:
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return "".join(one if one.isprintable() else "?" for one in line)  # it may quote names of the file
 
 
 def _check_interface(session: Any, manifest: Manifest, needed: list[str], path: Path) -> None:

@@ -21,7 +21,7 @@ from cskd_deploy.errors import BackendMissing
 PROVIDER = "CUDAExecutionProvider"
 CPU_PROVIDER = "CPUExecutionProvider"
 INSTALL = (
-    "It needs an NVIDIA GPU with its driver, and `pip uninstall -y onnxruntime onnxruntime-gpu`, then "
+    "CUDA needs an NVIDIA GPU with its driver, and `pip uninstall -y onnxruntime onnxruntime-gpu`, then "
     "`pip install 'onnxruntime-gpu[cuda,cudnn]'`"
 )
 # ONNX Runtime's own choice tries every algorithm for every new shape of a convolution, which takes seconds: with images
@@ -86,7 +86,7 @@ def fault(runtime: Any) -> str | None:
     except BackendMissing as error:
         return str(error)
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
-        return f"ONNX Runtime cannot compute on CUDA ({str(error).strip().splitlines()[0]}). {INSTALL}"
+        return f"ONNX Runtime cannot compute on CUDA ({first_line(error)}). {INSTALL}"
     return None
 
 
@@ -103,7 +103,7 @@ def nodes_on_cpu(session: Any) -> str:
     if not left:
         return ""
     named = ", ".join(name + (f" x {count}" if count > 1 else "") for name, count in sorted(left.items()))
-    return f"ONNX Runtime runs {left.total()} of {len(parts)} nodes on the CPU: {named}"
+    return f"{left.total()} of {len(parts)} nodes run on the CPU: {named}"
 
 
 class BoundRun:
@@ -148,6 +148,12 @@ class BoundRun:
         else:
             value = self._values[name] = self._runtime.OrtValue.ortvalue_from_numpy(array, self._device, 0)
         return value
+
+
+def first_line(error: Exception) -> str:
+    """The first line of ONNX Runtime's message."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return "".join(one if one.isprintable() else "?" for one in line)  # it may quote names of the file
 
 
 def _reason(runtime: Any, printed: str) -> str:

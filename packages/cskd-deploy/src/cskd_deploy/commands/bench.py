@@ -170,7 +170,7 @@ def command(
             warmup=None if warmup is None else warmup / 1e3,
             progress=Progress("bench", "s measured", show_rate=False),
         )
-        notes += [note for detector in detectors for note in detector.backend.notes]
+        notes += dict.fromkeys(note for detector in detectors for note in detector.backend.notes)
         notes += [*failures, *_notes(detectors), *notes_on_samples(found)]
     for one in found:
         one.cold = starts.get((one.path, one.backend))

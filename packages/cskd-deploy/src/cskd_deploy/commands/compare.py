@@ -79,7 +79,8 @@ def command(
             )
         found = compare_images(detectors[0], detectors[1], paths, Progress("compare", "images"))
         devices = [detector.backend.device for detector in detectors]
-        notes = [*_notes(*manifests), *(note for detector in detectors for note in detector.backend.notes)]
+        running = dict.fromkeys(note for detector in detectors for note in detector.backend.notes)
+        notes = [*_notes(*manifests), *running]
     differing = None
     if layers:
         differing = compare_layers(

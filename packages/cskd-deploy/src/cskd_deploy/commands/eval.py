@@ -194,7 +194,7 @@ def _evaluated(
         if held is not None:
             result = held.added_to(result, dataset)
             notes += held.notes(detector, dataset)
-    return result, notes
+    return result, list(dict.fromkeys(notes))
 
 
 class Reference:
