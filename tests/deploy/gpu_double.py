@@ -152,6 +152,26 @@ class DriverDouble:
     def _cuDeviceGetAttribute(self, value: Any, attribute: int, device: Any) -> None:  # noqa: N802
         value._obj.value = {75: self._capability[0], 76: self._capability[1]}[attribute]
 
+    def _cuDevicePrimaryCtxRetain(self, context: Any, device: Any) -> None:  # noqa: N802
+        self.context = "retained"
+        context._obj.value = 0x7D00_0000_0001
+
+    def _cuCtxPushCurrent_v2(self, context: Any) -> None:  # noqa: N802
+        assert (context.value, self.context) == (0x7D00_0000_0001, "retained")
+        self.context = "current"
+
+    def _cuMemGetInfo_v2(self, free: Any, total: Any) -> None:  # noqa: N802
+        assert self.context == "current"
+        free._obj.value, total._obj.value = 5 << 32, 7 << 32
+
+    def _cuCtxPopCurrent_v2(self, context: Any) -> None:  # noqa: N802
+        assert self.context == "current"
+        self.context = "retained"
+
+    def _cuDevicePrimaryCtxRelease_v2(self, device: Any) -> None:  # noqa: N802
+        assert self.context == "retained"
+        self.context = "released"
+
     def _cuGetErrorName(self, code: int, text: Any) -> None:  # noqa: N802
         text._obj.value = {100: b"CUDA_ERROR_NO_DEVICE"}[code]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from typing import Any
 
@@ -68,6 +69,46 @@ def test_the_speedup_is_of_medians_and_of_the_same_batch_size():
     assert report.speedup(results[1]) is report.speedup(results[3]) is None
 
 
+@pytest.mark.parametrize("devices", [("cuda", "cpu"), ("cpu", "cuda")])
+def test_there_is_no_ratio_between_devices_and_a_note_says_so(devices, capsys):
+    results = [
+        timed([1.0], [4.0], [0.0], device=devices[0]),
+        timed([1.0], [8.0], [1.0], device=devices[1], path="b.onnx"),
+        timed([1.0], [20.0], [4.0], device=devices[1], path="folder/c.onnx"),
+    ]
+    report = BenchReport(results, ENVIRONMENT, "", (32, 32), ["another"])
+    assert report.speedup(results[0]) is None
+    assert report.speedup(results[1]) == pytest.approx({"inference": 2.5, "total": 2.5})
+    note = f"no ratio of a.onnx onnxruntime {devices[0]} to c.onnx onnxruntime {devices[1]}: they ran on two devices"
+    facts = report.to_dict()
+    assert facts["notes"] == ["another", f"{note} (--device)"]
+    assert facts["speedup"] is facts["results"][0]["speedup"] is None
+    assert facts["results"][1]["speedup"]["total"] == pytest.approx(2.5)
+    report.print()
+    printed = capsys.readouterr().out
+    assert printed.count("times as fast") == 1
+    assert f"b.onnx onnxruntime {devices[1]}: 2.50 times as fast as c.onnx onnxruntime {devices[1]}" in printed
+    assert f"note: {note}" in printed
+
+
+def test_labels_and_table_name_the_device_the_stream_and_whose_memory_it_is(capsys):
+    cold = ColdStart(300.0, 50.0, 7_000_000, 2_000_000)
+    one = timed([1.0], [8.0], [1.0], device="cuda", batch=4, path="folder/a.onnx")
+    one.cold = cold
+    assert one.label == "a.onnx onnxruntime cuda batch 4"
+    assert (one.to_dict()["streams"], one.to_dict()["device"]) == (1, "cuda")
+    record = {"board": "A board", "power_mode": "15W", "gpu_driver": "550.1", "cuda": "12.4", "gpus": ["A GPU"]}
+    BenchReport([one], {**ENVIRONMENT, **record}, "", (32, 32), []).print()
+    printed = capsys.readouterr().out
+    assert "A GPU, A board, power mode 15W, NVIDIA driver 550.1, CUDA 12.4;" in printed
+    assert "images/s, one stream" in printed
+    assert "\nonnxruntime cuda  inference" in printed
+    assert "host memory at most 7 MB, GPU memory 2 MB" in printed
+    one.cold = ColdStart(300.0, 50.0, 7_000_000)
+    BenchReport([one], ENVIRONMENT, "", (32, 32), []).print()
+    assert "GPU memory" not in capsys.readouterr().out
+
+
 def test_the_first_detections_come_after_loading_and_one_image():
     assert ColdStart(300.0, 50.0, 7).to_dict() == {
         "load_ms": 300.0,
@@ -97,8 +138,9 @@ def clock(monkeypatch) -> list[float]:
 class Slow(Counting):
     """Takes 10 ms an image."""
 
-    def __init__(self, clock: list[float]) -> None:
-        super().__init__("slow", [])
+    def __init__(self, clock: list[float], name: str = "slow", device: str = "cpu") -> None:
+        super().__init__(name, [])
+        self.device = device
         self._clock = clock
 
     def infer(self, feed: Any) -> dict[str, np.ndarray]:
@@ -126,3 +168,26 @@ def test_warm_up_duration_and_iterations_are_kept_to(options, warm, timed_batche
     milliseconds = 10.0 * found.batch
     assert found.samples["inference"] == pytest.approx([milliseconds] * timed_batches)
     assert found.samples["total"] == pytest.approx(found.samples["inference"])
+
+
+def test_on_a_gpu_turns_are_longer_and_begin_with_batches_that_do_not_count(clock, monkeypatch):
+    names = {"TURN": 0.015, "WARM_UP": 0.015, "GPU_TURN": 0.045, "GPU_WARM_UP": 0.085, "GPU_UNCOUNTED": 0.025}
+    for name, seconds in names.items():
+        monkeypatch.setattr(f"cskd_deploy.measure.bench.{name}_SECONDS", seconds)
+    slow, gpu = Slow(clock), Slow(clock, "gpu", "cuda")
+    slow.calls = gpu.calls
+    found = measure([Detector(slow), Detector(gpu)], random_images((32, 32)), duration=0.0, iterations=3)
+    turns = [(name, len(list(group))) for name, group in itertools.groupby(gpu.calls)]
+    # Warm-up of 15 and of 85 ms. Then in turns: one and two batches; three and five.
+    assert turns == [("slow", 2), ("gpu", 9), ("slow", 1 + 2), ("gpu", 3 + 5), ("slow", 1 + 2), ("gpu", 3 + 5)]
+    assert [one.count for one in found] == [2 * 2, 2 * 5]
+
+
+@pytest.mark.parametrize(("device", "warm"), [("cpu", 1), ("cuda", 3)])
+def test_a_gpu_has_seen_every_image_before_it_is_timed(device, warm, clock, monkeypatch):
+    monkeypatch.setattr("cskd_deploy.measure.bench.GPU_UNCOUNTED_SECONDS", 0.0)
+    for name in ("TURN_SECONDS", "GPU_TURN_SECONDS"):
+        monkeypatch.setattr(f"cskd_deploy.measure.bench.{name}", 0.005)
+    backend = Slow(clock, device=device)
+    measure([Detector(backend)], random_images((32, 32), count=3), warmup=0.0, duration=0.0, iterations=1)
+    assert len(backend.calls) == warm + 1 + 1
