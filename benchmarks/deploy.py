@@ -77,7 +77,7 @@ def compare(student: Path, folder: Path, options: argparse.Namespace) -> list[di
     if options.calibration_images is not None:
         calibration = CalibrationSettings(options.calibration_images)
         files.append(folder / "int8.onnx")
-        convert_to_int8(files[0], files[1], "cpu", calibration, (), None, lambda line: None)
+        convert_to_int8(files[0], files[1], "cpu", calibration, (), lambda line: None)
     with ExitStack() as stack:
         runtime = {"threads": options.threads, "device": "cpu"}
         detectors = [Detector(stack.enter_context(backend_for(file, **runtime))) for file in files]

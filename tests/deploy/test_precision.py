@@ -276,8 +276,6 @@ def test_calibration_feeds_are_those_of_inference(model_file, shapes_root):
         (("--precision", "int8", "--calibration-images", "{damaged}"), "bad.jpg is no image"),
         (("--precision", "int8", "--calibration-images", "{images}", "--keep-float", "neck.x"), "is no layer"),
         (("--precision", "int8", "--calibration-images", "{images}", "--keep-float", "*"), "no layer is left"),
-        (("--precision", "int8", "--calibration-images", "{images}", "--search"), "give --ann"),
-        (("--precision", "int8", "--calibration-images", "{images}", "--max-drop", "1"), "is for --search"),
         (("--precision", "fp16", "--keep-float", "nothing"), "is no layer"),
         (("--precision", "fp16", "--calibration-images", "{images}"), "is for --precision int8"),
         (("--precision", "fp16", "--target", "cpu"), "is for --precision int8"),

@@ -61,15 +61,18 @@ def test_search_keeps_what_the_drop_demands(deploy, exported, shapes_root, found
     grey = tmp_path / "grey"
     grey.mkdir()
     cv2.imwrite(str(grey / "grey.png"), np.full((128, 128, 3), 110, dtype=np.uint8))
-    output = tmp_path / "student.onnx"
+    model, output = tmp_path / "student.onnx", tmp_path / "student.int8-tensorrt.onnx"
+    model.write_bytes(exported("RetinaNet").model.read_bytes())
     outcome = deploy(
-        *("export", "--onnx", exported("RetinaNet").model, "--precision", "int8", "--output", output, "--json"),
-        *("--calibration-images", grey, "--keep-float", "backbone", "--keep-float", "neck"),
-        *("--keep-float", "bbox_head.*_convs", "--search", "--max-drop", 15),
-        *("--ann", found_annotations, "--images", shapes_root / "images"),
+        *("search", model, "--target", "tensorrt", "--json", "--calibration-images", grey),
+        *("--keep-float", "backbone", "--keep-float", "neck", "--keep-float", "bbox_head.*_convs"),
+        *("--max-drop", 15, "--ann", found_annotations, "--images", shapes_root / "images"),
     )
     assert outcome.code == 0, outcome.err
-    found = json.loads(outcome.out)["search"]
+    facts = json.loads(outcome.out)
+    found = facts["search"]
+    assert facts["path"] == str(output)
+    assert facts["manifest"]["precision"] == "int8-tensorrt"
     assert found["first_drop_points"] > 15
     assert found["drop_points"] <= 15
     assert {entry["layer"] for entry in found["ranking"]} == set(HEADS)
@@ -78,3 +81,56 @@ def test_search_keeps_what_the_drop_demands(deploy, exported, shapes_root, found
     measured = deploy("eval", output, "--ann", found_annotations, "--images", shapes_root / "images", "--json")
     points = 100 * json.loads(measured.out)["metrics"]["bbox_mAP"]
     assert points == pytest.approx(found["reference_mAP_points"] - found["drop_points"], abs=1e-6)
+
+    # What it prints makes the same file again.
+    again = tmp_path / "again.onnx"
+    words = ("--precision", "int8", "--target", "tensorrt", "--calibration-images", grey, "--output", again)
+    assert deploy("export", "--onnx", model, *words, *facts["export_options"].split()).code == 0
+    assert again.read_bytes() == output.read_bytes()
+
+
+def test_a_search_that_needs_no_layer_says_so_and_writes_the_int8_file(
+    deploy, exported, shapes_root, found_annotations, tmp_path
+):
+    images, output = shapes_root / "images", tmp_path / "student.onnx"
+    done = deploy(
+        *("search", exported("RetinaNet").model, "--calibration-images", images, "--calibration-count", 3),
+        *("--max-drop", 100, "--ann", found_annotations, "--images", images, "--output", output),
+    )
+    assert done.code == 0, done.err
+    assert done.out.splitlines()[-1] == "no layer has to stay in float"
+    assert "calibrated on 3 images" in done.out
+    assert output.exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"--ann": "{tmp}/none.json"}, "none.json"),
+        ({"--ann": "{tmp}/empty.json"}, "mAP cannot be computed"),
+        ({"--images": "{tmp}"}, "image val_00000.jpg does not exist"),
+        ({"--calibration-images": "{tmp}/none"}, "none does not exist"),
+        ({"--keep-float": "neck.x"}, "is no layer"),
+        ({"--output": "{tmp}/empty.json/student.onnx"}, "empty.json"),
+    ],
+)
+def test_a_search_that_cannot_be_done_is_refused_before_anything_is_measured(
+    changed, message, deploy, model_file, shapes_root, found_annotations, tmp_path
+):
+    data = json.loads(found_annotations.read_text())
+    (tmp_path / "empty.json").write_text(json.dumps({**data, "annotations": []}))
+    images = shapes_root / "images"
+    options = {"--calibration-images": images, "--calibration-count": 1, "--ann": found_annotations, "--images": images}
+    options |= {"--output": tmp_path / "student.onnx", **changed}
+    words = [str(word).format(tmp=tmp_path) for option in options.items() for word in option]
+    done = deploy("search", model_file, "--max-drop", 1, *words)
+    assert done.code == 2
+    assert message in done.err
+    assert "measuring" not in done.err
+    assert [path.name for path in tmp_path.iterdir()] == ["empty.json"]
+
+
+def test_export_has_no_search(deploy, model_file):
+    done = deploy("export", "--onnx", model_file, "--precision", "int8", "--search")
+    assert done.code == 2
+    assert "No such option" in done.err

@@ -12,6 +12,7 @@ from cskd_data.errors import CskdError
 
 COMMANDS = {
     "export": "Turn a student's checkpoint into one verified file.",
+    "search": "Find the layers that INT8 should leave in float.",
     "bench": "Latency of exported models, beside PyTorch.",
     "eval": "COCO mAP of an exported model, beside its checkpoint.",
     "compare": "Where two models, or a model and its checkpoint, differ: by image and by layer.",

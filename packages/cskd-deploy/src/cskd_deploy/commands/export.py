@@ -109,7 +109,8 @@ def command(
     export then prints what that costs. A larger --input-size adds padding, it does not enlarge images.
 
     With --precision fp16 or int8 the file is then converted. INT8 is calibrated on a folder of images and made for a
-    --target. Decoding stays in float32; layers that suffer can too (--keep-float, --search).
+    --target. Decoding stays in float32; layers that suffer can too: `cskd-deploy search` finds
+    which, --keep-float names them.
 
     With --format trt the ONNX file is built into a TensorRT engine for the GPU at hand, with a manifest beside it
     (`student.engine.json`) that is checked before the engine is loaded. The ONNX file is kept.

@@ -21,7 +21,6 @@ from cskd_deploy.lower.conversion import (
     TARGETS,
     CalibrationSettings,
     PrecisionResult,
-    SearchSettings,
     convert_to_fp16,
     convert_to_int8,
     precision_name,
@@ -29,7 +28,6 @@ from cskd_deploy.lower.conversion import (
 from cskd_deploy.progress import Progress
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-MAX_DROP = 0.5
 
 _OPTIONS = (
     click.option("--precision", type=click.Choice(PRECISIONS), default=FP32, show_default=True),
@@ -64,24 +62,8 @@ _OPTIONS = (
         help="fp16, int8: a layer to leave in float, as the student names it (bbox_head.retina_cls), a module that "
         "holds it (bbox_head) or a glob (neck.*_convs). May be given again.",
     ),
-    click.option(
-        "--search",
-        "searching",
-        is_flag=True,
-        help="int8: find layers to leave in float. If mAP drops by more than --max-drop, each layer is quantised alone "
-        "to see what it costs, and the costliest go back to float until the drop is small enough.",
-    ),
-    click.option("--ann", type=click.Path(path_type=Path), help="search: COCO annotation file to measure mAP on."),
-    click.option("--images", type=click.Path(path_type=Path), help="search: folder of its images."),
-    click.option(
-        "--max-drop",
-        type=click.FloatRange(min=0),
-        metavar="POINTS",
-        help=f"search: points of mAP that may be lost against FP32. [default: {MAX_DROP}]",
-    ),
 )
-_INT8_ONLY = ("target", "calibration_images", "calibration_ann", "calibration_count", "searching")
-_SEARCH_ONLY = ("ann", "images", "max_drop")
+_INT8_ONLY = ("target", "calibration_images", "calibration_ann", "calibration_count")
 
 
 @dataclass(frozen=True)
@@ -92,7 +74,6 @@ class PrecisionPlan:
     target: str
     keep_float: tuple[str, ...]
     calibration: CalibrationSettings | None
-    search: SearchSettings | None
 
     @property
     def is_plain(self) -> bool:
@@ -109,9 +90,7 @@ class PrecisionPlan:
         if self.calibration is None:
             return convert_to_fp16(source, output, self.keep_float, progress)
         counted = Progress("export: calibration", "images")
-        return convert_to_int8(
-            source, output, self.target, self.calibration, self.keep_float, self.search, progress, counted
-        )
+        return convert_to_int8(source, output, self.target, self.calibration, self.keep_float, progress, counted)
 
 
 def precision_options(command: Command) -> Command:
@@ -127,35 +106,27 @@ def precision_plan(default_target: str, options: dict[str, Any]) -> PrecisionPla
     Raises:
         DeployError: an option has no meaning beside the others, or one that is needed is missing.
     """
-    given = {name: options.pop(name) for name in ("precision", "keep_float", *_INT8_ONLY, *_SEARCH_ONLY)}
+    given = {name: options.pop(name) for name in ("precision", "keep_float", *_INT8_ONLY)}
     precision = given["precision"]
     if precision != "int8":
         _refuse(given, _INT8_ONLY, "--precision int8")
     if precision == FP32:
         _refuse(given, ("keep_float",), "--precision fp16 or int8")
-    if not given["searching"]:
-        _refuse(given, _SEARCH_ONLY, "--search")
     if default_target == "tensorrt" and given["target"] == "cpu":
         raise DeployError("--target cpu has int32 biases, which TensorRT refuses: leave it out with --format trt")
-    calibration, search = None, None
+    calibration = None
     if precision == "int8":
         calibration = CalibrationSettings(
             images=_needed(given, "calibration_images", "--precision int8 needs images to calibrate on"),
             annotations=given["calibration_ann"],
             count=given["calibration_count"] or CalibrationSettings.count,
         )
-    if given["searching"]:
-        search = SearchSettings(
-            annotations=_needed(given, "ann", "--search measures mAP"),
-            images=_needed(given, "images", "--search measures mAP"),
-            max_drop=MAX_DROP if given["max_drop"] is None else given["max_drop"],
-        )
-    return PrecisionPlan(precision, given["target"] or default_target, given["keep_float"], calibration, search)
+    return PrecisionPlan(precision, given["target"] or default_target, given["keep_float"], calibration)
 
 
 def _refuse(given: dict[str, Any], names: tuple[str, ...], wanted: str) -> None:
     for name in names:
-        if given[name] not in (None, False, ()):
+        if given[name] not in (None, ()):
             raise DeployError(f"{_option(name)} is for {wanted}: give that too, or leave it out")
 
 
@@ -167,7 +138,7 @@ def _needed(given: dict[str, Any], name: str, why: str) -> Path:
 
 
 def _option(name: str) -> str:
-    return "--search" if name == "searching" else f"--{name.replace('_', '-')}"
+    return f"--{name.replace('_', '-')}"
 
 
 SHAPES = "NAME:SHAPE,..."

@@ -12,9 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cskd_data import Dataset
 from cskd_data.files import write_atomically
-from cskd_deploy.accuracy.eval import load_dataset, measure
 from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend
 from cskd_deploy.detect.detector import Detector
 from cskd_deploy.errors import BackendMissing, CheckFailed, DeployError
@@ -22,7 +20,6 @@ from cskd_deploy.lower.calibration import CalibrationReader, calibration_images
 from cskd_deploy.lower.fp16 import half_layers, to_float16
 from cskd_deploy.lower.int8 import Quantizer
 from cskd_deploy.lower.layers import WEIGHTED, layers, matching
-from cskd_deploy.lower.search import Search, search
 from cskd_deploy.measure.environment import versions
 from cskd_deploy.model.manifest import Manifest
 from cskd_deploy.model.onnx_file import check_model_output
@@ -46,15 +43,6 @@ class CalibrationSettings:
 
 
 @dataclass(frozen=True)
-class SearchSettings:
-    """What a search for layers to keep in float measures, and how far mAP may drop."""
-
-    annotations: Path
-    images: Path
-    max_drop: float  # points
-
-
-@dataclass(frozen=True)
 class PrecisionResult:
     """A file of lower precision."""
 
@@ -65,7 +53,6 @@ class PrecisionResult:
     layers: int  # with weights
     kept: tuple[str, ...]  # layers in float
     calibration_images: int  # 0: not calibrated
-    search: Search | None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
@@ -76,7 +63,6 @@ class PrecisionResult:
             "layers_with_weights": self.layers,
             "kept_in_float": list(self.kept),
             "calibration_images": self.calibration_images,
-            "search": None if self.search is None else self.search.to_dict(),
             "manifest": self.manifest.to_dict(),
         }
 
@@ -88,8 +74,6 @@ class PrecisionResult:
             f"(FP32: {self.source_bytes / 1e6:.1f} MB), {self.layers} layers with weights{calibrated}",
             f"  in float: {', '.join(self.kept) or 'no layer'}",
         ]
-        if self.search is not None:
-            lines += [f"  {line}" for line in str(self.search).splitlines()]
         return "\n".join(lines)
 
 
@@ -126,24 +110,24 @@ def convert_to_int8(
     target: str,
     calibration: CalibrationSettings,
     keep_float: Collection[str],
-    searching: SearchSettings | None,
     progress: Progress,
     counted: Callable[[int, int], None] = lambda done, total: None,
+    choose: Callable[[Quantizer, list[str]], Sequence[str]] | None = None,
 ) -> PrecisionResult:
     """Write the INT8 form of an exported FP32 file.
 
     Args:
         target: one of `TARGETS`.
         keep_float: layers that stay in float: names, modules or globs.
-        searching: look for further layers to keep in float.
         progress: called with a line for each step.
         counted: called with (calibration images read, all of them).
+        choose: given the calibrated network and the layers of `keep_float`, gives those to keep (`lower.search`).
 
     Raises:
         DeployError, DataError: as `convert_to_fp16`; also when images or annotations cannot be used, or no layer is
             left.
         BackendMissing: as `convert_to_fp16`; also when onnxruntime is too old.
-        CheckFailed: as `convert_to_fp16`; also when the search finds nothing within its drop.
+        CheckFailed: as `convert_to_fp16`; also what `choose` raises.
     """
     check_model_output(output)
     with _Source(source) as known, tempfile.TemporaryDirectory() as name:
@@ -151,16 +135,13 @@ def convert_to_int8(
         matching(known.layers, keep_float)  # before the images are read
         classes = known.detector.manifest.classes
         paths = calibration_images(calibration.images, calibration.count, calibration.annotations, classes)
-        dataset = None if searching is None else _countable(searching, classes)
         reader = CalibrationReader(known.detector, paths, known.inputs, counted)
         progress(f"calibrating INT8 for {target} on {len(paths)} images")
         quantizer = Quantizer(source, target, reader, folder)
         kept = matching(quantizer.layers, keep_float)
-        found = None
-        if searching is not None and dataset is not None:
-            found = _search(known, quantizer, kept, searching, dataset, folder / "tried.onnx", progress)
-            kept = list(found.kept)
-        return known.finish(quantizer.quantise(kept), output, f"int8-{target}", kept, len(paths), found)
+        if choose is not None:
+            kept = list(choose(quantizer, kept))
+        return known.finish(quantizer.quantise(kept), output, f"int8-{target}", kept, len(paths))
 
 
 class _Source:
@@ -201,7 +182,6 @@ class _Source:
         precision: str,
         kept: Sequence[str],
         images: int = 0,
-        found: Search | None = None,
     ) -> PrecisionResult:
         """Write a converted model with the source's metadata, after it has run."""
         manifest = dataclasses.replace(
@@ -228,7 +208,6 @@ class _Source:
             layers=sum(nodes[0].op_type in WEIGHTED for nodes in layers(self.model.graph).values()),
             kept=tuple(kept),
             calibration_images=images,
-            search=found,
         )
 
 
@@ -293,35 +272,3 @@ def _check_range(model: Any) -> None:
 def _noise(detector: Detector) -> np.ndarray:
     height, width = detector.manifest.preprocessing.input_size
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def _countable(searching: SearchSettings, classes: Sequence[str]) -> Dataset:
-    dataset, _ = load_dataset(searching.annotations, searching.images, classes)
-    if not dataset.countable:
-        raise DeployError(f"mAP cannot be computed: {dataset.nothing_counts()}")
-    return dataset
-
-
-def _search(
-    known: _Source,
-    quantizer: Quantizer,
-    kept: Sequence[str],
-    searching: SearchSettings,
-    dataset: Dataset,
-    file: Path,
-    progress: Progress,
-) -> Search:
-    import onnx
-
-    def points(detector: Detector) -> float:
-        return 100 * measure(detector, dataset, lambda done, total: None).mean_average_precision
-
-    progress(f"search: measuring FP32 on {len(dataset.images)} images")
-    reference = points(known.detector)
-
-    def drop_with(keep: Collection[str]) -> float:
-        onnx.save(quantizer.quantise(keep), str(file))
-        with OnnxRuntimeBackend(file) as backend:
-            return reference - points(Detector(backend))
-
-    return search(quantizer.layers, drop_with, reference, searching.max_drop, progress, kept)
