@@ -54,7 +54,7 @@ def command(as_json: bool) -> None:
         _onnxruntime_cuda(runtime, driver),
         _package("torch", "export, --reference", INSTALL),
         _package("cskd_train", "export, --reference", INSTALL, "cskd-train"),
-        _package("onnx", "export; multiplications in inspect", "pip install 'onnx>=1.16'"),
+        _package("onnx", "export, search, compare --layers", "pip install 'onnx>=1.16'"),
         _package("onnxslim", "export", "pip install 'onnxslim>=0.1.50'"),
         _package("matplotlib", "bench --plot", "pip install matplotlib"),
         driver,

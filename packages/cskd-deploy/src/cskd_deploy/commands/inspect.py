@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,34 +14,38 @@ from cskd_deploy.backends import backend_name
 from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend
 from cskd_deploy.backends.tensorrt.manifest import read_engine_manifest
 from cskd_deploy.errors import DeployError
-from cskd_deploy.measure.layer_time import CountedLayer, TimedLayer, count_layers, time_layers
+from cskd_deploy.measure.layer_time import time_layers
 from cskd_deploy.model.onnx_file import operators_of
+
+TOP = 10
 
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--profile", is_flag=True, help="Run the model and list its layers by time. Timings of this machine.")
-@click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, help="Layers to list.")
+@click.option("--top", type=click.IntRange(min=1), help="With --profile: layers to list. [default: 10]")
 @click.option("--threads", type=click.IntRange(min=1), help="With --profile. [default: every core]")
 @click.option("--allow-external-data", is_flag=True, help="Read weights from other files below the model's folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def command(
-    model: Path, profile: bool, top: int, threads: int | None, allow_external_data: bool, as_json: bool
+    model: Path, profile: bool, top: int | None, threads: int | None, allow_external_data: bool, as_json: bool
 ) -> None:
-    """Show what an exported model is and expects: metadata, inputs, outputs, size, operators, costly layers.
+    """Show what an exported model is and expects: metadata, inputs, outputs, size, operators.
 
-    Layers are listed by multiplications, counted from the graph's shapes (needs the onnx package), or with --profile by
-    the time that ONNX Runtime's profiler gives them. Of a TensorRT engine, its manifest is shown.
+    With --profile also the layers that take most time, by ONNX Runtime's profiler. Of a TensorRT engine, its manifest
+    is shown.
 
     \b
     Examples:
       cskd-deploy inspect student.onnx
       cskd-deploy inspect student.onnx --profile --top 20
     """
+    if not profile and (top or threads):
+        raise DeployError("--top and --threads are of a profile: give --profile with them")
     if backend_name(model) == "tensorrt":
         facts = _engine(model)
     else:
-        facts = _onnx(model, profile, top, threads, allow_external_data)
+        facts = _onnx(model, profile, top or TOP, threads, allow_external_data)
     if as_json:
         click.echo(json.dumps(facts, indent=2))
     else:
@@ -62,25 +65,10 @@ def _onnx(path: Path, profile: bool, top: int, threads: int | None, allow_extern
             "outputs": {value.name: f"{value.type} {value.shape}" for value in session.get_outputs()},
             "operators": operators_of(path.read_bytes()),
         }
-    layers: list[CountedLayer] | list[TimedLayer] | None
     if profile:
-        layers = time_layers(path, threads, allow_external_data)
-    else:
-        layers = _counted(path, manifest.preprocessing.input_size)
-        macs = None if layers is None else [layer.macs for layer in layers]
-        facts["macs"] = None if macs is None or None in macs else sum(count or 0 for count in macs)
-    facts["layers"] = None if layers is None else [layer.to_dict() for layer in layers[:top]]
+        facts["layers"] = [layer.to_dict() for layer in time_layers(path, threads, allow_external_data)[:top]]
     facts["metadata"] = manifest.to_dict()
     return facts
-
-
-def _counted(path: Path, input_size: tuple[int, int]) -> list[CountedLayer] | None:
-    """None without the onnx package."""
-    try:
-        onnx = importlib.import_module("onnx")
-    except ImportError:
-        return None
-    return count_layers(onnx.load(str(path), load_external_data=False), input_size)
 
 
 def _engine(path: Path) -> dict[str, Any]:
@@ -120,20 +108,9 @@ def _lines_of_graph(facts: dict[str, Any]) -> Iterator[str]:
     operators = facts["operators"]
     yield f"operators ({sum(operators.values())})"
     yield "  " + ", ".join(f"{count} {name}" for name, count in operators.items())
-    layers = facts["layers"]
-    if layers is None:
-        yield "layers"
-        yield "  not counted: `pip install onnx` to see them by multiplications, or give --profile"
-    elif "macs" in facts:
-        total = "" if facts["macs"] is None else f" of {facts['macs'] / 1e9:.2f} GMAC"
-        yield f"layers with most multiplications{total}"
-        for layer in layers:
-            macs = "?" if layer["macs"] is None else f"{layer['macs'] / 1e6:.1f}"
-            size = f"{layer['parameters'] / 1e3:.1f} k"
-            yield f"  {macs:>9} MMAC {size:>10} {layer['operator']:<10} {layer['output']:<18} {layer['name']}"
-    else:
+    if "layers" in facts:
         yield "slowest layers, after ONNX Runtime's optimisations"
-        for layer in layers:
+        for layer in facts["layers"]:
             time = f"{layer['milliseconds']:>9.3f} ms {100 * layer['share']:>5.1f} %"
             yield f"  {time} {layer['operator']:<18} {layer['name']}"
 
