@@ -130,7 +130,7 @@ def test_annotations_that_do_not_fit_are_named(
     change(data)
     path = written(tmp_path / "annotations.json", json.dumps(data).encode())
     out = written(tmp_path / "results.json", b"of yesterday")
-    done = deploy("eval", model_file, "--ann", path, "--images", shapes_root / "images", "--out", out)
+    done = deploy("eval", model_file, "--ann", path, "--images", shapes_root / "images", "--detections", out)
     assert done.code == 2
     assert message in done.err
     assert out.read_bytes() == b"of yesterday"
@@ -249,7 +249,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(deploy, che
     assert "cannot write" in done.err
     assert "simplifying" not in done.err
     assert "is a folder" in deploy("export", "--checkpoint", checkpoint, "--output", tmp_path).err
-    done = deploy("eval", model_file, "--ann", "x.json", "--images", tmp_path, "--out", file / "results.json")
+    done = deploy("eval", model_file, "--ann", "x.json", "--images", tmp_path, "--detections", file / "results.json")
     assert done.code == 2
     assert "cannot write" in done.err
     assert file.read_bytes() == b"a file"

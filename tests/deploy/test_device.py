@@ -23,7 +23,7 @@ from .ort_double import OnnxRuntimeDouble
 from .students import write_checkpoint
 from .unusual import config_with
 
-ONE_RUN = ("--duration", 0, "--iterations", 1, "--warm-up", 0, "--no-cold")
+ONE_RUN = ("--duration", 0, "--iterations", 1, "--warmup", 0, "--no-cold")
 
 
 @pytest.fixture(autouse=True)

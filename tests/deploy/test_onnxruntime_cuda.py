@@ -21,7 +21,7 @@ from cskd_deploy.errors import BackendMissing, DeployError
 from .engines import picture, write_graph, write_small_model
 from .ort_double import CPU, CUDA, OnnxRuntimeDouble
 
-ONE_RUN = ("--duration", 0, "--iterations", 1, "--warm-up", 0, "--no-cold")
+ONE_RUN = ("--duration", 0, "--iterations", 1, "--warmup", 0, "--no-cold")
 
 
 @pytest.fixture(autouse=True)

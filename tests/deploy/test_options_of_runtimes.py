@@ -23,7 +23,7 @@ from .engines import MANIFEST, write_small_model
 from .students import write_checkpoint
 from .unusual import config_with
 
-ONE_RUN = ("--duration", 0, "--iterations", 1, "--warm-up", 0, "--no-cold")
+ONE_RUN = ("--duration", 0, "--iterations", 1, "--warmup", 0, "--no-cold")
 OTHERS = {None: usable_cores(), 3: 3}  # `--threads`, and how many there are then
 
 

@@ -79,9 +79,7 @@ class BatchSizes(click.ParamType):
 @click.option("--duration", type=click.FloatRange(min=0), default=3.0, show_default=True, help="Seconds, at least.")
 @click.option("--iterations", type=click.IntRange(min=1), default=10, show_default=True, help="Batches, at least.")
 @click.option(
-    "--warm-up",
     "--warmup",
-    "warmup",
     type=click.FloatRange(min=0),
     help="Milliseconds before it counts. [default: 200, on a GPU 2000]",
 )
@@ -126,7 +124,7 @@ def command(
     Batches follow each other in one synchronous stream: images/s is the batch over its mean latency. A ratio is given
     between results of one device only; a checkpoint runs on the device of the first model.
 
-    --warm-up, --duration and --iterations are trtexec's: milliseconds, then at least so many seconds and at least so
+    --warmup, --duration and --iterations are trtexec's: milliseconds, then at least so many seconds and at least so
     many batches of each model.
 
     \b

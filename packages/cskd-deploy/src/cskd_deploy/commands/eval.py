@@ -60,7 +60,6 @@ MAX_DROP = 0.2
 @runtime_options
 @click.option(
     "--detections",
-    "--out",
     "out",
     type=click.Path(path_type=Path),
     help="Write the detections in COCO's results format.",
