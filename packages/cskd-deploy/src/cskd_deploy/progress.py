@@ -1,22 +1,53 @@
-"""Progress of long work on stderr, so that stdout holds the result alone: one line that redraws itself on a terminal,
-a line every few seconds elsewhere."""
+"""Progress of long work on stderr, so that stdout holds the result alone: a bar on a terminal, gone when done; a line
+every few seconds elsewhere."""
 
 from __future__ import annotations
 
 import sys
 import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+SECONDS_BETWEEN_LINES = 5.0
+SECONDS_BETWEEN_DRAWINGS = 0.1
 
 
 class Progress:
-    """Counts `unit`s of a piece of work and says how long it still takes."""
+    """Counts `unit`s of a piece of work: `with Progress("eval", "images") as progress: progress(done, total)`."""
 
-    def __init__(self, title: str, unit: str, *, show_rate: bool = True, seconds_between_lines: float = 5.0) -> None:
+    def __init__(self, title: str, unit: str, *, show_rate: bool = True) -> None:
         self._title = title
         self._unit = unit
         self._show_rate = show_rate
-        self._terminal = sys.stderr.isatty()
-        self._pause = 0.1 if self._terminal else seconds_between_lines
         self._begin = self._shown = time.perf_counter()
+        console = Console(stderr=True)
+        # Not console.is_terminal: FORCE_COLOR, which CI sets, would put bars into its log.
+        self._terminal = sys.stderr.isatty() and not console.is_dumb_terminal
+        self._pause = SECONDS_BETWEEN_DRAWINGS if self._terminal else SECONDS_BETWEEN_LINES
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            transient=True,
+            auto_refresh=False,  # it would draw in a thread of its own, in the midst of what `bench` times
+            # What is printed meanwhile stands above the bar; into a pipe or a file it goes as it is.
+            redirect_stdout=sys.stdout.isatty(),
+        )
+        self._task = self._bar.add_task(title, total=None)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bar.stop()
 
     def __call__(self, done: int, total: int) -> None:
         """Say that `done` of `total` are done; shows it when it is time to."""
@@ -24,13 +55,18 @@ class Progress:
         if done < total and now - self._shown < self._pause:
             return
         self._shown = now
+        if not self._terminal:
+            self._print(done, total, now)
+        elif done < total:
+            self._bar.start()
+            self._bar.update(self._task, completed=done, total=total, refresh=True)
+        else:
+            self._bar.stop()
+
+    def _print(self, done: int, total: int, now: float) -> None:
         seconds = max(now - self._begin, 1e-9)
         rate = done / seconds
         left = f"{(total - done) / rate:.0f} s left" if done < total and rate else f"{seconds:.1f} s"
         speed = f"{rate:.1f}/s, " if self._show_rate else ""
-        line = f"{self._title} {done}/{total} {self._unit}, {speed}{left}"
-        if self._terminal:
-            sys.stderr.write(f"\r\x1b[K{line}" + ("\n" if done >= total else ""))
-        else:
-            sys.stderr.write(line + "\n")
+        sys.stderr.write(f"{self._title} {done}/{total} {self._unit}, {speed}{left}\n")
         sys.stderr.flush()

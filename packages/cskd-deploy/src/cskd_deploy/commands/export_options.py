@@ -89,8 +89,8 @@ class PrecisionPlan:
         """Write the FP32 file `source` in the lower precision."""
         if self.calibration is None:
             return convert_to_fp16(source, output, self.keep_float, progress)
-        counted = Progress("export: calibration", "images")
-        return convert_to_int8(source, output, self.target, self.calibration, self.keep_float, progress, counted)
+        with Progress("export: calibration", "images") as counted:
+            return convert_to_int8(source, output, self.target, self.calibration, self.keep_float, progress, counted)
 
 
 def precision_options(command: Command) -> Command:
@@ -223,6 +223,6 @@ def build(
         opt_shapes=parse_shapes(opt_shapes, "--opt-shapes"),
         max_shapes=parse_shapes(max_shapes, "--max-shapes"),
     )
-    progress = Progress("export: TensorRT", "%", show_rate=False)
-    result = export_engine(onnx, output, settings, timing_cache, progress)
+    with Progress("export: TensorRT", "%", show_rate=False) as progress:
+        result = export_engine(onnx, output, settings, timing_cache, progress)
     click.echo(json.dumps(result.to_dict(), indent=2) if as_json else str(result))

@@ -78,14 +78,15 @@ def command(
     def progress(line: str) -> None:
         click.echo(f"search: {line}", err=True)
 
-    result = search_int8(
-        model,
-        output or model.with_suffix(f".{precision_name('int8', target)}.onnx"),
-        target,
-        CalibrationSettings(calibration_images, calibration_ann, calibration_count),
-        keep_float,
-        SearchSettings(ann, images, max_drop),
-        progress,
-        Progress("search: calibration", "images"),
-    )
+    with Progress("search: calibration", "images") as counted:
+        result = search_int8(
+            model,
+            output or model.with_suffix(f".{precision_name('int8', target)}.onnx"),
+            target,
+            CalibrationSettings(calibration_images, calibration_ann, calibration_count),
+            keep_float,
+            SearchSettings(ann, images, max_drop),
+            progress,
+            counted,
+        )
     click.echo(json.dumps(result.to_dict(), indent=2) if as_json else str(result))
