@@ -125,8 +125,6 @@ def command(
       cskd-deploy export --onnx student.onnx --format trt --output student.engine
     """
     form = _form(graph_input, nms, batch)
-    if len(set(input_sizes)) < len(input_sizes) or len(input_sizes) > 2:
-        raise DeployError("--input-size is given once, or twice with two sizes: a pair of orientations")
     plan = precision_plan("tensorrt" if file_format == "trt" else "cpu", options)
     source = _source(checkpoint, onnx_file, file_format, plan)
     if onnx_file is not None:

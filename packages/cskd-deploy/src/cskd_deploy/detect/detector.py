@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import TracebackType
+
 import numpy as np
 
 from cskd_deploy.backends.base import IMAGE_SHAPE, INPUT, OUTPUTS, Backend
@@ -13,16 +15,45 @@ from cskd_deploy.errors import DeployError
 class Detector:
     """The three stages of a detection, together (`detect`) or one by one (to time them).
 
+    A context manager that closes its backend, which is open already.
+
     Args:
-        backend: a loaded backend; the detector does not close it.
+        backend: a loaded backend.
     """
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self.manifest = backend.manifest
+        self._closed = False
+
+    def __enter__(self) -> Detector:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the model; a second time does nothing."""
+        if not self._closed:
+            self._closed = True
+            self.backend.close()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The name of each label."""
+        return self.manifest.classes
 
     def detect(self, image: np.ndarray) -> Detections:
-        """Detections of one BGR uint8 image `(height, width, 3)`, in its own pixels."""
+        """Detections of one BGR uint8 image `(height, width, 3)`, in its own pixels, best first.
+
+        Raises:
+            DeployError: it is no such image, the detector is closed, or the runtime fails.
+        """
+        _check_image(image)
+        if self._closed:
+            raise DeployError(f"{self.backend.path} has been closed: load it again")
         prepared = self.prepare(image)
         return self.select(self.infer(prepared), prepared)
 
@@ -55,3 +86,18 @@ class Detector:
         if self.manifest.graph.nms == "graph":
             return placed_detections(boxes, scores, labels, prepared)
         return select_detections(boxes, scores, labels, prepared, rule, outputs[rule.threshold_on][place])
+
+
+def _check_image(image: object) -> None:
+    """Refuse what OpenCV's `imread` does not give.
+
+    Raises:
+        DeployError: says what was given.
+    """
+    if not isinstance(image, np.ndarray):
+        given = "None, which cv2.imread gives for a file that it cannot read" if image is None else f"a {type(image)}"
+    elif image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        given = f"{image.dtype} {image.shape}"
+    else:
+        return
+    raise DeployError(f"expected an image as uint8 (height, width, 3) in BGR order, was given {given}")

@@ -24,7 +24,7 @@ from cskd_data.files import write_atomically
 from cskd_deploy.backends.base import CANDIDATE
 from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend, import_onnxruntime
 from cskd_deploy.detect.preprocess import exact_placement, placement
-from cskd_deploy.errors import BackendMissing
+from cskd_deploy.errors import BackendMissing, DeployError
 from cskd_deploy.exporter.student import INSTALL, Student, load_student
 from cskd_deploy.exporter.verify import Verification, verify
 from cskd_deploy.model.manifest import GraphForm, Manifest
@@ -89,6 +89,8 @@ def export(
         DeployError: the checkpoint cannot be used, its family cannot be exported, or `output` cannot be written.
         CheckFailed: the exported graph does not compute what mmdet does; no file is written.
     """
+    if len(input_sizes) > 2 or len(set(input_sizes)) < len(input_sizes):
+        raise DeployError("the input size is given once, or twice with two sizes: a pair of orientations")
     _require_exporters()
     check_model_output(output)
     progress(f"reading {checkpoint}")
