@@ -92,17 +92,17 @@ def search_int8(
     Args, raises: as `convert_to_int8`; also DataError or DeployError when mAP cannot be measured, and CheckFailed as
     `search`.
     """
-    found: list[Search] = []
+    searches: list[Search] = []
     with OnnxRuntimeBackend(source) as backend, tempfile.TemporaryDirectory() as folder:
         detector = Detector(backend)
         dataset = _countable(settings, detector.manifest.classes)
 
         def choose(quantizer: Quantizer, kept: list[str]) -> Sequence[str]:
-            found.append(_search(detector, dataset, quantizer, kept, settings.max_drop, Path(folder), progress))
-            return found[0].kept
+            searches.append(_search(detector, dataset, quantizer, kept, settings.max_drop, Path(folder), progress))
+            return searches[0].kept
 
         file = convert_to_int8(source, output, target, calibration, keep_float, progress, counted, choose)
-    return SearchResult(file, found[0])
+    return SearchResult(file, searches[0])
 
 
 def _countable(settings: SearchSettings, classes: Sequence[str]) -> Dataset:

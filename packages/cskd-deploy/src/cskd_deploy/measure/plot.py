@@ -30,25 +30,25 @@ def read_evaluations(paths: Sequence[Path]) -> list[Evaluation]:
     Raises:
         DeployError: a file is missing or not a JSON of `cskd-deploy eval`.
     """
-    found = []
+    evaluations = []
     for path in paths:
         try:
             data = json.loads(path.read_text())
-            found.append(_evaluation(data["model"], data["file_sha256"], data["metrics"]))
+            evaluations.append(_evaluation(data["model"], data["file_sha256"], data["metrics"]))
             if data["reference"] is not None:
                 metrics = data["reference_metrics"]["metrics"]
-                found.append(_evaluation(data["reference"], data["reference_sha256"], metrics))
+                evaluations.append(_evaluation(data["reference"], data["reference_sha256"], metrics))
         except OSError as error:
             raise DeployError(f"evaluation {path} cannot be read: {error.strerror}") from error
         except (ValueError, KeyError, TypeError) as error:
             raise DeployError(
                 f"{path} is not the output of `cskd-deploy eval MODEL ... --json` ({type(error).__name__}: {error})"
             ) from error
-    return found
+    return evaluations
 
 
 def mean_average_precision(result: Latencies, evaluations: Sequence[Evaluation]) -> float | None:
-    """mAP of the very file that was timed: by its content where both are known, else by its path."""
+    """mAP of the very file that was timed: by its content where both have one, else by its path."""
     for one in evaluations:
         if one.sha256 is not None and result.sha256 is not None:
             if one.sha256 == result.sha256:
