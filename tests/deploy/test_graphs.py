@@ -11,6 +11,7 @@ import torch
 from cskd_deploy.accuracy.agreement import match
 from cskd_deploy.backends.base import OUTPUTS
 from cskd_deploy.backends.torch import mmdet_candidates
+from cskd_deploy.exporter.graph.candidates import best_pairs, best_priors
 from cskd_deploy.exporter.graph.operators import non_max_suppression, roi_align
 from cskd_deploy.exporter.graph.whole import build_graph
 from cskd_deploy.exporter.student import Student, load_student
@@ -166,3 +167,55 @@ def test_the_exported_operators_are_mmcvs(tmp_path, aligned, ratio):
     assert kept.tolist() == expected.tolist()
     rois = torch.cat([(kept % 2).unsqueeze(1), boxes[kept] / 8], 1)
     torch.testing.assert_close(pooled, layer(features, rois), atol=1e-5, rtol=0)
+
+
+class Choice(torch.nn.Module):
+    """The choice of one level alone."""
+
+    def forward(self, logits: torch.Tensor) -> Any:
+        return best_pairs(logits, 4, 50)
+
+
+def sorted_pairs(logits: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All pairs in mmdet's order of priors, the best first: logits, priors and labels."""
+    pairs = logits.transpose(0, 2, 3, 1).reshape(len(logits), -1)
+    order = np.argsort(-pairs, axis=1, kind="stable")
+    return np.take_along_axis(pairs, order, 1), order // num_classes, order % num_classes
+
+
+def distinct_logits(shape: tuple[int, ...], seed: int) -> torch.Tensor:
+    values = torch.randperm(int(np.prod(shape)), generator=torch.Generator().manual_seed(seed))
+    return values.reshape(shape).float() / 100 - 5
+
+
+@pytest.mark.parametrize("shape", [(1, 12, 7, 11), (2, 12, 5, 9), (3, 12, 2, 1)])
+def test_the_exported_choice_of_pairs_is_that_of_sorting_all_at_any_size_and_batch(tmp_path, shape):
+    import onnxruntime
+
+    path = tmp_path / "choice.onnx"
+    axes = {"logits": {0: "batch", 2: "height", 3: "width"}}
+    example, options = distinct_logits((2, 12, 6, 4), 0), {"opset_version": 17, "dynamo": False}
+    torch.onnx.export(Choice(), (example,), path, input_names=["logits"], dynamic_axes=axes, **options)
+    session = onnxruntime.InferenceSession(str(path))
+    logits = distinct_logits(shape, 1)
+    count = min(50, logits[0].numel())
+    found = session.run(None, {"logits": logits.numpy()})
+    for one, eager, expected in zip(found, Choice()(logits), sorted_pairs(logits.numpy(), 4), strict=True):
+        np.testing.assert_array_equal(one, expected[:, :count])
+        np.testing.assert_array_equal(eager.numpy(), expected[:, :count])
+
+
+def test_of_equal_scores_of_priors_the_first_is_taken_as_in_mmdet(tmp_path):
+    import onnxruntime
+
+    class Priors(torch.nn.Module):
+        def forward(self, scores: torch.Tensor) -> Any:
+            return best_priors(scores, 30)
+
+    scores = torch.randint(0, 4, (1, 3, 5, 7), generator=torch.Generator().manual_seed(2)).float()
+    path = tmp_path / "priors.onnx"
+    torch.onnx.export(Priors(), (scores,), path, input_names=["scores"], opset_version=17, dynamo=False)
+    best, places = onnxruntime.InferenceSession(str(path)).run(None, {"scores": scores.numpy()})
+    expected, priors, _ = sorted_pairs(scores.numpy(), 1)
+    np.testing.assert_array_equal(best, expected[:, :30])
+    np.testing.assert_array_equal(places, priors[:, :30])

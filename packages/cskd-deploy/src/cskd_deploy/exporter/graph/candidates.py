@@ -96,23 +96,46 @@ class DenseGraph(CandidateGraph):
         return decode(self.head.bbox_coder, priors, predictions)
 
 
-def best_pairs(class_scores: Tensor, num_classes: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
+def best_pairs(class_logits: Tensor, num_classes: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """The `count` best (prior, class) pairs of one pyramid level.
 
     mmdet applies the sigmoid, then the score threshold, then keeps the best. The sigmoid is monotone and the threshold
     can come later, so choosing among logits gives the same pairs and leaves all but `count` sigmoids out.
 
+    The map is searched as it lies, channel by channel: to put its channels last, as mmdet does, costs more than to
+    choose. For 9 anchors of 80 classes on 100 x 168 cells ONNX Runtime takes 18 ms so, and 9.7 ms as it lies (one
+    thread; the best prior of each class first, then the pairs among those: 10.5 ms); for 80 classes 1.9 and 1.3 (1.9).
+    Of equal logits at the last rank those of the first channels are taken, where mmdet takes those of the first cells.
+
     Args:
-        class_scores: logits or scores `(N, priors a cell * num_classes, H, W)`, as the head gives them.
+        class_logits: `(N, priors a cell * num_classes, H, W)`, as the head gives them.
         count: how many; all of them where the level has fewer.
 
     Returns:
-        logits or scores, prior indices (in the order of mmdet's `grid_priors`) and labels, each `(N, k)`, best first.
+        logits, prior indices (in the order of mmdet's `grid_priors`) and labels, each `(N, k)`, best first.
     """
-    pairs = class_scores.permute(0, 2, 3, 1).flatten(1)
+    pairs = class_logits.flatten(1)
     best, places = torch.topk(pairs, _at_most(count, pairs), dim=1)
-    priors = torch.div(places, num_classes, rounding_mode="trunc")
-    return best, priors, places - priors * num_classes
+    cells = class_logits.flatten(2).shape[2]
+    channels = torch.div(places, cells, rounding_mode="trunc")
+    priors = torch.div(channels, num_classes, rounding_mode="trunc")  # of a cell
+    priors_a_cell = int(class_logits.shape[1]) // num_classes
+    return best, (places - channels * cells) * priors_a_cell + priors, channels - priors * num_classes
+
+
+def best_priors(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` best priors of one pyramid level; of equal ones the first, as mmdet takes them.
+
+    Args:
+        scores: `(N, priors a cell, H, W)`.
+        count: how many; all of them where the level has fewer.
+
+    Returns:
+        scores and prior indices (in the order of mmdet's `grid_priors`), each `(N, k)`, best first.
+    """
+    rows = scores.permute(0, 2, 3, 1).flatten(1)
+    best, places = torch.topk(rows, _at_most(count, rows), dim=1)
+    return best, places
 
 
 def _at_most(count: int, pairs: Tensor) -> Any:

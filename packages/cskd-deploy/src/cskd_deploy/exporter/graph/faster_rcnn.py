@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cskd_deploy.backends.base import IMAGE_SHAPE, INPUT, PROPOSALS
-from cskd_deploy.exporter.graph.candidates import CandidateGraph, best_pairs, decode, prior_rows, take
+from cskd_deploy.exporter.graph.candidates import CandidateGraph, best_priors, decode, prior_rows, take
 from cskd_deploy.exporter.graph.operators import fill_up, non_max_suppression, roi_align
 from cskd_deploy.exporter.mmdet_config import ProposalRule
 
@@ -54,7 +54,7 @@ class FasterRCNNGraph(CandidateGraph):
         levels = []
         for level, (logits, deltas) in enumerate(zip(*head(features), strict=True)):
             # Scores, not logits: where the sigmoid makes two logits equal, mmdet takes the first.
-            scores, places, _ = best_pairs(logits.sigmoid(), 1, self._rule.candidates_per_level)
+            scores, places = best_priors(logits.sigmoid(), self._rule.candidates_per_level)
             anchors = self.priors(level, logits)
             deltas = take(prior_rows(deltas, anchors.shape[0]), places)
             levels.append((scores, anchors[places], deltas, torch.full_like(scores, level)))
