@@ -34,6 +34,8 @@ def test_a_manifest_comes_back_as_it_went():
         (lambda data: data["graph"].update(input="int8"), "input is 'int8'"),
         (lambda data: data["graph"].update(dynamic=1), "'dynamic' is 1, expected bool"),
         (lambda data: data["graph"].update(nms="engine"), "nms is 'engine'"),
+        (lambda data: data["graph"].update(proposals=0), "proposals must be positive"),
+        (lambda data: data["graph"].update(proposals="all"), "'proposals' is 'all', expected int"),
     ],
 )
 def test_a_spoilt_entry_is_named(change, message):

@@ -51,7 +51,8 @@ def backend_for(
         buffers: one of `BUFFERS`: the package that TensorRT gets its GPU memory from; by default the first one found.
         cuda_graph: TensorRT replays its work as a CUDA graph.
         trust_engine: load a TensorRT engine that its manifest does not vouch for.
-        like: a checkpoint gets its images on the canvases of this manifest's graph; by default as mmdet lays them out.
+        like: a checkpoint gets its images on the canvases of this manifest's graph, and keeps as many proposals; by
+            default as its config has it.
         ort: settings of ONNX Runtime.
         allow_external_data: an ONNX file may keep weights in other files below its folder.
 

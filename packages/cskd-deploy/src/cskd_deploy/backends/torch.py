@@ -11,7 +11,7 @@ import numpy as np
 
 from cskd_deploy.backends.base import CLASS_SCORES, IMAGE_SHAPE, INPUT, OUTPUTS, Arrays, Backend
 from cskd_deploy.exporter.student import Student, load_student, torch_device, torch_threads
-from cskd_deploy.model.manifest import GraphForm, Manifest
+from cskd_deploy.model.manifest import Manifest
 
 
 class TorchBackend(Backend):
@@ -22,7 +22,8 @@ class TorchBackend(Backend):
     Args:
         path: The checkpoint.
         config: Replaces the config stored in it.
-        like: lays images on the canvases of this manifest's graph; by default as mmdet's test pipeline does.
+        like: lays images on the canvases of this manifest's graph, and keeps as many proposals; by default as the
+            config has it.
         threads: Threads within an operator; None takes every core this process may use.
         device: `cpu` or `cuda`; None takes a GPU where PyTorch sees one.
     """
@@ -47,6 +48,9 @@ class TorchBackend(Backend):
 
     def load(self) -> None:
         student = load_student(self.path, self._config)
+        proposals = None if self._like is None else self._like.graph.proposals
+        if proposals is not None and student.manifest().graph.proposals is not None:
+            student = student.with_proposals(proposals)
         self.device = torch_device(self._asked)
         student.model.to(self.device)
         self.manifest = _laid_out(student.manifest(), self._like)
@@ -78,12 +82,12 @@ class TorchBackend(Backend):
 def _laid_out(manifest: Manifest, like: Manifest | None) -> Manifest:
     """The manifest with images on the canvases of another one's graph, one or several at a time."""
     if like is None:
-        return replace(manifest, graph=GraphForm(dynamic=True, batch=None))
+        return replace(manifest, graph=replace(manifest.graph, dynamic=True, batch=None))
     rule = like.preprocessing
     return replace(
         manifest,
         preprocessing=replace(manifest.preprocessing, input_size=rule.input_size, canvases=rule.canvases),
-        graph=GraphForm(dynamic=like.graph.dynamic, batch=None),
+        graph=replace(manifest.graph, dynamic=like.graph.dynamic, batch=None),
     )
 
 

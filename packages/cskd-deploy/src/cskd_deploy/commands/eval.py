@@ -269,6 +269,9 @@ class Reference:
         notes = []
         if self._student.sha256 != manifest.sha256:
             notes.append(f"{self._path} is not the checkpoint that the model was exported from (sha256 differs)")
+        own = self._student.manifest().graph.proposals
+        if manifest.graph.proposals not in (None, own):
+            notes.append(f"the model keeps {manifest.graph.proposals} proposals of an image, the reference {own}")
         padded = differently_padded(dataset, detector)
         if padded:
             notes.append(

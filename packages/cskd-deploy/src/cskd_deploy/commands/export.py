@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,13 @@ from cskd_deploy.model.onnx_file import check_model_output
     help="Where overlapping detections are removed. graph: by ONNX's NonMaxSuppression; it gives a fixed number of "
     "detections, those of score 0 are none.",
 )
+@click.option(
+    "--proposals",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Faster R-CNN: keep the best N proposals of an image. Fewer are faster; `eval --reference` with the "
+    "checkpoint shows what they cost. [default: the config's]",
+)
 @precision_options
 @build_options
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -94,6 +102,7 @@ def command(
     graph_input: str,
     batch: str,
     nms: str,
+    proposals: int | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -124,7 +133,7 @@ def command(
           --calibration-ann data/shapes/annotations/train.json --output student.int8.onnx
       cskd-deploy export --onnx student.onnx --format trt --output student.engine
     """
-    form = _form(graph_input, nms, batch)
+    form = replace(_form(graph_input, nms, batch), proposals=proposals)
     plan = precision_plan("tensorrt" if file_format == "trt" else "cpu", options)
     source = _source(checkpoint, onnx_file, file_format, plan)
     if onnx_file is not None:
@@ -188,7 +197,7 @@ def _refuse_checkpoint_options() -> None:
     """
     context = click.get_current_context()
     options = {parameter.name: parameter.opts[0] for parameter in context.command.params}
-    shaping = ("config", "input_sizes", "graph_input", "batch", "nms")
+    shaping = ("config", "input_sizes", "graph_input", "batch", "nms", "proposals")
     given = [options[name] for name in shaping if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
     if given:
         raise DeployError(f"{', '.join(given)}: only with --checkpoint; the file of --onnx is exported already")

@@ -82,7 +82,8 @@ def export(
         input_sizes: none for a graph that takes every image as mmdet lays it out; one (height, width) for a graph of
             that size; two for a graph whose images are padded to either, a pair of orientations.
         progress: called with a line for each step.
-        form: what the graph does of the pre- and post-processing, and how many images it takes at a time.
+        form: what the graph does of the pre- and post-processing, how many images it takes at a time, and how many
+            proposals it keeps in place of the config's number.
 
     Raises:
         BackendMissing: torch, cskd-train, onnx, onnxslim or onnxruntime is not installed.
@@ -95,6 +96,8 @@ def export(
     check_model_output(output)
     progress(f"reading {checkpoint}")
     student = load_student(checkpoint, config)
+    if form.proposals is not None:
+        student = student.with_proposals(form.proposals)
     manifest = student.manifest(input_sizes, OPSET, form)
     progress(f"exporting {manifest.family}, {_described(manifest)}, opset {OPSET}")
     traced = _trace(student, manifest)
@@ -144,7 +147,8 @@ def _described(manifest: Manifest) -> str:
     canvases = " or ".join(f"{height} x {width}" for height, width in rule.canvases or (rule.input_size,))
     size = "H x W" if manifest.graph.dynamic and not rule.canvases else canvases
     shape = f"{batch} x {size} x 3 uint8" if manifest.graph.input == "uint8" else f"{batch} x 3 x {size} float32"
-    return f"input {shape}" + (", NMS in the graph" if manifest.graph.nms == "graph" else "")
+    proposals = "" if manifest.graph.proposals is None else f", {manifest.graph.proposals} proposals"
+    return f"input {shape}{proposals}" + (", NMS in the graph" if manifest.graph.nms == "graph" else "")
 
 
 def geometry_cost(manifest: Manifest) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 
 from cskd_data import CocoResult, Dataset
 from cskd_deploy.errors import BackendMissing, DeployError
-from cskd_deploy.exporter.mmdet_config import family_of, postprocessing_of, preprocessing_of
+from cskd_deploy.exporter.mmdet_config import family_of, postprocessing_of, preprocessing_of, proposals_of
 from cskd_deploy.measure.environment import usable_cores, versions
 from cskd_deploy.model.manifest import GraphForm, Manifest
 
@@ -38,7 +39,8 @@ class Student:
             input_sizes: as `preprocessing_of`.
             opset: of the graph.
             graph: its form; its size is dynamic where images may have several sizes (`input_sizes` names none, or more
-                than one, and the test pipeline keeps the ratio), whatever `graph.dynamic` says.
+                than one, and the test pipeline keeps the ratio), and the number of proposals is the config's, whatever
+                `graph` says of them.
 
         Raises:
             DeployError: the config asks for something that is not reproduced outside mmdet.
@@ -57,8 +59,27 @@ class Student:
             opset=opset,
             precision="fp32",
             versions=versions(("cskd-deploy", "cskd-train", "torch", "mmdet", "mmcv-full", "mmcv", "onnx", "onnxslim")),
-            graph=replace(form, dynamic=preprocessing.keep_ratio and len(input_sizes) != 1),
+            graph=replace(
+                form,
+                dynamic=preprocessing.keep_ratio and len(input_sizes) != 1,
+                proposals=proposals_of(self.config).max_per_image if family == "faster_rcnn" else None,
+            ),
         )
+
+    def with_proposals(self, count: int) -> Student:
+        """The student with so many proposals of an image in place of the config's number; its model changes too.
+
+        Raises:
+            DeployError: it is a one-stage student, or its config does not say how proposals are chosen.
+        """
+        family = family_of(self.config)
+        if family != "faster_rcnn":
+            raise DeployError(f"--proposals is for two-stage students, {self.path} is a {family}: leave it out")
+        proposals_of(self.config)
+        config = copy.deepcopy(self.config)
+        config["model"]["test_cfg"]["rpn"]["max_per_img"] = count
+        self.model.rpn_head.test_cfg["max_per_img"] = count
+        return replace(self, config=config)
 
 
 def load_student(checkpoint: Path, config: Path | None = None) -> Student:

@@ -17,7 +17,8 @@ from cskd_deploy import __version__
 from cskd_deploy.errors import DeployError
 
 MANIFEST_KEY = "cskd_manifest"
-SCHEMA = 4  # 2 added `postprocessing.threshold_on`, 3 `graph`, 4 `preprocessing.canvases` and `graph.batch`
+# 2 added `postprocessing.threshold_on`, 3 `graph`, 4 `preprocessing.canvases`, `graph.batch` and `graph.proposals`
+SCHEMA = 4
 SCHEMAS = (1, 2, 3, 4)  # that are read
 INPUTS = ("float", "uint8")
 NMS_PLACES = ("outside", "graph")
@@ -90,10 +91,13 @@ class GraphForm:
     dynamic: bool = False  # height and width are any multiples of `pad_divisor`
     nms: str = "outside"  # "graph": it gives the detections of one image, boxes of score 0 fill up their number
     batch: int | None = 1  # images at a time; None takes any number
+    proposals: int | None = None  # of an image, of a two-stage student; of a file before schema 4 it is not known
 
     def __post_init__(self) -> None:
         if self.batch is not None and self.batch < 1:
             raise ValueError("batch must be positive")
+        if self.proposals is not None and self.proposals < 1:
+            raise ValueError("proposals must be positive")
         if self.nms == "graph" and self.batch != 1:
             raise ValueError("NMS in the graph works on one image: batch must be 1")
         if self.input not in INPUTS:
@@ -221,8 +225,13 @@ def _graph(data: Mapping[str, Any], schema: int, family: str) -> GraphForm:
     if schema < 4:  # every dynamic graph took any batch, where its parts do
         batch = None if dynamic and nms == "outside" and family != "faster_rcnn" else 1
     else:
-        batch = None if data.get("batch", 0) is None else _typed(data, "batch", int)
-    return GraphForm(input=_typed(data, "input", str), dynamic=dynamic, nms=nms, batch=batch)
+        batch = _int_or_none(data, "batch")
+    proposals = None if schema < 4 else _int_or_none(data, "proposals")
+    return GraphForm(input=_typed(data, "input", str), dynamic=dynamic, nms=nms, batch=batch, proposals=proposals)
+
+
+def _int_or_none(data: Mapping[str, Any], key: str) -> int | None:
+    return None if data.get(key, 0) is None else _typed(data, key, int)
 
 
 def _typed(data: Mapping[str, Any], key: str, kind: type) -> Any:
