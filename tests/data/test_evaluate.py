@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import sys
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +138,23 @@ def test_perfect_detections_score_one_and_none_score_zero(coco_set):
     assert (result.images, result.detections, result.split) == (2, 2, "val")
     assert 2.0 < result.seconds < 10.0
     assert evaluate(dataset, []).mean_average_precision == 0.0
+
+
+def test_the_result_names_the_implementation_that_counted_and_its_version(coco_set, monkeypatch):
+    file, folder, _ = coco_set
+    found, dataset = perfect(json.loads(file.read_text())), read(file, folder)
+    pycocotools = f"pycocotools {metadata.version('pycocotools')}"
+    assert evaluate(dataset, found, protocol=COCOeval).protocol == pycocotools
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)  # its import fails
+    assert evaluate(dataset, found).to_dict()["protocol"] == pycocotools
+    monkeypatch.undo()
+    pytest.importorskip("faster_coco_eval")
+    assert evaluate(dataset, found).protocol == f"faster-coco-eval {metadata.version('faster-coco-eval')}"
+
+    class Own(COCOeval):
+        __module__ = "nowhere.installed"
+
+    assert evaluate(dataset, found, protocol=Own).protocol == "nowhere"
 
 
 def test_a_file_of_detections_is_scored_and_class_names_keep_their_numbers_in_another_order(coco_set, tmp_path):

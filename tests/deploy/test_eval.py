@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import pytest
@@ -40,6 +41,7 @@ def test_the_tables_name_every_metric_and_class_and_the_drop(
     for title in ("AP   IoU 0.50:0.95", "AP   large", "AR   100 detections", *(f"AP   {name}" for name in classes)):
         assert title in done.out
     assert "drop: " in done.out
+    assert re.search(r" s, scored by (faster-coco-eval|pycocotools) \d", done.out)
     assert "eval 6/6 images" in done.err
     assert "reference 6/6 images" in done.err
 

@@ -6,6 +6,7 @@ import contextlib
 import io
 import time
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ def evaluate(
         detections = load_detections(Path(detections))
     found = _numbered(dataset, detections)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its steps
-        run = (protocol or coco_protocol())(_coco(dataset, dataset.annotations), _coco(dataset, found), "bbox")
+        protocol = protocol or coco_protocol()
+        run = protocol(_coco(dataset, dataset.annotations), _coco(dataset, found), "bbox")
         run.evaluate()
         run.accumulate()
         run.summarize()
@@ -67,6 +69,7 @@ def evaluate(
         detections=len(detections),
         seconds=seconds + time.perf_counter() - begin,
         skipped_images=len(dataset.left_out),
+        protocol=_distribution(protocol),
     )
 
 
@@ -97,6 +100,15 @@ def coco_protocol() -> Any:
 
         return COCOeval
     return COCOeval_faster
+
+
+def _distribution(protocol: Any) -> str:
+    """The name and version of what a class with the protocol's interface is installed by, or its module."""
+    module = str(protocol.__module__).partition(".")[0]
+    name = module.replace("_", "-")
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return f"{name} {metadata.version(name)}"
+    return module
 
 
 def _numbered(dataset: Dataset, detections: Detections) -> list[dict[str, Any]]:

@@ -50,6 +50,7 @@ class CocoResult:
     detections: int
     seconds: float  # inference and evaluation together
     skipped_images: int = 0  # of the data set, beside `images`: they could not be used, and count neither way
+    protocol: str = ""  # what counted: `faster-coco-eval 1.8.0`; empty where nothing was scored
 
     @classmethod
     def from_stats(
@@ -62,10 +63,11 @@ class CocoResult:
         detections: int,
         seconds: float,
         skipped_images: int = 0,
+        protocol: str = "",
     ) -> CocoResult:
         """The result of `COCOeval.stats` (12 numbers)."""
         metrics = dict(zip(COCO_METRICS, (float(value) for value in stats), strict=True))
-        return cls(metrics, dict(per_class), split, images, detections, seconds, skipped_images)
+        return cls(metrics, dict(per_class), split, images, detections, seconds, skipped_images, protocol)
 
     @property
     def mean_average_precision(self) -> float:

@@ -289,7 +289,8 @@ def _print(result: EvaluationResult, ann: Path, notes: list[str], out: Path | No
     metrics = result.metrics
     click.echo(f"{result.model} {f'({result.device}) ' if result.device else ''}on {ann}, points")
     click.echo(str(result))
-    click.echo(f"{metrics.images} images, {metrics.detections} detections, {metrics.seconds:.1f} s")
+    scored = f", scored by {metrics.protocol}" if metrics.protocol else ""
+    click.echo(f"{metrics.images} images, {metrics.detections} detections, {metrics.seconds:.1f} s{scored}")
     if metrics.coverage:
         click.echo(metrics.coverage)
     if out is not None:
