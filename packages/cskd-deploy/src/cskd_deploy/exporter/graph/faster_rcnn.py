@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cskd_deploy.backends.base import IMAGE_SHAPE, INPUT, PROPOSALS
 from cskd_deploy.exporter.graph.candidates import CandidateGraph, best_priors, decode, prior_rows, take
-from cskd_deploy.exporter.graph.operators import fill_up, non_max_suppression, roi_align
+from cskd_deploy.exporter.graph.operators import fill_up, non_max_suppression, offset_by_group, roi_align
 from cskd_deploy.exporter.mmdet_config import ProposalRule
 
 
@@ -69,14 +69,11 @@ class FasterRCNNGraph(CandidateGraph):
         return self._without_overlaps(boxes, scores, numbers[0])
 
     def _without_overlaps(self, boxes: Tensor, scores: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
-        # As mmcv's batched_nms: boxes of different levels are moved apart, in float32, so that overlaps near the
-        # threshold fall as they do there.
-        farthest = torch.where((scores > 0).unsqueeze(-1), boxes, torch.zeros_like(boxes)).max()
-        apart = boxes + (levels * (farthest + 1)).unsqueeze(-1)
         count = self._rule.max_per_image
         if not self.dynamic:
             count = min(count, boxes.shape[0])
-        kept = non_max_suppression(apart, scores, self._rule.nms_iou_threshold, count)
+        moved = offset_by_group(boxes, levels, scores > 0)
+        kept = non_max_suppression(moved, scores, self._rule.nms_iou_threshold, count)
         places, real = fill_up(kept, count)
         return boxes[places] * real.unsqueeze(-1), real
 

@@ -28,6 +28,19 @@ def non_max_suppression(boxes: Tensor, scores: Tensor, iou_threshold: float, mos
     return selected[:, 2]
 
 
+def offset_by_group(boxes: Tensor, groups: Tensor, taking_part: Tensor) -> Tensor:
+    """Boxes `(n, 4)` moved so that NMS finds overlaps within a group alone, a class or a level: `(n, 4)`.
+
+    As mmcv's `batched_nms` moves them, in float32, so that overlaps near the threshold fall as they do there.
+
+    Args:
+        groups: `(n,)`, from 0 on.
+        taking_part: `(n,)` bool; how far boxes are moved depends on these alone.
+    """
+    farthest = torch.where(taking_part.unsqueeze(-1), boxes, torch.zeros_like(boxes)).max()
+    return boxes + (groups.to(boxes) * (farthest + 1)).unsqueeze(-1)
+
+
 def fill_up(kept: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Indices `(kept,)`, at most `count`, as a fixed number: `(count,)`, and which are real, 1.0 or 0.0, `(count,)`."""
     places = torch.cat([kept, kept.new_zeros(count)])[:count].reshape(count)

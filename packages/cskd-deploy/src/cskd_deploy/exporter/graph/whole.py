@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cskd_deploy.backends.base import CANDIDATE, IMAGE_SHAPE, INPUT, OUTPUTS
 from cskd_deploy.exporter.graph.candidates import CandidateGraph, DenseGraph, FCOSGraph, GFLGraph
 from cskd_deploy.exporter.graph.faster_rcnn import FasterRCNNGraph
-from cskd_deploy.exporter.graph.operators import fill_up, non_max_suppression
+from cskd_deploy.exporter.graph.operators import fill_up, non_max_suppression, offset_by_group
 from cskd_deploy.exporter.mmdet_config import candidates_per_level, family_of, proposals_of
 from cskd_deploy.model.manifest import Manifest, Postprocessing, Preprocessing
 
@@ -120,11 +120,8 @@ class Suppress(nn.Module):
         scores = torch.where(likely, scores[0], torch.zeros_like(scores[0]))
         if rule.clip_boxes:
             corners = torch.minimum(corners.clamp(min=0), image_shape.flip(1).repeat(1, 2))
-        apart = corners
-        if not rule.nms_class_agnostic:
-            farthest = torch.where(likely.unsqueeze(-1), corners, torch.zeros_like(corners)).max()
-            apart = corners + (labels.to(corners) * (farthest + 1)).unsqueeze(-1)
-        kept = non_max_suppression(apart, scores, rule.nms_iou_threshold, rule.max_per_image)
+        moved = corners if rule.nms_class_agnostic else offset_by_group(corners, labels, likely)
+        kept = non_max_suppression(moved, scores, rule.nms_iou_threshold, rule.max_per_image)
         places, real = fill_up(kept, rule.max_per_image)
         found = corners[places] * real.unsqueeze(-1), scores[places] * real, labels[places]
         return found[0].unsqueeze(0), found[1].unsqueeze(0), found[2].unsqueeze(0)
