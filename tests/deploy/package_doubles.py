@@ -1,7 +1,7 @@
-"""The three packages that GPU memory may come from, as far as they are used, with the host's memory for a GPU's.
+"""The two packages that GPU memory may come from, as far as they are used, with the host's memory for a GPU's.
 
-Each records its calls in `calls`. cuda-python: the names and the tuples of its module `cuda.bindings.runtime`. PyTorch:
-real tensors of the CPU. PyCUDA: the names of `pycuda.driver`.
+Each records its calls in `calls`. cuda-python: the names and the tuples of its module `cuda.bindings.runtime`. PyCUDA:
+the names of `pycuda.driver`.
 """
 
 from __future__ import annotations
@@ -66,47 +66,6 @@ def cuda_python(failing: str = "") -> Any:
         setattr(cuda, name, answering(name, function))
     cuda.cudaGetErrorString = lambda code: (cuda.cudaError_t.cudaSuccess, b"out of memory")
     return cuda
-
-
-def torch() -> Any:
-    """Tensors "on cuda:0" are the CPU's."""
-    import torch as real
-
-    calls: list[str] = []
-    clock = iter(range(1000))
-
-    class Stream:
-        cuda_stream = STREAM
-
-        def __init__(self, device: int) -> None:
-            assert device == 0
-
-        def synchronize(self) -> None:
-            calls.append("synchronize")
-
-        def __enter__(self) -> None:
-            calls.append("enter stream")
-
-        def __exit__(self, *error: object) -> None:
-            pass
-
-    class Event:
-        def __init__(self, enable_timing: bool) -> None:
-            assert enable_timing
-
-        def record(self, stream: Stream) -> None:
-            assert stream.cuda_stream == STREAM
-            self.time = next(clock)
-
-        def elapsed_time(self, end: Event) -> float:
-            return float(end.time - self.time)
-
-    def empty(size: int, dtype: Any, device: str = "cpu", pin_memory: bool = False) -> Any:
-        calls.append(f"empty {size} {'pinned' if pin_memory else device}")
-        return real.empty(size, dtype=dtype)
-
-    cuda = SimpleNamespace(is_available=lambda: True, Stream=Stream, Event=Event, stream=lambda stream: stream)
-    return SimpleNamespace(__version__="2.0+double", cuda=cuda, empty=empty, uint8=real.uint8, calls=calls)
 
 
 def pycuda() -> Any:

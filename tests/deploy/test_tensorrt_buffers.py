@@ -1,10 +1,9 @@
-"""GPU memory by each of the three packages, against doubles of them."""
+"""GPU memory by each of the two packages, against doubles of them."""
 
 from __future__ import annotations
 
 import importlib.util
 import sys
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,15 +16,15 @@ from cskd_deploy.errors import BackendMissing, DeployError
 from . import package_doubles
 from .gpu_double import STREAM
 
-MODULES = {"cuda-python": "cuda.bindings.runtime", "torch": "torch", "pycuda": "pycuda.driver"}
-DOUBLES = {"cuda-python": package_doubles.cuda_python, "torch": package_doubles.torch, "pycuda": package_doubles.pycuda}
+MODULES = {"cuda-python": "cuda.bindings.runtime", "pycuda": "pycuda.driver"}
+DOUBLES = {"cuda-python": package_doubles.cuda_python, "pycuda": package_doubles.pycuda}
 
 
 @pytest.fixture
 def install(monkeypatch) -> Any:
-    """`install("torch")` puts its double in place; packages that are not installed by it are missing."""
+    """`install("pycuda")` puts its double in place; packages that are not installed by it are missing."""
     made = {name: double() for name, double in DOUBLES.items()}
-    for module in ("cuda.cudart", "cuda.bindings.runtime", "torch", "pycuda.driver"):
+    for module in ("cuda.cudart", "cuda.bindings.runtime", "pycuda.driver"):
         monkeypatch.setitem(sys.modules, module, None)
 
     def put(name: str, double: Any = None, module: str | None = None) -> Any:
@@ -90,8 +89,9 @@ def test_cuda_python_of_another_cuda_than_the_drivers_is_passed_over(install, mo
     install("cuda-python", package_doubles.cuda_python(failing="cudaSetDevice"))
     with pytest.raises(BackendMissing, match="its major version is the driver's CUDA version"):
         open_buffers("cuda-python")
-    install("torch")
-    assert open_buffers().name == "torch"
+    with_parents(monkeypatch, MODULES["pycuda"])
+    install("pycuda")
+    assert open_buffers().name == "pycuda"
 
 
 def test_an_event_of_cuda_python_is_destroyed_with_its_last_reference(install, monkeypatch):
@@ -109,16 +109,6 @@ def test_cuda_python_before_12_6_has_another_name(install, monkeypatch):
     assert open_buffers("cuda-python").name == "cuda-python"
 
 
-def test_pytorch_copies_from_the_page_locked_tensor_within_the_stream(install):
-    torch = install("torch")
-    buffers = open_buffers("torch")
-    sent = buffers.page_locked((4,), np.dtype(np.float32))
-    block = buffers.allocate(16)
-    buffers.copy_in(block, sent)
-    assert torch.calls == ["empty 16 pinned", "enter stream", "empty 16 cuda:0", "enter stream"]
-    assert buffers.failures == (RuntimeError,)
-
-
 def test_pycuda_works_in_the_primary_context_and_leaves_it(install, monkeypatch):
     with_parents(monkeypatch, MODULES["pycuda"])
     pycuda = install("pycuda")
@@ -130,24 +120,20 @@ def test_pycuda_works_in_the_primary_context_and_leaves_it(install, monkeypatch)
 
 
 def test_the_first_usable_package_is_taken(install, monkeypatch):
-    blind = install("torch", SimpleNamespace(__version__="2.0", cuda=SimpleNamespace(is_available=lambda: False)))
-    monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(
-        BackendMissing, match=r"cuda-python cannot be used .*torch cannot be used .*pycuda cannot be used"
-    ):
+    with pytest.raises(BackendMissing, match=r"cuda-python cannot be used .*; pycuda cannot be used"):
         open_buffers()
     with_parents(monkeypatch, MODULES["pycuda"])
     install("pycuda")
     assert open_buffers().name == "pycuda"
-    install("torch", blind)
-    assert open_buffers().name == "pycuda"
-    with pytest.raises(BackendMissing, match=r"PyTorch 2.0 sees no GPU"):
-        open_buffers("torch")
-    install("torch")
-    assert open_buffers().name == "torch"
     with_parents(monkeypatch, MODULES["cuda-python"])
     install("cuda-python")
     assert open_buffers().name == "cuda-python"
+    assert open_buffers("pycuda").name == "pycuda"
+
+
+def test_pytorch_is_no_package_that_gpu_memory_comes_from(install):
+    with pytest.raises(DeployError, match="there are no buffers 'torch', expected one of cuda-python, pycuda"):
+        open_buffers("torch")
 
 
 @pytest.mark.skipif(

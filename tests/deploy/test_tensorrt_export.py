@@ -257,15 +257,15 @@ def test_doctor_asks_tensorrt_in_another_process_and_only_with_a_driver(deploy, 
     assert found["nvidia"]["detail"] == "driver of CUDA 13.2; Double of Orin (compute capability 8.7)"
 
 
-def test_doctor_counts_no_pytorch_of_the_processor_as_gpu_memory(deploy, monkeypatch):
+def test_doctor_names_the_package_of_gpu_memory_or_the_fix(deploy, monkeypatch):
     real = doctor_command.version_of
-    versions = {"torch": "2.13.0+cpu", "cuda-bindings": None, "pycuda": None}
+    versions = {"torch": "2.13.0+cu130", "cuda-bindings": None, "pycuda": None}
     monkeypatch.setattr(doctor_command, "version_of", lambda name: versions.get(name, real(name)))
     absent = findings(deploy)["gpu memory"]
     assert absent["state"] == "absent"
     assert "pip install cuda-python" in absent["fix"]
-    versions["torch"] = "2.13.0+cu130"
-    assert findings(deploy)["gpu memory"]["detail"] == "TensorRT engines: torch 2.13.0+cu130"
+    versions["pycuda"] = "2025.1"
+    assert findings(deploy)["gpu memory"]["detail"] == "TensorRT engines: pycuda 2025.1"
 
 
 # TensorRT-RTX: a real parser and a real builder

@@ -13,7 +13,7 @@ ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
 CHECKPOINT_SUFFIXES = (".pth", ".pt")
 NAMES = ("onnxruntime", "tensorrt", "pytorch")
 DEVICES = ("cpu", "cuda")
-BUFFERS = ("cuda-python", "torch", "pycuda")
+BUFFERS = ("cuda-python", "pycuda")
 
 
 def backend_name(path: Path) -> str:
