@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from cskd_deploy.backends.tensorrt.build import BuildSettings, build_engine
+from cskd_deploy.backends.tensorrt import export as tensorrt_export
+from cskd_deploy.backends.tensorrt.build import build_engine
 from cskd_deploy.backends.tensorrt.driver import CudaGraph, Driver, Gpu
 from cskd_deploy.backends.tensorrt.export import read_model
 from cskd_deploy.backends.tensorrt.session import EngineSession, LoadedEngine
+from cskd_deploy.backends.tensorrt.settings import BuildSettings
 from cskd_deploy.model.manifest import Manifest, Postprocessing, Preprocessing
 
 from .gpu_double import BuffersDouble, DriverDouble, GpuDouble
@@ -23,7 +25,7 @@ Feed = dict[str, np.ndarray]
 
 REPOSITORY = Path(__file__).parents[2]
 VERSIONS = ("10.13.0.35", "11.4.0.106")
-ORIN = Driver((13, 2), (Gpu("Double of Orin", (8, 7)),))
+ORIN = Driver((13, 2), (Gpu("Double of Orin", (8, 7), 14),))
 CANDIDATES = 5
 MANIFEST = Manifest(
     family="retinanet",
@@ -123,9 +125,39 @@ def build(trt: Any, model: Path, settings: BuildSettings | None = None, **option
 
 def put_module(monkeypatch: Any, folder: Path, name: str, source: str) -> str:
     """Put a module where the child process finds it, before an installed one of its name."""
-    monkeypatch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{REPOSITORY}")
+    paths = (str(folder), str(REPOSITORY), os.environ.get("PYTHONPATH"))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
     (folder / f"{name}.py").write_text(source)
     return name
+
+
+TENSORRT_RTX_OF_CHILD = """
+import sys
+from types import ModuleType
+import tensorrt_rtx
+
+class Builder(tensorrt_rtx.Builder):
+    def create_builder_config(self):
+        config = super().create_builder_config()
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(tensorrt_rtx.ComputeCapability.SM80, 0)
+        return config
+
+double = ModuleType("tensorrt")
+vars(double).update(vars(tensorrt_rtx))
+double.Builder, double.__version__ = Builder, "10.0.0.rtx"
+sys.modules[__name__] = double
+"""
+
+
+def put_rtx(monkeypatch: Any, folder: Path) -> None:
+    """TensorRT-RTX in TensorRT's place: a real parser and builder that need no GPU. Its engines are never loaded."""
+    put_module(monkeypatch, folder, "tensorrt", TENSORRT_RTX_OF_CHILD)
+    real = tensorrt_export.run_in_worker
+    monkeypatch.setattr(tensorrt_export, "find_driver", lambda: ORIN)
+    monkeypatch.setattr(
+        tensorrt_export, "run_in_worker", lambda action, *rest: {} if action == "load" else real(action, *rest)
+    )
 
 
 def session(loaded: LoadedEngine, gpu: GpuDouble, cuda_graph: bool) -> EngineSession:

@@ -115,10 +115,12 @@ class DriverDouble:
         count: int = 1,
         name: str = "Double of Orin",
         capability: tuple[int, int] = (8, 7),
+        multiprocessors: int = 14,
         failing: dict[str, int] | None = None,
     ) -> None:
         self._gpu = gpu or GpuDouble()
-        self._count, self._name, self._capability = count, name, capability
+        self._count, self._name = count, name
+        self._attributes = {16: multiprocessors, 75: capability[0], 76: capability[1]}
         self._failing = failing or {}
 
     def __getattr__(self, name: str) -> Any:
@@ -150,7 +152,7 @@ class DriverDouble:
         buffer.value = self._name.encode()[: size - 1]
 
     def _cuDeviceGetAttribute(self, value: Any, attribute: int, device: Any) -> None:  # noqa: N802
-        value._obj.value = {75: self._capability[0], 76: self._capability[1]}[attribute]
+        value._obj.value = self._attributes[attribute]
 
     def _cuDevicePrimaryCtxRetain(self, context: Any, device: Any) -> None:  # noqa: N802
         self.context = "retained"

@@ -149,6 +149,7 @@ def make_tensorrt(
     class Config:
         hardware_compatibility_level = trt.HardwareCompatibilityLevel.NONE
         progress_monitor: Any = None
+        builder_optimization_level = 3
 
         def __init__(self) -> None:
             self.profiles: list[Profile] = []
@@ -161,6 +162,9 @@ def make_tensorrt(
         def set_flag(self, flag: int) -> None:
             record("set_flag", trt.BuilderFlag(flag).name)
             self.flags.add(flag)
+
+        def clear_flag(self, flag: int) -> None:
+            record("clear_flag", trt.BuilderFlag(flag).name)
 
         def add_optimization_profile(self, profile: Profile) -> int:
             record("add_optimization_profile")
@@ -199,6 +203,8 @@ def make_tensorrt(
 
         def build_serialized_network(self, network: Network, config: Config) -> Any:
             record("build_serialized_network")
+            if config.builder_optimization_level != 3:
+                record("builder_optimization_level", config.builder_optimization_level)
             if refuse_build:
                 self._log.log(ILogger.Severity.INFO, "not of interest")
                 self._log.log(ILogger.Severity.ERROR, "could not find any implementation\n  for node /conv")

@@ -83,10 +83,15 @@ def test_a_float_file_is_converted_to_a_lower_precision(models, deploy, tmp_path
 def test_the_manifest_of_an_engine_vouches_for_it_where_it_was_built():
     manifest = read_engine_manifest(ENGINE)
     assert manifest is not None
-    content, orin = ENGINE.read_bytes(), Gpu("Double of Orin", (8, 7))
-    assert mismatches(manifest, content, "10.13.0.35", orin) == []
+    content, orin = ENGINE.read_bytes(), Gpu("Double of Orin", (8, 7), 14)
+    assert mismatches(manifest, content, "10.13.0.35", orin) == []  # schema 1: name and capability vouch
+    other = Gpu("Double of Xavier", (7, 2), 14)
+    assert (
+        "built for Double of Orin (compute capability 8.7), here"
+        in mismatches(manifest, content, "10.13.0.35", other)[0]
+    )
     assert "sha256 differs" in mismatches(manifest, content + b"\n", "10.13.0.35", orin)[0]
-    assert manifest.inputs["image"].usual == (1, 3, 64, 96)
+    assert manifest.inputs["image"].opt == (1, 3, 64, 96)
     assert (manifest.onnx, manifest.model.family) == ("tiny.onnx", "retinanet")
 
 
@@ -112,6 +117,6 @@ def test_an_engines_manifest_of_a_schema_to_come_is_refused_with_the_version_tha
     engine = tmp_path / "tiny.engine"
     data = json.loads(manifest_path(ENGINE).read_text())
     data["model"]["versions"] = {"cskd-deploy": "0.9.0"}
-    manifest_path(engine).write_text(json.dumps({**data, "schema": 2}))
-    with pytest.raises(DeployError, match=r"schema is 2, .* Install cskd-deploy 0\.9\.0, which wrote it, or newer"):
+    manifest_path(engine).write_text(json.dumps({**data, "schema": 3}))
+    with pytest.raises(DeployError, match=r"schema is 3, .* Install cskd-deploy 0\.9\.0, which wrote it, or newer"):
         read_engine_manifest(engine)

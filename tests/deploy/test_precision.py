@@ -21,6 +21,7 @@ from cskd_deploy.lower.calibration import CalibrationReader, calibration_images
 from cskd_deploy.lower.fp16 import to_float16
 from cskd_deploy.lower.layers import WEIGHTED, layers, network
 
+from .engines import put_rtx
 from .students import FAMILIES
 
 TARGETS = ("cpu", "tensorrt")
@@ -178,13 +179,14 @@ RTX = pytest.mark.skipif(
 
 @RTX
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_a_tensorrt_parser_takes_the_lower_precisions(precision, converted, tmp_path):
-    from cskd_deploy.backends.tensorrt.build import BuildSettings
+def test_a_tensorrt_parser_takes_the_lower_precisions(precision, converted, tmp_path, tmp_path_factory, monkeypatch):
     from cskd_deploy.backends.tensorrt.export import export_engine
+    from cskd_deploy.backends.tensorrt.settings import BuildSettings
+
+    put_rtx(monkeypatch, tmp_path_factory.mktemp("modules"))
 
     path = converted("FCOS", precision, "tensorrt" if precision == "int8" else "")
-    settings = BuildSettings(compute_capability="SM80")
-    result = export_engine(path, tmp_path / "student.engine", settings, module="tensorrt_rtx")
+    result = export_engine(path, tmp_path / "student.engine", BuildSettings())
     assert result.manifest.precision == {"fp16": "fp16", "int8": "int8-tensorrt"}[precision]
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
 from cskd_deploy.backends.tensorrt.api import import_tensorrt
-from cskd_deploy.backends.tensorrt.build import BuildSettings, Phases
 from cskd_deploy.backends.tensorrt.driver import Driver, Gpu, find_driver
-from cskd_deploy.backends.tensorrt.shapes import ShapeRange, input_ranges, parse_shapes
+from cskd_deploy.backends.tensorrt.monitor import Phases
+from cskd_deploy.backends.tensorrt.settings import KEYS, BuildSettings, parse_build_settings, settings_from_dict
+from cskd_deploy.backends.tensorrt.shapes import ShapeRange, input_ranges
 from cskd_deploy.errors import BackendMissing, DeployError
 from cskd_deploy.model.manifest import GraphForm
 
@@ -34,11 +37,11 @@ def dynamic_graph(tmp_path_factory) -> Path:
 # The driver
 
 
-def test_the_driver_tells_its_cuda_version_and_its_gpus():
-    found = find_driver(lambda name: DriverDouble(count=2, name="Orin", capability=(8, 7)))
-    assert found == Driver((13, 2), (Gpu("Orin", (8, 7)), Gpu("Orin", (8, 7))))
-    assert found.cuda_version == "13.2"
-    assert str(found.gpus[0]) == "Orin (compute capability 8.7)"
+def test_the_driver_gives_its_cuda_version_and_its_gpus():
+    driver = find_driver(lambda name: DriverDouble(count=2, name="Orin", capability=(8, 7), multiprocessors=16))
+    assert driver == Driver((13, 2), (Gpu("Orin", (8, 7), 16), Gpu("Orin", (8, 7), 16)))
+    assert driver.cuda_version == "13.2"
+    assert str(driver.gpus[0]) == "Orin (compute capability 8.7, 16 SMs)"
 
 
 @pytest.mark.parametrize(
@@ -96,23 +99,27 @@ def test_a_module_without_the_flag_is_always_strongly_typed(graph):
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_option_reaches_the_builder(version, graph):
     trt = make_tensorrt(version)
-    settings = BuildSettings(workspace_mib=512, version_compatible=True, hardware_compatible="ampere-plus")
+    settings = BuildSettings(
+        workspace_mib=512, version_compatible=True, hardware_compatible="ampere+", optimization_level=5, tf32=False
+    )
     shares: list[float] = []
     built = build(trt, graph, settings, timing_cache=b"known", progress=shares.append)
     assert trt.calls[4:] == [
         ("set_memory_pool_limit", "WORKSPACE", 512 * 1024 * 1024),
         ("set_flag", "VERSION_COMPATIBLE"),
+        ("clear_flag", "TF32"),
         ("create_timing_cache", b"known"),
         ("set_timing_cache", b"known", False),
         ("build_serialized_network",),
+        ("builder_optimization_level", 5),
     ]
     assert built.timing_cache == b"known+timings"
     assert shares == [0.5, 0.625, 0.75, 0.875, 1.0, 1.0, 1.0, 1.0]
 
 
 def test_hardware_compatibility_is_the_level_of_the_module_or_a_message(graph):
-    settings = BuildSettings(hardware_compatible="same-capability")
-    with pytest.raises(DeployError, match=r"TensorRT 10\.13\.0\.35 has no hardware compatibility 'same-capability'"):
+    settings = BuildSettings(hardware_compatible="sameComputeCapability")
+    with pytest.raises(DeployError, match=r"TensorRT 10\.13\.0\.35 has no .*=sameComputeCapability"):
         build(make_tensorrt(VERSIONS[0]), graph, settings)
     trt = make_tensorrt(VERSIONS[1])
     levels = []
@@ -154,7 +161,7 @@ def test_what_the_parser_refuses_is_named_by_node(graph):
 def test_a_build_without_a_result_says_what_tensorrt_logged_and_what_limited_it(graph):
     with pytest.raises(DeployError, match="could not find any implementation for node /conv") as error:
         build(make_tensorrt(refuse_build=True), graph, BuildSettings(workspace_mib=1))
-    assert "limited to 1 MiB: try without --workspace" in str(error.value)
+    assert "limited to 1 MiB: try without --trt memPoolSize" in str(error.value)
     assert "not of interest" not in str(error.value)
 
 
@@ -173,22 +180,72 @@ def test_progress_never_falls_and_ends_at_one():
     assert phases.done == 1.0
 
 
+# Settings
+
+
+def test_settings_are_read_as_trtexec_writes_them():
+    texts = (
+        "memPoolSize=workspace:512",
+        "timingCacheFile=timings=a.cache",
+        "versionCompatible",
+        "hardwareCompatibilityLevel=ampere+",
+        "builderOptimizationLevel=4",
+        "noTF32",
+        "minShapes=image:1x3x320x416,image_shape:1x2",
+        "optShapes=image:2x3x320x416",
+        "maxShapes=image:4x3x416x416",
+    )
+    assert {text.partition("=")[0] for text in texts} == set(KEYS)
+    settings = parse_build_settings(texts)
+    assert settings == BuildSettings(
+        workspace_mib=512,
+        timing_cache=Path("timings=a.cache"),
+        version_compatible=True,
+        hardware_compatible="ampere+",
+        optimization_level=4,
+        tf32=False,
+        min_shapes={"image": (1, 3, 320, 416), "image_shape": (1, 2)},
+        opt_shapes={"image": (2, 3, 320, 416)},
+        max_shapes={"image": (4, 3, 416, 416)},
+    )
+    assert settings_from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
+    assert parse_build_settings(()) == BuildSettings()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("memPoolSize=512", "memPoolSize=workspace:MIB"),
+        ("memPoolSize=workspace:0", "memPoolSize=workspace:MIB"),
+        ("memPoolSize", "memPoolSize=workspace:MIB"),
+        ("timingCacheFile=", "timingCacheFile=FILE"),
+        ("versionCompatible=yes", "versionCompatible"),
+        ("hardwareCompatibilityLevel=turing+", r"hardwareCompatibilityLevel=none\|ampere\+\|sameComputeCapability"),
+        ("builderOptimizationLevel=6", "builderOptimizationLevel=0..5"),
+        ("builderOptimizationLevel=high", "builderOptimizationLevel=0..5"),
+        ("noTF32=1", "noTF32"),
+        ("minShapes=1x3", "minShapes=NAME:SHAPE,..."),
+        ("optShapes=image=1x3", "optShapes=NAME:SHAPE,..."),
+        ("maxShapes=image:1x-3", "maxShapes=NAME:SHAPE,..."),
+        ("maxShapes=image:1x3,", "maxShapes=NAME:SHAPE,..."),
+        ("workspace=512", "there is no key 'workspace', expected one of memPoolSize=workspace:MIB, .*noTF32, .*"),
+    ],
+)
+def test_an_unknown_key_or_value_is_refused_with_what_there_is(text, expected):
+    with pytest.raises(DeployError, match=f"--trt {re.escape(text)}: (expected )?{expected}$"):
+        parse_build_settings((text,))
+
+
+def test_a_setting_that_is_given_twice_is_refused():
+    with pytest.raises(DeployError, match="--trt noTF32 is given twice"):
+        parse_build_settings(("noTF32", "noTF32"))
+
+
 # Shapes
 
 
-def test_shapes_are_read_as_trtexec_writes_them():
-    assert parse_shapes("image:1x3x320x416,image_shape:1x2", "--min-shapes") == {
-        "image": (1, 3, 320, 416),
-        "image_shape": (1, 2),
-    }
-    assert parse_shapes(None, "--min-shapes") == {}
-    for text in ("1x3", "image=1x3", "image:1x-3", "image:"):
-        with pytest.raises(DeployError, match=r"--min-shapes has .* expected NAME:SHAPE"):
-            parse_shapes(text, "--min-shapes")
-
-
 def test_dynamic_inputs_go_from_the_padding_to_a_square_of_the_longer_edge():
-    rule = dataclasses.replace(MANIFEST.preprocessing, input_size=(96, 160), pad_divisor=32)
+    rule = dataclasses.replace(MANIFEST.preprocessing, scale=(150, 90), pad_divisor=32)
     model = dataclasses.replace(MANIFEST, preprocessing=rule)
     inputs = {"image": (-1, 3, -1, -1), "image_shape": (-1, 2)}
     three = ({}, {"image": (2, 3, 96, 160)}, {"image": (8, 3, 160, 160)})
@@ -201,9 +258,13 @@ def test_dynamic_inputs_go_from_the_padding_to_a_square_of_the_longer_edge():
     pixels = dataclasses.replace(model, graph=GraphForm(input="uint8", dynamic=True))
     found = input_ranges({"image": (-1, -1, -1, 3)}, pixels, {}, {}, {})
     assert found["image"] == ShapeRange((1, 32, 32, 3), (1, 96, 160, 3), (1, 160, 160, 3))
+    upright = dataclasses.replace(model, preprocessing=dataclasses.replace(rule, scale=(90, 150)))
+    assert input_ranges(inputs, upright, {}, {}, {})["image"] == ShapeRange(
+        (1, 3, 32, 32), (1, 3, 160, 96), (1, 3, 160, 160)
+    )
     with pytest.raises(DeployError, match=r"input image: .* is no range"):
         input_ranges(inputs, model, {"image": (4, 3, 96, 160)}, {}, {})
-    with pytest.raises(DeployError, match="--max-shapes names 'picture'; the inputs are image, image_shape"):
+    with pytest.raises(DeployError, match="--trt maxShapes names 'picture'; the inputs are image, image_shape"):
         input_ranges(inputs, model, {}, {}, {"picture": (1, 3, 96, 160)})
     with pytest.raises(DeployError, match=r"gives image as 1x1x96x160, the graph has \?x3x\?x\?: only what is \?"):
         input_ranges(inputs, model, {"image": (1, 1, 96, 160)}, {}, {})

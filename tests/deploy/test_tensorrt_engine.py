@@ -19,7 +19,6 @@ from cskd_deploy.backends.tensorrt import backend as tensorrt
 from cskd_deploy.backends.tensorrt import export as tensorrt_export
 from cskd_deploy.backends.tensorrt import memory as buffers
 from cskd_deploy.backends.tensorrt.backend import TensorRTBackend
-from cskd_deploy.backends.tensorrt.build import BuildSettings
 from cskd_deploy.backends.tensorrt.driver import Driver, Gpu
 from cskd_deploy.backends.tensorrt.manifest import (
     EngineManifest,
@@ -29,6 +28,7 @@ from cskd_deploy.backends.tensorrt.manifest import (
     sha256_of,
     write_engine_manifest,
 )
+from cskd_deploy.backends.tensorrt.settings import BuildSettings
 from cskd_deploy.backends.tensorrt.shapes import ShapeRange
 from cskd_deploy.detect.detector import Detector
 from cskd_deploy.errors import BackendMissing, DeployError
@@ -177,10 +177,14 @@ def test_an_engine_that_is_not_what_was_built_is_not_deserialized(engine, trt):
     [
         ({"tensorrt": "10.13.0.34"}, "built with TensorRT 10.13.0.34, here is 10.13.0.35"),
         (
-            {"gpu": {"name": "NVIDIA H200", "capability": [9, 0]}},
-            "built for NVIDIA H200 (compute capability 9.0), here",
+            {"gpu": {"name": "NVIDIA H200", "capability": [9, 0], "multiprocessors": 132}},
+            "built for NVIDIA H200 (compute capability 9.0, 132 SMs), here",
         ),
-        ({"gpu": None}, "built for another GPU"),
+        (
+            {"gpu": {"name": "Double of Orin", "capability": [8, 7], "multiprocessors": 16}},
+            "built for Double of Orin (compute capability 8.7, 16 SMs), here is Double of Orin (compute capability "
+            "8.7, 14 SMs)",
+        ),
         ({"sha256": "0" * 64}, "sha256 differs"),
     ],
 )
@@ -198,7 +202,9 @@ def test_an_engine_of_another_tensorrt_or_gpu_is_refused_with_the_command_that_m
     [
         (lambda data: "not JSON", "cannot be read as the manifest of an engine"),
         (lambda data: [1], "expected an object"),
-        (lambda data: {**data, "schema": 2}, "reads 1. Install a newer cskd-deploy"),
+        (lambda data: {**data, "schema": 3}, "reads 1, 2. Install a newer cskd-deploy"),
+        (lambda data: {**data, "gpu": None}, "'gpu' is None, expected dict"),
+        (lambda data: {**data, "gpu": {"name": "Orin", "capability": [8, 7]}}, "'multiprocessors' is missing"),
         (lambda data: {key: value for key, value in data.items() if key != "onnx_sha256"}, "'onnx_sha256' is missing"),
         (lambda data: {**data, "version_compatible": "yes"}, "expected bool"),
         (lambda data: {**data, "gpu": {"name": "Orin", "capability": [8]}}, "not enough values"),
@@ -215,10 +221,11 @@ def test_a_malformed_manifest_is_one_message(engine, trt, spoil, message):
 def test_a_manifest_round_trips_and_says_which_machine_fits(engine):
     known = read_engine_manifest(engine)
     assert known is not None
+    assert known.gpu.multiprocessors == 14
     write_engine_manifest(engine, known)
     assert read_engine_manifest(engine) == known
     content = engine.read_bytes()
-    here, other = ORIN.gpus[0], Gpu("Another", (8, 7))
+    here, other = ORIN.gpus[0], Gpu("Another", (8, 7), 14)
     assert mismatches(known, content, known.tensorrt, here) == []
 
     def fits(tensorrt: str, gpu: Gpu, **changes: Any) -> bool:
@@ -230,15 +237,37 @@ def test_a_manifest_round_trips_and_says_which_machine_fits(engine):
     assert not fits("12.0.0.1", here, version_compatible=True)
     assert not fits("10.3.0.1", here, version_compatible=True)
     assert not fits("10.13.0.35", other)
-    assert fits("10.13.0.35", other, hardware_compatible="same-capability")
-    assert not fits("10.13.0.35", Gpu("Newer", (9, 0)), hardware_compatible="same-capability")
-    assert fits("10.13.0.35", Gpu("Newer", (9, 0)), hardware_compatible="ampere-plus")
-    assert not fits("10.13.0.35", Gpu("Older", (7, 5)), hardware_compatible="ampere-plus")
+    assert not fits("10.13.0.35", dataclasses.replace(here, multiprocessors=16))  # another Orin, of the same name
+    assert fits("10.13.0.35", other, hardware_compatible="sameComputeCapability")
+    assert not fits("10.13.0.35", Gpu("Newer", (9, 0), 132), hardware_compatible="sameComputeCapability")
+    assert fits("10.13.0.35", Gpu("Newer", (9, 0), 132), hardware_compatible="ampere+")
+    assert not fits("10.13.0.35", Gpu("Older", (7, 5), 40), hardware_compatible="ampere+")
+
+
+def test_a_manifest_of_schema_1_vouches_by_name_and_capability(engine):
+    path = manifest_path(engine)
+    data = json.loads(path.read_text())
+    for hardware, expected in (
+        ("none", "none"),
+        ("ampere-plus", "ampere+"),
+        ("same-capability", "sameComputeCapability"),
+    ):
+        gpu = {"name": "Double of Orin", "capability": [8, 7]}
+        path.write_text(json.dumps({**data, "schema": 1, "gpu": gpu, "hardware_compatible": hardware}))
+        known = read_engine_manifest(engine)
+        assert known is not None
+        assert known.hardware_compatible == expected
+    content = engine.read_bytes()
+    known = dataclasses.replace(known, hardware_compatible="none")
+    for multiprocessors in (8, 14):
+        assert mismatches(known, content, known.tensorrt, Gpu("Double of Orin", (8, 7), multiprocessors)) == []
+    assert mismatches(known, content, known.tensorrt, Gpu("Double of Orin", (7, 2), 8))
+    assert mismatches(known, content, known.tensorrt, Gpu("Double of Xavier", (8, 7), 8))
 
 
 def test_a_trusted_engine_is_tried_in_another_process_first(engine, graph, trt):
     path = manifest_path(engine)
-    path.write_text(json.dumps({**json.loads(path.read_text()), "gpu": None}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "tensorrt": "10.0.0"}))
     with TensorRTBackend(engine, trust_engine=True) as backend:
         assert backend.manifest.family == "retinanet"
     assert trt.calls.of("deserialize_cuda_engine") == [(True,)]
@@ -302,4 +331,4 @@ def test_without_buffers_an_engine_is_exit_code_3_with_every_fix(engine, trt, mo
 
 def test_a_fixed_shape_prints_as_one_and_a_range_as_three():
     assert str(ShapeRange((1, 3), (1, 3), (1, 3))) == "1x3"
-    assert str(ShapeRange((1, 3), (2, 3), (4, 3))) == "1x3 .. 2x3 .. 4x3"
+    assert str(ShapeRange((1, 3), (2, 3), (4, 3))) == "min 1x3, opt 2x3, max 4x3"

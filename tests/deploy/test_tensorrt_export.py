@@ -1,5 +1,5 @@
-"""`cskd-deploy export --format trt`: the child process with a double, crashes, and a real build by TensorRT-RTX, which
-needs no GPU."""
+"""`cskd-deploy export --format trt`: the child process with a double, crashes, and a real build by TensorRT-RTX in
+TensorRT's place, which needs no GPU."""
 
 from __future__ import annotations
 
@@ -15,20 +15,19 @@ import pytest
 from cskd_deploy.backends.base import input_shapes, needed_outputs
 from cskd_deploy.backends.tensorrt import export as tensorrt_export
 from cskd_deploy.backends.tensorrt import worker as tensorrt_process
-from cskd_deploy.backends.tensorrt.build import BuildSettings
 from cskd_deploy.backends.tensorrt.driver import find_driver
 from cskd_deploy.backends.tensorrt.export import export_engine, read_model
 from cskd_deploy.backends.tensorrt.manifest import manifest_path, read_engine_manifest, sha256_of
+from cskd_deploy.backends.tensorrt.settings import BuildSettings
 from cskd_deploy.backends.tensorrt.shapes import ShapeRange
 from cskd_deploy.commands import doctor as doctor_command
 from cskd_deploy.errors import DeployError
 from cskd_deploy.model.manifest import GraphForm
 
-from .engines import MANIFEST, ORIN, TENSORRT_OF_CHILD, put_module, write_graph
+from .engines import MANIFEST, ORIN, TENSORRT_OF_CHILD, put_module, put_rtx, write_graph
 
 RTX_MISSING = "tensorrt-rtx is not installed: pip install -r requirements/dev.txt"
 needs_rtx = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason=RTX_MISSING)
-FOR_SM80 = BuildSettings(compute_capability="SM80")
 
 
 @pytest.fixture
@@ -47,6 +46,12 @@ def modules(tmp_path_factory, monkeypatch) -> Any:
 def tensorrt_in_child(orin, modules) -> None:
     """The child process imports the double as `tensorrt`."""
     modules("tensorrt", TENSORRT_OF_CHILD)
+
+
+@pytest.fixture
+def rtx(tmp_path_factory, monkeypatch) -> None:
+    """TensorRT-RTX in TensorRT's place."""
+    put_rtx(monkeypatch, tmp_path_factory.mktemp("modules"))
 
 
 @pytest.fixture(scope="module")
@@ -91,11 +96,12 @@ def test_no_tensorrt_is_exit_code_3_with_the_command_that_installs_it(deploy, gr
 
 def test_an_engine_and_its_manifest_come_out_of_the_child_process(deploy, graph, tmp_path, tensorrt_in_child):
     engine, cache = tmp_path / "student.engine", tmp_path / "timings.cache"
-    options = ("--timing-cache", cache, "--workspace", 256, "--version-compatible")
+    settings = (f"timingCacheFile={cache}", "memPoolSize=workspace:256", "versionCompatible")
+    options = [word for setting in settings for word in ("--trt", setting)]
     done = deploy("export", "--onnx", graph, "--format", "trt", "--output", engine, *options)
     assert done.code == 0, done.err
     assert "TensorRT 10.13.0.35" in done.out
-    assert "Double of Orin (compute capability 8.7)" in done.out
+    assert "Double of Orin (compute capability 8.7, 14 SMs)" in done.out
     assert "note: labels are 64 bits wide" in done.out
     assert "export: TensorRT 100/100 %" in done.err
     known = read_engine_manifest(engine)
@@ -104,7 +110,7 @@ def test_an_engine_and_its_manifest_come_out_of_the_child_process(deploy, graph,
     assert known.onnx_sha256 == sha256_of(graph.read_bytes())
     assert (known.tensorrt, known.cuda, known.gpu) == ("10.13.0.35", "13.2", ORIN.gpus[0])
     assert (known.precision, known.version_compatible, known.hardware_compatible) == ("fp32", True, "none")
-    assert known.inputs["image"].usual == (1, 3, 64, 96)
+    assert known.inputs["image"].opt == (1, 3, 64, 96)
     assert known.model == MANIFEST
     assert cache.read_bytes() == b"+timings"
     assert {path.name for path in tmp_path.iterdir()} == {engine.name, manifest_path(engine).name, cache.name}
@@ -145,19 +151,19 @@ def __getattr__(name):
     done = deploy("export", "--onnx", graph, "--format", "trt", "--output", engine)
     assert done.code == 2
     assert f"TensorRT crashed (build): its process was ended by {name}" in done.err
-    assert "It said last: terminate called | Cuda failure: 700" in done.err
+    assert "Its last output: terminate called | Cuda failure: 700" in done.err
     assert ("did memory run out?" in done.err) == (name == "SIGKILL")
     assert engine.read_bytes() == b"of yesterday"
     assert {path.name for path in tmp_path.iterdir()} == {engine.name}
 
 
 def test_an_exit_without_a_result_and_an_unknown_error_are_messages(modules):
-    modules("leaving", "import os\nos._exit(7)\n")
+    modules("tensorrt", "import os\nos._exit(7)\n")
     with pytest.raises(DeployError, match="ended with code 7 and no result"):
-        tensorrt_process.run_apart("version", {"module": "leaving"})
-    modules("raising", "raise TypeError('pybind11::init(): factory function returned nullptr')")
+        tensorrt_process.run_in_worker("version", {})
+    modules("tensorrt", "raise TypeError('pybind11::init(): factory function returned nullptr')")
     with pytest.raises(DeployError, match="TensorRT failed: TypeError: pybind11"):
-        tensorrt_process.run_apart("version", {"module": "raising"})
+        tensorrt_process.run_in_worker("version", {})
 
 
 def test_an_interrupt_ends_the_child(monkeypatch):
@@ -169,7 +175,7 @@ def test_an_interrupt_ends_the_child(monkeypatch):
 
     monkeypatch.setattr(tensorrt_process, "_talk", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        tensorrt_process.run_apart("version", {"module": "tensorrt"})
+        tensorrt_process.run_in_worker("version", {})
     assert children[0].returncode == -signal.SIGKILL
 
 
@@ -254,7 +260,7 @@ def test_doctor_asks_tensorrt_in_another_process_and_only_with_a_driver(deploy, 
     modules("tensorrt", TENSORRT_OF_CHILD)
     found = findings(deploy)
     assert (found["tensorrt"]["state"], found["tensorrt"]["detail"]) == ("ok", "10.13.0.35")
-    assert found["nvidia"]["detail"] == "driver of CUDA 13.2; Double of Orin (compute capability 8.7)"
+    assert found["nvidia"]["detail"] == "driver of CUDA 13.2; Double of Orin (compute capability 8.7, 14 SMs)"
 
 
 def test_doctor_names_the_package_of_gpu_memory_or_the_fix(deploy, monkeypatch):
@@ -273,24 +279,20 @@ def test_doctor_names_the_package_of_gpu_memory_or_the_fix(deploy, monkeypatch):
 
 @needs_rtx
 @pytest.mark.parametrize("family", ["RetinaNet", "FCOS", "GFL"])
-def test_tensorrt_rtx_builds_an_engine_of_each_one_stage_student(family, exported, tmp_path):
+def test_tensorrt_rtx_builds_an_engine_of_each_one_stage_student(family, exported, tmp_path, rtx):
     shares: list[int] = []
     result = export_engine(
         exported(family).model,
         tmp_path / "student.engine",
-        FOR_SM80,
-        timing_cache=tmp_path / "timings",
+        BuildSettings(timing_cache=tmp_path / "timings"),
         progress=lambda done, total: shares.append(done),
-        module="tensorrt_rtx",
     )
     known = read_engine_manifest(result.path)
     assert known is not None
     assert known == result.manifest
     assert known.sha256 == sha256_of(result.path.read_bytes())
-    assert known.gpu is None
-    assert known.tensorrt.startswith("RTX 1.")
     model = read_model(exported(family).model)[1]
-    assert known.inputs["image"].usual == input_shapes(model)["image"]
+    assert known.inputs["image"].opt == input_shapes(model)["image"]
     assert set(known.outputs) == set(needed_outputs(model))
     candidates = known.outputs["boxes"][1]
     assert known.outputs["boxes"] == (1, candidates, 4)
@@ -302,8 +304,8 @@ def test_tensorrt_rtx_builds_an_engine_of_each_one_stage_student(family, exporte
 
 
 @needs_rtx
-def test_tensorrt_rtx_takes_the_profile_of_a_dynamic_model(dynamic_graph, tmp_path):
-    result = export_engine(dynamic_graph, tmp_path / "dynamic.engine", FOR_SM80, module="tensorrt_rtx")
+def test_tensorrt_rtx_takes_the_profile_of_a_dynamic_model(dynamic_graph, tmp_path, rtx):
+    result = export_engine(dynamic_graph, tmp_path / "dynamic.engine", BuildSettings())
     assert result.manifest.inputs["image"] == ShapeRange((1, 3, 32, 32), (1, 3, 64, 96), (1, 3, 96, 96))
     assert result.manifest.outputs == {"boxes": (-1, 5, 4), "scores": (-1, 5), "labels": (-1, 5)}
 
@@ -312,7 +314,7 @@ def test_tensorrt_rtx_takes_the_profile_of_a_dynamic_model(dynamic_graph, tmp_pa
 @needs_rtx
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_tensorrt_rtx_builds_engines_of_lower_precision_that_are_smaller(
-    precision, deploy, exported, shapes_root, tmp_path
+    precision, deploy, exported, shapes_root, tmp_path, rtx
 ):
     model = tmp_path / "low.onnx"
     options = {"fp16": (), "int8": ("--target", "tensorrt", "--calibration-images", shapes_root / "images")}[precision]
@@ -320,7 +322,7 @@ def test_tensorrt_rtx_builds_engines_of_lower_precision_that_are_smaller(
         "export", "--onnx", exported("RetinaNet").model, "--precision", precision, *options, "--output", model
     )
     assert done.code == 0, done.err
-    result = export_engine(model, tmp_path / "low.engine", FOR_SM80, module="tensorrt_rtx")
+    result = export_engine(model, tmp_path / "low.engine", BuildSettings())
     assert result.manifest.precision == {"fp16": "fp16", "int8": "int8-tensorrt"}[precision]
     full = exported("RetinaNet").model.stat().st_size
     assert result.size_bytes < {"fp16": 0.6, "int8": 0.5}[precision] * full
@@ -335,19 +337,19 @@ def test_int8_for_processors_is_told_to_be_made_for_tensorrt(deploy, tmp_path, t
 
 @pytest.mark.slow
 @needs_rtx
-def test_tensorrt_rtx_builds_a_student_of_dynamic_size(exported, tmp_path):
+def test_tensorrt_rtx_builds_a_student_of_dynamic_size(exported, tmp_path, rtx):
     from cskd_deploy.exporter.onnx import export
 
     model = tmp_path / "dynamic.onnx"
     export(exported("RetinaNet").checkpoint, model, form=GraphForm(input="uint8"))
-    settings = BuildSettings(compute_capability="SM80", max_shapes={"image": (4, 256, 160, 3)})
-    result = export_engine(model, tmp_path / "dynamic.engine", settings, module="tensorrt_rtx")
+    settings = BuildSettings(max_shapes={"image": (4, 256, 160, 3)})
+    result = export_engine(model, tmp_path / "dynamic.engine", settings)
     assert result.manifest.inputs["image"] == ShapeRange((1, 32, 32, 3), (1, 128, 128, 3), (4, 256, 160, 3))
     assert result.manifest.inputs["image_shape"] == ShapeRange((1, 2), (1, 2), (4, 2))
 
 
 @needs_rtx
-def test_what_tensorrt_rtx_cannot_parse_is_named(exported, tmp_path):
+def test_what_tensorrt_rtx_cannot_parse_is_named(exported, tmp_path, rtx):
     with pytest.raises(DeployError, match=r"parser refuses the ONNX file: node \d+ .*"):
-        export_engine(exported("FasterRCNN").model, tmp_path / "two_stage.engine", FOR_SM80, module="tensorrt_rtx")
+        export_engine(exported("FasterRCNN").model, tmp_path / "two_stage.engine", BuildSettings())
     assert not list(tmp_path.iterdir())

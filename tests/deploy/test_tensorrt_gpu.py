@@ -12,9 +12,9 @@ from cskd_deploy.backends import BUFFERS
 from cskd_deploy.backends.base import Backend
 from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend
 from cskd_deploy.backends.tensorrt.backend import TensorRTBackend
-from cskd_deploy.backends.tensorrt.build import BuildSettings
 from cskd_deploy.backends.tensorrt.export import export_engine
 from cskd_deploy.backends.tensorrt.memory import open_buffers
+from cskd_deploy.backends.tensorrt.settings import BuildSettings
 from cskd_deploy.detect.detector import Detector
 from cskd_deploy.errors import BackendMissing
 
@@ -49,9 +49,9 @@ def test_an_engine_gives_the_candidates_of_its_onnx_file(family, exported, tmp_p
 
 
 def test_every_package_and_a_cuda_graph_give_the_same(model_file, tmp_path):
-    settings = BuildSettings(version_compatible=True, hardware_compatible="ampere-plus")
     cache = tmp_path / "timings"
-    engine = export_engine(model_file, tmp_path / "student.engine", settings, cache).path
+    settings = BuildSettings(timing_cache=cache, version_compatible=True, hardware_compatible="ampere+")
+    engine = export_engine(model_file, tmp_path / "student.engine", settings).path
     assert cache.stat().st_size > 0
     with TensorRTBackend(engine) as backend:
         expected = candidates(backend)

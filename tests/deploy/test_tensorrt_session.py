@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from cskd_deploy.backends.base import INPUT
-from cskd_deploy.backends.tensorrt.build import BuildSettings
 from cskd_deploy.backends.tensorrt.driver import CudaGraph
 from cskd_deploy.backends.tensorrt.session import load_engine
+from cskd_deploy.backends.tensorrt.settings import BuildSettings
 from cskd_deploy.errors import DeployError
 
 from .engines import CANDIDATES, VERSIONS, Feed, assert_same, build, picture, session, write_graph
@@ -86,7 +86,9 @@ def test_new_shapes_are_told_and_memory_grows_only_when_it_must(version, dynamic
         assert found["boxes"].shape == (shape[0], CANDIDATES, 4)
         assert running.trt.calls.of("set_input_shape") == [(INPUT, shape)]
         assert sum(call.startswith("allocate") for call in running.gpu.calls) == allocations
-    with pytest.raises(DeployError, match=r"image has shape 5x3x64x96, the engine takes 1x3x32x32 \.\. .*--max-shapes"):
+    with pytest.raises(
+        DeployError, match=r"image has shape 5x3x64x96, the engine takes min 1x3x32x32, opt .*maxShapes"
+    ):
         running.run(picture((5, 3, 64, 96)))
     assert_same(running.run(feed), path, feed)
     running.session.close()

@@ -16,7 +16,7 @@ from cskd_deploy.backends.onnxruntime import INSTALL as INSTALL_RUNTIME
 from cskd_deploy.backends.tensorrt import api as tensorrt_api
 from cskd_deploy.backends.tensorrt.driver import FIX, find_driver
 from cskd_deploy.backends.tensorrt.memory import INSTALL as INSTALL_BUFFERS
-from cskd_deploy.backends.tensorrt.worker import run_apart
+from cskd_deploy.backends.tensorrt.worker import run_in_worker
 from cskd_deploy.errors import BackendMissing, DeployError
 from cskd_deploy.exporter.student import INSTALL
 from cskd_deploy.measure.environment import processor_name, usable_cores, version_of
@@ -132,7 +132,7 @@ def _tensorrt(driver: Finding) -> Finding:
     if driver.state != "ok":
         return Finding("tensorrt", "fault", "installed, but there is no GPU that it could run on", FIX)
     try:
-        version = run_apart("version", {"module": tensorrt_api.MODULE})["tensorrt"]
+        version = run_in_worker("version", {})["tensorrt"]
     except DeployError as error:
         return Finding("tensorrt", "fault", str(error), tensorrt_api.INSTALL)
     return Finding("tensorrt", "ok", version)

@@ -13,7 +13,9 @@ import click
 from click.core import ParameterSource
 
 from cskd_deploy.backends.tensorrt.export import require_tensorrt
+from cskd_deploy.backends.tensorrt.settings import parse_build_settings
 from cskd_deploy.commands.export_options import (
+    BUILD_KEYS,
     PrecisionPlan,
     build,
     build_options,
@@ -27,7 +29,7 @@ from cskd_deploy.model.manifest import GraphForm
 from cskd_deploy.model.onnx_file import check_model_output
 
 
-@click.command()
+@click.command(epilog=BUILD_KEYS)
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Checkpoint of cskd-train.")
 @click.option(
     "--onnx",
@@ -103,6 +105,7 @@ def command(
     batch: str,
     nms: str,
     proposals: int | None,
+    trt: tuple[str, ...],
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -140,10 +143,11 @@ def command(
         _refuse_checkpoint_options()
     engine = None
     if file_format == "trt":
+        settings = parse_build_settings(trt)
         engine = engine_path(output, source)
         require_tensorrt()  # before the work of an ONNX file
     else:
-        refuse_build_options(options)
+        refuse_build_options(trt)
     target = engine.with_suffix(plan.suffix) if engine else output or source.with_suffix(plan.suffix)
 
     def progress(line: str) -> None:
@@ -163,7 +167,7 @@ def command(
             return
         click.echo(str(result), err=True)
     assert engine is not None
-    build(onnx_file, engine, as_json, **options)
+    build(onnx_file, engine, as_json, settings)
 
 
 def _lowered(

@@ -1,7 +1,6 @@
-"""TensorRT's module: found, old enough to be refused, and its messages.
+"""TensorRT's module, and the messages that it logs.
 
-Everything here and in `build` and `session` takes the module as an argument: TensorRT 10, TensorRT 11
-and TensorRT-RTX share what is used of them.
+Everything here and in `build` and `session` takes the module as an argument, and uses what TensorRT 10 and 11 share.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ INSTALL = (
     "add NVIDIA's package index to pip as its TensorRT installation guide says, then `pip install tensorrt-cu13` "
     "(`tensorrt-cu12` for a driver of CUDA 12). On a Jetson it comes with JetPack 6"
 )
-# Kept of what TensorRT says; the last ones tell why it failed.
-MOST_MESSAGES = 200
+MOST_ERRORS = 5  # in one message
+MOST_MESSAGES = 200  # kept of a log; the last ones tell why something failed
 
 
 @dataclass(frozen=True)
@@ -30,27 +29,21 @@ class Message:
     text: str
 
 
-def import_tensorrt(name: str = MODULE) -> Any:
+def import_tensorrt() -> Any:
     """The module, for use after `driver.find_driver`.
 
     Raises:
         BackendMissing: it is not installed, is broken, or is older than TensorRT 10.
     """
     try:
-        module = importlib.import_module(name)
+        module = importlib.import_module(MODULE)
     except (ImportError, OSError) as error:
         raise BackendMissing(f"TensorRT cannot be imported ({error}). Install it: {INSTALL}") from error
     version = str(getattr(module, "__version__", ""))
     major = version.partition(".")[0]
-    if name == MODULE and not (major.isdigit() and int(major) >= OLDEST):
+    if not (major.isdigit() and int(major) >= OLDEST):
         raise BackendMissing(f"TensorRT {version or 'of unknown version'} is too old, expected 10 or newer: {INSTALL}")
     return module
-
-
-def version_text(trt: Any) -> str:
-    """Its version; `RTX 1.7.1` of TensorRT-RTX, whose engines and figures are not TensorRT's."""
-    kind = str(trt.__name__).removeprefix(MODULE).strip("_").upper()
-    return f"{kind} {trt.__version__}".strip()
 
 
 def make_log(trt: Any) -> Any:
@@ -77,7 +70,7 @@ def make_log(trt: Any) -> Any:
     return Log()
 
 
-def said(log: Any, severity: str = "error", most: int = 5) -> str:
-    """The last errors (or warnings) of a log in one line, or that there are none."""
-    texts = list(dict.fromkeys(" ".join(one.text.split()) for one in log.messages if one.severity == severity))
-    return "; ".join(texts[-most:]) or "it gave no reason"
+def last_errors(log: Any) -> str:
+    """The last errors of a log in one line, or that there are none."""
+    texts = list(dict.fromkeys(" ".join(one.text.split()) for one in log.messages if one.severity == "error"))
+    return "; ".join(texts[-MOST_ERRORS:]) or "it gave no reason"

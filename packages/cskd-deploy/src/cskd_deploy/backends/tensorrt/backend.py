@@ -9,13 +9,13 @@ from typing import ClassVar
 import numpy as np
 
 from cskd_deploy.backends.base import INPUT, Arrays, Backend, input_shapes, is_input_of, needed_outputs
-from cskd_deploy.backends.tensorrt.api import MODULE, import_tensorrt, version_text
+from cskd_deploy.backends.tensorrt.api import import_tensorrt
 from cskd_deploy.backends.tensorrt.driver import Gpu, find_driver
 from cskd_deploy.backends.tensorrt.export import read_model
 from cskd_deploy.backends.tensorrt.manifest import EngineManifest, manifest_path, mismatches, read_engine_manifest
 from cskd_deploy.backends.tensorrt.memory import open_buffers
 from cskd_deploy.backends.tensorrt.session import EngineSession, LoadedEngine, load_engine
-from cskd_deploy.backends.tensorrt.worker import run_apart
+from cskd_deploy.backends.tensorrt.worker import run_in_worker
 from cskd_deploy.errors import BackendMissing, DeployError
 from cskd_deploy.model.manifest import Manifest
 
@@ -28,7 +28,6 @@ class TensorRTBackend(Backend):
         buffers: one of `backends.BUFFERS`; by default the first that can be used.
         cuda_graph: replay the engine's work as a CUDA graph: less work for the processor between layers.
         trust_engine: load an engine without a manifest that matches. It is tried in another process first.
-        module: TensorRT's name, or `tensorrt_rtx`, which runs none but its own engines.
     """
 
     name: ClassVar[str] = "tensorrt"
@@ -41,10 +40,8 @@ class TensorRTBackend(Backend):
         buffers: str | None = None,
         cuda_graph: bool = False,
         trust_engine: bool = False,
-        module: str = MODULE,
     ) -> None:
         super().__init__(path)
-        self._module = module
         self._buffers = buffers
         self._cuda_graph = cuda_graph
         self._trust = trust_engine
@@ -59,20 +56,20 @@ class TensorRTBackend(Backend):
 
     def load(self) -> None:
         content = _read(self.path)
-        known = _read_manifest(self.path, self._trust)
+        engine_manifest = _read_manifest(self.path, self._trust)
         try:
             driver = find_driver()
         except BackendMissing as error:
             raise BackendMissing(f"{self.path} cannot run here: {error}") from error
-        trt = import_tensorrt(self._module)
-        host_code = self._trust
-        if not self._trust:
-            assert known is not None
-            _check_trusted(self.path, known, content, version_text(trt), driver.gpus[0])
-            host_code = known.version_compatible
+        trt = import_tensorrt()
+        if self._trust:
+            host_code = True
+            run_in_worker("load", {"engine": str(self.path), "host_code": host_code})
         else:
-            run_apart("load", {"module": self._module, "engine": str(self.path), "host_code": host_code})
-        self.manifest = known.model if known is not None else _manifest_of_onnx(self.path)
+            assert engine_manifest is not None
+            _check_trusted(self.path, engine_manifest, content, trt.__version__, driver.gpus[0])
+            host_code = engine_manifest.version_compatible
+        self.manifest = _manifest_of_onnx(self.path) if engine_manifest is None else engine_manifest.model
         loaded = load_engine(trt, content, host_code)
         self._outputs = needed_outputs(self.manifest)
         _check_interface(self.path, loaded, self.manifest)
@@ -81,17 +78,17 @@ class TensorRTBackend(Backend):
         self._failures = buffers.failures
         self.size_bytes = len(content)
         images = loaded.inputs[INPUT]
-        self.batch_size = images.usual[0] if images.smallest[0] == images.largest[0] else None
+        self.batch_size = images.opt[0] if images.min[0] == images.max[0] else None
 
     def infer(self, feed: Arrays) -> dict[str, np.ndarray]:
         assert self._session is not None
         try:
-            found = self._session.run(feed)
+            outputs = self._session.run(feed)
         except DeployError as error:
             raise DeployError(f"{self.path}: {error}") from error
         except self._failures as error:
             raise DeployError(f"{self.path} failed on the GPU: {error}") from error
-        return {name: found[name] for name in self._outputs}
+        return {name: outputs[name] for name in self._outputs}
 
     def close(self) -> None:
         if self._session is not None:
@@ -109,21 +106,21 @@ def _read(path: Path) -> bytes:
 
 
 def _read_manifest(path: Path, trust: bool) -> EngineManifest | None:
-    known = read_engine_manifest(path)
-    if known is None and not trust:
+    manifest = read_engine_manifest(path)
+    if manifest is None and not trust:
         raise DeployError(
             f"engine {path} is refused: its manifest {manifest_path(path)} does not exist. An engine is code: build it "
             "with `cskd-deploy export --format trt`, or load it with --trust-engine if you know its origin"
         )
-    return known
+    return manifest
 
 
-def _check_trusted(path: Path, known: EngineManifest, content: bytes, tensorrt: str, gpu: Gpu) -> None:
-    found = mismatches(known, content, tensorrt, gpu)
-    if found:
+def _check_trusted(path: Path, manifest: EngineManifest, content: bytes, tensorrt: str, gpu: Gpu) -> None:
+    reasons = mismatches(manifest, content, tensorrt, gpu)
+    if reasons:
         raise DeployError(
-            f"engine {path} is refused: {'; '.join(found)}. Build it here with "
-            f"`cskd-deploy export --onnx {known.onnx} --format trt`, or load it with --trust-engine if you know its "
+            f"engine {path} is refused: {'; '.join(reasons)}. Build it here with "
+            f"`cskd-deploy export --onnx {manifest.onnx} --format trt`, or load it with --trust-engine if you know its "
             "origin"
         )
 

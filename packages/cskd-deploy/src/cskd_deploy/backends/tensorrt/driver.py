@@ -19,6 +19,7 @@ FIX = (
     "`nvidia-smi` must list the GPU"
 )
 # CUdevice_attribute of cuda.h
+_MULTIPROCESSORS = 16
 _CAPABILITY_MAJOR = 75
 _CAPABILITY_MINOR = 76
 _NAME_BYTES = 256
@@ -28,11 +29,13 @@ _NAME_BYTES = 256
 class Gpu:
     """A GPU that the driver lists."""
 
-    name: str
+    name: str  # "Orin" of every Jetson Orin
     capability: tuple[int, int]  # compute capability: (8, 7) of an Orin
+    multiprocessors: int | None = None  # None where a manifest of schema 1 does not have it
 
     def __str__(self) -> str:
-        return f"{self.name} (compute capability {self.capability[0]}.{self.capability[1]})"
+        multiprocessors = "" if self.multiprocessors is None else f", {self.multiprocessors} SMs"
+        return f"{self.name} (compute capability {self.capability[0]}.{self.capability[1]}{multiprocessors})"
 
 
 @dataclass(frozen=True)
@@ -66,23 +69,23 @@ def find_driver(load: Callable[[str], Any] = ctypes.CDLL) -> Driver:
     if count.value < 1:
         raise BackendMissing(f"the NVIDIA driver has no GPU to offer. {FIX}")
     version = ctypes.c_int()
-    _check(library, library.cuDriverGetVersion(ctypes.byref(version)), "does not tell its version")
+    _check(library, library.cuDriverGetVersion(ctypes.byref(version)), "does not give its version")
     cuda = version.value // 1000, version.value % 1000 // 10
-    return Driver(cuda, tuple(_gpu(library, place) for place in range(count.value)))
+    return Driver(cuda, tuple(_gpu(library, index) for index in range(count.value)))
 
 
-def _gpu(library: Any, place: int) -> Gpu:
+def _gpu(library: Any, index: int) -> Gpu:
     device = ctypes.c_int()
-    _check(library, library.cuDeviceGet(ctypes.byref(device), place), f"does not open GPU {place}")
+    _check(library, library.cuDeviceGet(ctypes.byref(device), index), f"does not open GPU {index}")
     name = ctypes.create_string_buffer(_NAME_BYTES)
-    _check(library, library.cuDeviceGetName(name, _NAME_BYTES, device), f"does not name GPU {place}")
-    capability = []
-    for attribute in (_CAPABILITY_MAJOR, _CAPABILITY_MINOR):
+    _check(library, library.cuDeviceGetName(name, _NAME_BYTES, device), f"does not name GPU {index}")
+    values = []
+    for attribute in (_CAPABILITY_MAJOR, _CAPABILITY_MINOR, _MULTIPROCESSORS):
         value = ctypes.c_int()
         code = library.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
-        _check(library, code, f"does not describe GPU {place}")
-        capability.append(value.value)
-    return Gpu(name.value.decode(errors="replace"), (capability[0], capability[1]))
+        _check(library, code, f"does not describe GPU {index}")
+        values.append(value.value)
+    return Gpu(name.value.decode(errors="replace"), (values[0], values[1]), values[2])
 
 
 def memory_in_use(load: Callable[[str], Any] = ctypes.CDLL) -> int | None:
@@ -112,8 +115,8 @@ def _check(library: Any, code: int, failing: str) -> None:
     if code == 0:
         return
     text = ctypes.c_char_p()
-    known = library.cuGetErrorName(code, ctypes.byref(text)) == 0 and text.value is not None
-    name = text.value.decode() if known and text.value else "an unknown error"
+    library.cuGetErrorName(code, ctypes.byref(text))
+    name = text.value.decode() if text.value else "an unknown error"
     raise BackendMissing(f"the NVIDIA driver {failing}: {name} ({code}). {FIX}")
 
 

@@ -21,30 +21,31 @@ from cskd_deploy.errors import DeployError
 from cskd_deploy.model.manifest import MANIFEST_KEY, Manifest, checked_schema, manifest_from_metadata
 from cskd_deploy.model.onnx_file import check_manifest
 
-SCHEMA = 1
+SCHEMA = 2  # added `gpu.multiprocessors`, and has trtexec's names of hardware compatibility
+SCHEMAS = (1, 2)  # that are read
+_HARDWARE_OF_SCHEMA_1 = {"ampere-plus": "ampere+", "same-capability": "sameComputeCapability"}
 MOST_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class EngineManifest:
-    """All that is known of an engine."""
+    """What an engine is, and where it runs."""
 
     sha256: str  # of the engine
     onnx: str  # name of the file that it was built from
     onnx_sha256: str
     tensorrt: str  # version that built it
     cuda: str  # version of the driver then
-    gpu: Gpu | None  # None when it was built for a compute capability, without a GPU
+    gpu: Gpu  # that it was built on
     precision: str
     inputs: dict[str, ShapeRange]
     outputs: dict[str, Shape]
     version_compatible: bool
-    hardware_compatible: str
+    hardware_compatible: str  # a key of settings.HARDWARE
     model: Manifest
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as it stands in the file."""
-        gpu = None if self.gpu is None else {"name": self.gpu.name, "capability": list(self.gpu.capability)}
         return {
             "schema": SCHEMA,
             "sha256": self.sha256,
@@ -52,7 +53,11 @@ class EngineManifest:
             "onnx_sha256": self.onnx_sha256,
             "tensorrt": self.tensorrt,
             "cuda": self.cuda,
-            "gpu": gpu,
+            "gpu": {
+                "name": self.gpu.name,
+                "capability": list(self.gpu.capability),
+                "multiprocessors": self.gpu.multiprocessors,
+            },
             "precision": self.precision,
             "shapes": {
                 "inputs": {name: one.to_list() for name, one in self.inputs.items()},
@@ -118,14 +123,14 @@ def mismatches(manifest: EngineManifest, content: bytes, tensorrt: str, gpu: Gpu
         tensorrt: the installed version.
         gpu: the GPU at hand.
     """
-    found = []
+    reasons = []
     if sha256_of(content) != manifest.sha256:
-        found.append("its content is not what was built (sha256 differs)")
+        reasons.append("its content is not what was built (sha256 differs)")
     if not _version_fits(manifest, tensorrt):
-        found.append(f"it was built with TensorRT {manifest.tensorrt}, here is {tensorrt}")
+        reasons.append(f"it was built with TensorRT {manifest.tensorrt}, here is {tensorrt}")
     if not _gpu_fits(manifest, gpu):
-        found.append(f"it was built for {manifest.gpu or 'another GPU'}, here is {gpu}")
-    return found
+        reasons.append(f"it was built for {manifest.gpu}, here is {gpu}")
+    return reasons
 
 
 def _version_fits(manifest: EngineManifest, tensorrt: str) -> bool:
@@ -141,33 +146,36 @@ def _numbers(version: str) -> list[int]:
 
 
 def _gpu_fits(manifest: EngineManifest, gpu: Gpu) -> bool:
-    if manifest.gpu is None:
-        return False
-    if manifest.hardware_compatible == "ampere-plus":
+    if manifest.hardware_compatible == "ampere+":
         return gpu.capability >= (8, 0)
-    if manifest.hardware_compatible == "same-capability":
+    if manifest.hardware_compatible == "sameComputeCapability":
         return gpu.capability == manifest.gpu.capability
+    if manifest.gpu.multiprocessors is None:
+        return (gpu.name, gpu.capability) == (manifest.gpu.name, manifest.gpu.capability)
     return gpu == manifest.gpu
 
 
 def _manifest(data: Mapping[str, Any], path: Path) -> EngineManifest:
     model = data.get("model")
-    checked_schema(data, (SCHEMA,), model.get("versions") if isinstance(model, dict) else None)
+    schema = checked_schema(data, SCHEMAS, model.get("versions") if isinstance(model, dict) else None)
     texts = {key: _typed(data, key, str) for key in ("sha256", "onnx", "onnx_sha256", "tensorrt", "cuda", "precision")}
     shapes = _typed(data, "shapes", dict)
-    gpu = data["gpu"]
-    if gpu is not None:
-        major, minor = gpu["capability"]
-        gpu = Gpu(_typed(gpu, "name", str), (int(major), int(minor)))
+    hardware = _typed(data, "hardware_compatible", str)
     return EngineManifest(
         **texts,
-        gpu=gpu,
+        gpu=_gpu(_typed(data, "gpu", dict), schema),
         inputs={str(name): range_from_list(one) for name, one in shapes["inputs"].items()},
         outputs={str(name): tuple(int(size) for size in one) for name, one in shapes["outputs"].items()},
         version_compatible=_typed(data, "version_compatible", bool),
-        hardware_compatible=_typed(data, "hardware_compatible", str),
+        hardware_compatible=_HARDWARE_OF_SCHEMA_1.get(hardware, hardware) if schema == 1 else hardware,
         model=manifest_from_metadata({MANIFEST_KEY: json.dumps(_typed(data, "model", dict))}, path),
     )
+
+
+def _gpu(data: Mapping[str, Any], schema: int) -> Gpu:
+    major, minor = data["capability"]
+    multiprocessors = None if schema == 1 else _typed(data, "multiprocessors", int)
+    return Gpu(_typed(data, "name", str), (int(major), int(minor)), multiprocessors)
 
 
 def _typed(data: Mapping[str, Any], key: str, kind: type) -> Any:

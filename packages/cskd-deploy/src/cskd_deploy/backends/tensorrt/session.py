@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cskd_deploy.backends.tensorrt.api import make_log, said
+from cskd_deploy.backends.tensorrt.api import last_errors, make_log
 from cskd_deploy.backends.tensorrt.driver import CudaGraph
 from cskd_deploy.backends.tensorrt.memory import Block, Buffers
 from cskd_deploy.backends.tensorrt.shapes import Shape, ShapeRange, range_from_list, written
@@ -54,14 +54,14 @@ def load_engine(trt: Any, content: bytes, host_code: bool = False) -> LoadedEngi
         runtime.engine_host_code_allowed = True
     engine = runtime.deserialize_cuda_engine(content)
     if engine is None:
-        raise DeployError(f"TensorRT {trt.__version__} refuses the engine: {said(log)}")
+        raise DeployError(f"TensorRT {trt.__version__} refuses the engine: {last_errors(log)}")
     context = engine.create_execution_context()
     if context is None:
-        raise DeployError(f"TensorRT cannot prepare the engine to run: {said(log)} (is the GPU's memory full?)")
+        raise DeployError(f"TensorRT cannot prepare the engine to run: {last_errors(log)} (is the GPU's memory full?)")
     inputs: dict[str, ShapeRange] = {}
     outputs, shapes, dtypes = [], {}, {}
-    for place in range(engine.num_io_tensors):
-        name = engine.get_tensor_name(place)
+    for index in range(engine.num_io_tensors):
+        name = engine.get_tensor_name(index)
         if engine.get_tensor_location(name) != trt.TensorLocation.DEVICE:
             raise DeployError(f"tensor {name} of the engine lies in host memory: it is none of `cskd-deploy export`")
         dtypes[name] = np.dtype(trt.nptype(engine.get_tensor_dtype(name)))
@@ -123,12 +123,12 @@ class EngineSession:
         else:
             self._graph.launch()
         marks.append(buffers.mark())
-        found = {name: self._copy_out(name) for name in self._loaded.outputs}
+        outputs = {name: self._copy_out(name) for name in self._loaded.outputs}
         marks.append(buffers.mark())
         buffers.synchronize()
         stages = zip(("h2d", "compute", "d2h"), marks, marks[1:], strict=False)
         self.milliseconds = {stage: buffers.milliseconds(first, second) for stage, first, second in stages}
-        return {name: array.copy() for name, array in found.items()}
+        return {name: array.copy() for name, array in outputs.items()}
 
     def close(self) -> None:
         """Free the GPU's memory."""
@@ -141,39 +141,41 @@ class EngineSession:
         self._buffers.close()
 
     def _prepare(self, shapes: dict[str, Shape]) -> None:
-        """Tell the context the shapes of the inputs, and give every tensor an address."""
+        """Set the shapes of the inputs in the context, and give every tensor an address."""
         self._drop_graph()
         self._shapes = {}  # until all of it is done
         for name, shape in shapes.items():
             if not self._loaded.inputs[name].holds(shape):
                 raise DeployError(
                     f"input {name} has shape {written(shape)}, the engine takes {self._loaded.inputs[name]}: "
-                    "build it with --min-shapes and --max-shapes that hold it, of a model without a fixed --input-size"
+                    "build it with --trt minShapes and maxShapes that hold it, of a model without a fixed --input-size"
                 )
             self._require(self._loaded.context.set_input_shape(name, shape), f"the shape {written(shape)} of {name}")
-            self._place(name, shape)
-        unknown = self._loaded.context.infer_shapes()
-        if unknown:
-            raise DeployError(f"TensorRT cannot tell the shapes of {', '.join(unknown)}: {said(self._loaded.log)}")
+            self._bind(name, shape)
+        missing = self._loaded.context.infer_shapes()
+        if missing:
+            raise DeployError(
+                f"TensorRT cannot infer shapes without {', '.join(missing)}: {last_errors(self._loaded.log)}"
+            )
         self._fixed = {}
         for name in self._loaded.outputs:
             shape = tuple(self._loaded.context.get_tensor_shape(name))
             if -1 not in shape:
                 self._fixed[name] = shape
-                self._place(name, shape)
+                self._bind(name, shape)
             elif name not in self._allocators:
                 allocator = make_output_allocator(self._loaded.trt, self._buffers)
                 self._require(self._loaded.context.set_output_allocator(name, allocator), f"an allocator for {name}")
                 self._allocators[name] = allocator
         if self._cuda_graph and len(self._fixed) < len(self._loaded.outputs):
-            loose = ", ".join(name for name in self._loaded.outputs if name not in self._fixed)
+            dynamic = ", ".join(name for name in self._loaded.outputs if name not in self._fixed)
             raise DeployError(
-                f"the engine cannot run as a CUDA graph, for the shape of {loose} depends on the data: "
+                f"the engine cannot run as a CUDA graph, for the shape of {dynamic} depends on the data: "
                 "leave --cuda-graph out"
             )
         self._shapes = shapes
 
-    def _place(self, name: str, shape: Shape) -> None:
+    def _bind(self, name: str, shape: Shape) -> None:
         """Give a tensor an address with room for `shape`, and a host array to copy from or to."""
         size = self._bytes(name, shape)
         block = self._blocks.get(name)
@@ -215,7 +217,7 @@ class EngineSession:
         if name in self._fixed:
             block, shape = self._blocks[name], self._fixed[name]
         else:
-            block, shape = self._allocators[name].found(name)  # known since `execute_async_v3` returned
+            block, shape = self._allocators[name].result(name)  # set when `execute_async_v3` returned
         array = self._host(name, shape)
         if array.size:
             self._buffers.copy_out(array, block)
@@ -223,7 +225,7 @@ class EngineSession:
 
     def _require(self, success: bool, what: str) -> None:
         if not success:
-            raise DeployError(f"TensorRT refuses {what}: {said(self._loaded.log)}")
+            raise DeployError(f"TensorRT refuses {what}: {last_errors(self._loaded.log)}")
 
     def _drop_graph(self) -> None:
         if self._graph is not None:
@@ -232,7 +234,7 @@ class EngineSession:
 
 
 def make_output_allocator(trt: Any, buffers: Buffers) -> Any:
-    """Memory for an output whose size TensorRT learns while it runs."""
+    """Memory for an output whose size TensorRT determines while it runs."""
 
     class OutputAllocator(trt.IOutputAllocator):
         def __init__(self) -> None:
@@ -242,7 +244,7 @@ def make_output_allocator(trt: Any, buffers: Buffers) -> Any:
             self._failure: Exception | None = None
 
         def reallocate_output(self, name: str, memory: int, size: int, alignment: int) -> int | None:
-            # An exception must not pass through TensorRT; None tells it that there is no memory.
+            # An exception must not pass through TensorRT; None means that there is no memory.
             try:
                 if self._block is None or self._block.size < size:
                     self.free()
@@ -258,7 +260,7 @@ def make_output_allocator(trt: Any, buffers: Buffers) -> Any:
         def notify_shape(self, name: str, shape: Any) -> None:
             self._shape = tuple(shape)
 
-        def found(self, name: str) -> tuple[Block, Shape]:
+        def result(self, name: str) -> tuple[Block, Shape]:
             """The memory and the shape of the last run."""
             if self._block is None or self._shape is None:
                 raise DeployError(f"TensorRT gave no output {name} ({self._failure or 'it asked for no memory'})")

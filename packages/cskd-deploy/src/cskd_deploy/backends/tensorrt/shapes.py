@@ -1,4 +1,4 @@
-"""The shapes that an engine is built for: fixed ones, or for each dynamic input a smallest, a usual and a largest."""
+"""The shapes that an engine is built for: fixed ones, or for each dynamic input a profile of min, opt and max."""
 
 from __future__ import annotations
 
@@ -8,51 +8,53 @@ from dataclasses import dataclass
 from typing import Any
 
 from cskd_deploy.backends.base import INPUT
+from cskd_deploy.detect.preprocess import padded_size
 from cskd_deploy.errors import DeployError
 from cskd_deploy.model.manifest import Manifest
 
 Shape = tuple[int, ...]
+LARGEST_BATCH = 8  # of a profile, where no option gives another
 _OPTION = re.compile(r"(?P<name>[^:=,\s]+):(?P<shape>\d+(x\d+)*)")
 
 
 @dataclass(frozen=True)
 class ShapeRange:
-    """An engine takes an input from `smallest` to `largest`, fastest at `usual`. All three are one of a fixed input."""
+    """An engine takes an input from `min` to `max`, fastest at `opt`: the three of a profile. All are one if fixed."""
 
-    smallest: Shape
-    usual: Shape
-    largest: Shape
+    min: Shape
+    opt: Shape
+    max: Shape
 
     def __post_init__(self) -> None:
-        lengths = {len(self.smallest), len(self.usual), len(self.largest)}
-        triples = zip(self.smallest, self.usual, self.largest, strict=False)
+        lengths = {len(self.min), len(self.opt), len(self.max)}
+        triples = zip(self.min, self.opt, self.max, strict=False)
         if len(lengths) > 1 or not all(1 <= low <= middle <= high for low, middle, high in triples):
-            raise ValueError(f"{self} is no range: expected smallest <= usual <= largest in every dimension, from 1 on")
+            raise ValueError(f"{self} is no range: expected min <= opt <= max in every dimension, from 1 on")
 
     def holds(self, shape: Shape) -> bool:
         """Whether an engine of this range takes `shape`."""
-        if len(shape) != len(self.usual):
+        if len(shape) != len(self.opt):
             return False
-        return all(low <= size <= high for low, size, high in zip(self.smallest, shape, self.largest, strict=True))
+        return all(low <= size <= high for low, size, high in zip(self.min, shape, self.max, strict=True))
 
     def to_list(self) -> list[list[int]]:
-        """Plain data, smallest first."""
-        return [list(self.smallest), list(self.usual), list(self.largest)]
+        """Plain data: min, opt, max."""
+        return [list(self.min), list(self.opt), list(self.max)]
 
     def __str__(self) -> str:
-        if self.smallest == self.largest:
-            return written(self.usual)
-        return f"{written(self.smallest)} .. {written(self.usual)} .. {written(self.largest)}"
+        if self.min == self.max:
+            return written(self.opt)
+        return f"min {written(self.min)}, opt {written(self.opt)}, max {written(self.max)}"
 
 
 def range_from_list(data: Sequence[Sequence[int]]) -> ShapeRange:
-    """What `to_list` gave.
+    """The range that `to_list` gave.
 
     Raises:
         ValueError: it is no range.
     """
-    smallest, usual, largest = (tuple(int(size) for size in shape) for shape in data)
-    return ShapeRange(smallest, usual, largest)
+    lowest, optimal, highest = (tuple(int(size) for size in shape) for shape in data)
+    return ShapeRange(lowest, optimal, highest)
 
 
 def written(shape: Sequence[int]) -> str:
@@ -60,42 +62,44 @@ def written(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
 
 
-def parse_shapes(text: str | None, option: str) -> dict[str, Shape]:
+def parse_shapes(text: str) -> dict[str, Shape]:
     """Read `image:1x3x320x320,image_shape:1x2`, as trtexec writes shapes.
 
     Raises:
-        DeployError: names the option.
+        ValueError: it is written otherwise.
     """
-    found = {}
-    for part in filter(None, (text or "").split(",")):
+    shapes = {}
+    for part in text.split(","):
         match = _OPTION.fullmatch(part)
         if match is None:
-            raise DeployError(f"{option} has {part!r}, expected NAME:SHAPE as in image:1x3x320x320")
-        found[match["name"]] = tuple(int(size) for size in match["shape"].split("x"))
-    return found
+            raise ValueError(f"{part!r} is not NAME:SHAPE")
+        shapes[match["name"]] = tuple(int(size) for size in match["shape"].split("x"))
+    return shapes
 
 
 def input_ranges(
     inputs: Mapping[str, Shape],
     model: Manifest,
-    smallest: Mapping[str, Shape],
-    usual: Mapping[str, Shape],
-    largest: Mapping[str, Shape],
+    min_shapes: Mapping[str, Shape],
+    opt_shapes: Mapping[str, Shape],
+    max_shapes: Mapping[str, Shape],
 ) -> dict[str, ShapeRange]:
     """The range of each input of a graph.
 
-    What no option names is chosen: one image, and of other inputs as many rows as there are images; a height and width
-    from the padding's divisor over the input size to a square of its longer edge, so that lying and upright images fit.
+    What no option names is chosen. Height and width begin at the padding's divisor, are fastest at the canvas of the
+    test scale, and end at a square of its longer edge, so that lying and upright images fit; of a graph that takes no
+    sizes but its canvases they go from the least of these to the largest, fastest at the first. A dynamic batch goes
+    from 1, where it is fastest, to `LARGEST_BATCH`; other inputs have as many rows as there are images.
 
     Args:
         inputs: of the graph; -1 where a dimension is dynamic.
         model: whose graph it is.
-        smallest: by option, as `usual` and `largest`.
+        min_shapes: by option, as `opt_shapes` and `max_shapes`.
 
     Raises:
         DeployError: an option names no input, changes a fixed dimension, or the three are no range.
     """
-    given = {"--min-shapes": smallest, "--opt-shapes": usual, "--max-shapes": largest}
+    given = {"minShapes": min_shapes, "optShapes": opt_shapes, "maxShapes": max_shapes}
     defaults = _defaults(model)
     for option, shapes in given.items():
         for name, shape in shapes.items():
@@ -110,35 +114,40 @@ def input_ranges(
         try:
             ranges[name] = ShapeRange(*three)
         except ValueError as error:
-            raise DeployError(f"input {name}: {error} (--min-shapes, --opt-shapes, --max-shapes)") from error
+            raise DeployError(f"input {name}: {error} (--trt {', '.join(given)})") from error
     return ranges
 
 
 def _defaults(model: Manifest) -> tuple[Any, Any, Any]:
-    """For each of smallest, usual, largest: the size of a dynamic axis of an input, besides what is given."""
+    """For min, opt and max: the size of a dynamic axis of an input, besides what is given."""
     rule = model.preprocessing
-    long = max(rule.input_size)
+    canvases = rule.canvases or (padded_size((rule.scale[1], rule.scale[0]), rule.pad_divisor),)
+    if rule.canvases:
+        heights, widths = zip(*canvases, strict=True)
+        lowest, highest = (min(heights), min(widths)), (max(heights), max(widths))
+    else:
+        lowest, highest = (rule.pad_divisor, rule.pad_divisor), (max(canvases[0]), max(canvases[0]))
     first = 1 if model.graph.input == "uint8" else 2  # the axis of the height: NHWC or NCHW
 
-    def chosen(*size: int) -> Any:
+    def chosen(size: tuple[int, int], batch: int) -> Any:
         def default(axis: int, shape: Shape, given: Mapping[str, Shape]) -> int:
             if len(shape) == 4 and axis >= first:
                 return size[axis - first]
-            return given.get(INPUT, (1,))[0]  # the batch: as many sizes of images as images
+            return given[INPUT][0] if INPUT in given else batch  # as many sizes of images as images
 
         return default
 
-    return chosen(rule.pad_divisor, rule.pad_divisor), chosen(*rule.input_size), chosen(long, long)
+    return chosen(lowest, 1), chosen(canvases[0], 1), chosen(highest, LARGEST_BATCH)
 
 
 def _check_given(option: str, name: str, shape: Shape, inputs: Mapping[str, Shape]) -> None:
     if name not in inputs:
-        raise DeployError(f"{option} names {name!r}; the inputs are {', '.join(inputs)}")
+        raise DeployError(f"--trt {option} names {name!r}; the inputs are {', '.join(inputs)}")
     fixed = inputs[name]
     fits = len(shape) == len(fixed) and all(size in (-1, got) for size, got in zip(fixed, shape, strict=True))
     if not fits:
         expected = "x".join("?" if size < 0 else str(size) for size in fixed)
         raise DeployError(
-            f"{option} gives {name} as {written(shape)}, the graph has {expected}: only what is ? can be chosen"
+            f"--trt {option} gives {name} as {written(shape)}, the graph has {expected}: only what is ? can be chosen"
             + ("" if -1 in fixed else " (export it without --input-size, or with --batch any, for that)")
         )

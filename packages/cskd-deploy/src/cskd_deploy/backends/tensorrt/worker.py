@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from cskd_data.errors import CskdError
-from cskd_deploy.backends.tensorrt.api import import_tensorrt, version_text
+from cskd_deploy.backends.tensorrt.api import import_tensorrt
 from cskd_deploy.errors import BackendMissing, DeployError
 
 MOST_LINES = 5
 
 
-def run_apart(
+def run_in_worker(
     action: str, arguments: Mapping[str, Any], progress: Callable[[float], None] = lambda done: None
 ) -> dict[str, Any]:
     """Let a worker do something.
@@ -34,7 +34,7 @@ def run_apart(
         Plain data.
 
     Raises:
-        DeployError: what the child reported, or that it crashed, by which signal, and what it said last.
+        DeployError: what the child reported, or that it crashed, by which signal, and the last lines of its output.
         BackendMissing: as the child reported.
     """
     command = [sys.executable, "-m", "cskd_deploy.backends.tensorrt.worker"]
@@ -91,7 +91,7 @@ def _crash(action: str, code: int, errors: IO[bytes]) -> str:
     errors.seek(0)
     lines = [line.strip() for line in errors.read().decode(errors="replace").splitlines() if line.strip()]
     last = " | ".join(lines[-MOST_LINES:])
-    return f"TensorRT crashed ({action}): its process {ended}" + (f". It said last: {last}" if last else "")
+    return f"TensorRT crashed ({action}): its process {ended}" + (f". Its last output: {last}" if last else "")
 
 
 Report = Callable[[float], None]
@@ -99,23 +99,22 @@ Report = Callable[[float], None]
 
 def build(arguments: dict[str, Any], report: Report) -> dict[str, Any]:
     """Build an engine; see `export.export_engine`."""
-    from cskd_deploy.backends.tensorrt.build import BuildSettings, build_engine
+    from cskd_deploy.backends.tensorrt.build import build_engine
     from cskd_deploy.backends.tensorrt.export import read_model
+    from cskd_deploy.backends.tensorrt.settings import settings_from_dict
 
-    trt = import_tensorrt(arguments["module"])
-    cache = arguments["timing_cache"]
-    known = None if cache is None else Path(cache).read_bytes() if Path(cache).exists() else b""
-    chosen: dict[str, Any] = dict(arguments["settings"])
-    for key in ("min_shapes", "opt_shapes", "max_shapes"):
-        chosen[key] = {name: tuple(shape) for name, shape in chosen[key].items()}
-    settings = BuildSettings(**chosen)
+    trt = import_tensorrt()
+    settings = settings_from_dict(arguments["settings"])
+    timings = None
+    if settings.timing_cache is not None:
+        timings = settings.timing_cache.read_bytes() if settings.timing_cache.exists() else b""
     content, model = read_model(Path(arguments["onnx"]))
-    built = build_engine(trt, content, model, settings, known, report)
+    built = build_engine(trt, content, model, settings, timings, report)
     Path(arguments["engine"]).write_bytes(built.engine)
     if built.timing_cache is not None:
         Path(arguments["new_timing_cache"]).write_bytes(built.timing_cache)
     return {
-        "tensorrt": version_text(trt),
+        "tensorrt": trt.__version__,
         "inputs": {name: one.to_list() for name, one in built.inputs.items()},
         "outputs": built.outputs,
         "notes": built.notes,
@@ -124,14 +123,14 @@ def build(arguments: dict[str, Any], report: Report) -> dict[str, Any]:
 
 def version(arguments: dict[str, Any], report: Report) -> dict[str, Any]:
     """Which TensorRT there is."""
-    return {"tensorrt": version_text(import_tensorrt(arguments["module"]))}
+    return {"tensorrt": import_tensorrt().__version__}
 
 
 def load(arguments: dict[str, Any], report: Report) -> dict[str, Any]:
     """Load an engine, to see whether TensorRT survives it."""
     from cskd_deploy.backends.tensorrt.session import load_engine
 
-    trt = import_tensorrt(arguments["module"])
+    trt = import_tensorrt()
     loaded = load_engine(trt, Path(arguments["engine"]).read_bytes(), arguments["host_code"])
     loaded.close()
     return {"shapes": loaded.shapes}
@@ -154,13 +153,13 @@ def main() -> None:
                 messages.flush()
 
         job = json.load(sys.stdin)
-        told = -1
+        reported = -1
 
         def report(done: float) -> None:
-            nonlocal told
+            nonlocal reported
             percent = int(done * 100)
-            if percent > told:
-                told = percent
+            if percent > reported:
+                reported = percent
                 send({"progress": done})
 
         try:
