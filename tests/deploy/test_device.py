@@ -217,3 +217,42 @@ def test_compare_takes_backends_for_one_or_both_models(deploy, graph, narrow, im
         done = deploy(*words, *(word for name in names for word in ("--backend", name)))
         assert done.code == 2
         assert message in done.err
+
+
+@pytest.mark.parametrize("family", ["RetinaNet", "FasterRCNN"])
+def test_an_export_is_compared_with_mmdet_on_the_device_that_was_asked_for_without_tf32_with_doubles_of_gpus(
+    family, deploy, exported, tmp_path, ort_gpu, torch_gpu, monkeypatch
+):
+    exact: list[bool] = []
+    real = OnnxRuntimeDouble.InferenceSession
+
+    def session(runtime: Any, model: Any, **options: Any) -> Any:
+        if "use_tf32" in options["providers"][0][1]:
+            exact.append(not (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32))
+        return real(runtime, model, **options)
+
+    monkeypatch.setattr(OnnxRuntimeDouble, "InferenceSession", session)
+    before = torch.backends.cudnn.allow_tf32
+    words = ("export", "--checkpoint", exported(family).checkpoint, "--output", tmp_path / "student.onnx")
+    done = deploy(*words, "--device", "cuda")
+    assert done.code == 0, done.err
+    assert "verifying against mmdet in PyTorch, on cuda" in done.err
+    assert torch_gpu == ["to cuda"]
+    tried, compared = (providers[0][1] for providers in ort_gpu.providers)
+    assert (tried.get("use_tf32"), compared["use_tf32"]) == (None, "0")
+    assert exact == [True]
+    assert torch.backends.cudnn.allow_tf32 == before
+
+
+@pytest.mark.parametrize("missing", ["torch", "onnxruntime"])
+def test_an_export_that_is_to_be_compared_on_a_gpu_is_refused_first_where_there_is_none(
+    missing, deploy, narrow, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: missing != "torch")
+    monkeypatch.setitem(sys.modules, "onnxruntime", OnnxRuntimeDouble(working=missing != "onnxruntime"))
+    words = ("export", "--checkpoint", narrow, "--output", tmp_path / "student.onnx", "--device", "cuda")
+    done = deploy(*words)
+    assert done.code == 3
+    assert ("use --device cpu" if missing == "torch" else "onnxruntime-gpu[cuda,cudnn]") in done.err
+    assert "reading" not in done.err
+    assert list(tmp_path.iterdir()) == []

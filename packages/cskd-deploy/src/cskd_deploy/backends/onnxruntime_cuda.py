@@ -41,13 +41,14 @@ CONVOLUTION = (
 )
 
 
-def open_session(runtime: Any, model: str | bytes, options: Any) -> Any:
+def open_session(runtime: Any, model: str | bytes, options: Any, exact: bool = False) -> Any:
     """A session on GPU 0; what has no CUDA kernel runs on the processor.
 
     Args:
         runtime: the module `onnxruntime`.
         model: a file, or its content.
         options: the `onnxruntime.SessionOptions`.
+        exact: compute float32 with all its bits: by default convolutions have ten (TF32).
 
     Raises:
         BackendMissing: no session on CUDA can be made here.
@@ -55,6 +56,7 @@ def open_session(runtime: Any, model: str | bytes, options: Any) -> Any:
     offered = runtime.get_available_providers()
     if PROVIDER not in offered:
         raise BackendMissing(f"the installed ONNX Runtime has no {PROVIDER}, only {', '.join(offered)}. {INSTALL}")
+    own = {**OPTIONS, "use_tf32": "0"} if exact else OPTIONS
     options.add_session_config_entry(_RECORD_ASSIGNMENT, "1")
     # ONNX Runtime prints what it misses and goes on without CUDA; that is said below, once.
     printed = io.StringIO()
@@ -63,9 +65,7 @@ def open_session(runtime: Any, model: str | bytes, options: Any) -> Any:
         with contextlib.redirect_stdout(printed):
             if hasattr(runtime, "preload_dlls"):  # CUDA and cuDNN as pip installs them are found by this alone
                 runtime.preload_dlls()
-            session = runtime.InferenceSession(
-                model, sess_options=options, providers=[(PROVIDER, OPTIONS), CPU_PROVIDER]
-            )
+            session = runtime.InferenceSession(model, sess_options=options, providers=[(PROVIDER, own), CPU_PROVIDER])
     finally:
         runtime.set_default_logger_severity(_WARNING)
     if session.get_providers()[0] != PROVIDER:

@@ -116,7 +116,7 @@ def mmdet_candidates(
 
     metas = _metas(image_shape)
     with torch.inference_mode():
-        features = model.extract_feat(torch.from_numpy(image).to(next(model.parameters()).device))
+        features = model.extract_feat(_beside(model, image))
         if hasattr(model, "roi_head"):
             candidates = _pairs_of_proposals(model, features, metas, model.rpn_head.simple_test_rpn(features, metas))
         else:
@@ -129,7 +129,7 @@ def mmdet_level_cuts(model: Any, image: np.ndarray) -> list[tuple[int, float]]:
     import torch
 
     with torch.inference_mode():
-        maps = model.bbox_head(model.extract_feat(torch.from_numpy(image)))[0]
+        maps = model.bbox_head(model.extract_feat(_beside(model, image)))[0]
         kept = [
             values[0].flatten().topk(min(model.test_cfg["nms_pre"], values[0].numel()))[0].sigmoid() for values in maps
         ]
@@ -141,8 +141,8 @@ def mmdet_proposals(model: Any, image: np.ndarray, image_shape: np.ndarray) -> n
     import torch
 
     with torch.inference_mode():
-        features = model.extract_feat(torch.from_numpy(image))
-        boxes: np.ndarray = model.rpn_head.simple_test_rpn(features, _metas(image_shape))[0][:, :4].numpy()
+        features = model.extract_feat(_beside(model, image))
+        boxes: np.ndarray = model.rpn_head.simple_test_rpn(features, _metas(image_shape))[0][:, :4].cpu().numpy()
     return boxes
 
 
@@ -152,8 +152,15 @@ def mmdet_pairs(model: Any, image: np.ndarray, image_shape: np.ndarray, proposal
 
     metas = _metas(image_shape)
     with torch.inference_mode():
-        features = model.extract_feat(torch.from_numpy(image))
-        return _named(_pairs_of_proposals(model, features, metas, [torch.from_numpy(proposals)]))
+        features = model.extract_feat(_beside(model, image))
+        return _named(_pairs_of_proposals(model, features, metas, [_beside(model, proposals)]))
+
+
+def _beside(model: Any, array: np.ndarray) -> Any:
+    """A tensor on the device of the model's weights."""
+    import torch
+
+    return torch.from_numpy(array).to(next(model.parameters()).device)
 
 
 def _metas(image_shape: np.ndarray) -> list[dict[str, Any]]:

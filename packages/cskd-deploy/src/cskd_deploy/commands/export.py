@@ -12,6 +12,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from cskd_deploy.backends import DEVICES
 from cskd_deploy.backends.tensorrt.export import require_tensorrt
 from cskd_deploy.backends.tensorrt.settings import parse_build_settings
 from cskd_deploy.commands.export_options import (
@@ -91,6 +92,13 @@ from cskd_deploy.model.onnx_file import check_model_output
     help="Faster R-CNN: keep the best N proposals of an image. Fewer are faster; `eval --reference` with the "
     "checkpoint shows what they cost. [default: the config's]",
 )
+@click.option(
+    "--device",
+    type=click.Choice(DEVICES),
+    default="cpu",
+    show_default=True,
+    help="Where the file is compared with mmdet.",
+)
 @precision_options
 @build_options
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -106,6 +114,7 @@ def command(
     nms: str,
     proposals: int | None,
     trt: tuple[str, ...],
+    device: str,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -157,7 +166,7 @@ def command(
         """Export the checkpoint to an FP32 file."""
         from cskd_deploy.exporter.onnx import export
 
-        return export(source, path, config, input_sizes, progress, form)
+        return export(source, path, config, input_sizes, progress, form, device)
 
     if onnx_file is None or not plan.is_plain:
         result = plain(target) if plan.is_plain else _lowered(plan, onnx_file, plain, target, progress)
@@ -201,7 +210,7 @@ def _refuse_checkpoint_options() -> None:
     """
     context = click.get_current_context()
     options = {parameter.name: parameter.opts[0] for parameter in context.command.params}
-    shaping = ("config", "input_sizes", "graph_input", "batch", "nms", "proposals")
+    shaping = ("config", "input_sizes", "graph_input", "batch", "nms", "proposals", "device")
     given = [options[name] for name in shaping if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
     if given:
         raise DeployError(f"{', '.join(given)}: only with --checkpoint; the file of --onnx is exported already")

@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from cskd_data.files import write_atomically
+from cskd_deploy.backends import onnxruntime_cuda as cuda
 from cskd_deploy.backends.base import CANDIDATE
 from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend, import_onnxruntime
 from cskd_deploy.detect.preprocess import exact_placement, placement
 from cskd_deploy.errors import BackendMissing, DeployError
-from cskd_deploy.exporter.student import INSTALL, Student, load_student
+from cskd_deploy.exporter.student import INSTALL, Student, exact_float32, load_student, torch_device
 from cskd_deploy.exporter.verify import Verification, verify
 from cskd_deploy.model.manifest import GraphForm, Manifest
 from cskd_deploy.model.onnx_file import check_model_output
@@ -74,6 +75,7 @@ def export(
     input_sizes: Sequence[tuple[int, int]] = (),
     progress: Callable[[str], None] = lambda line: None,
     form: GraphForm = EDGE,
+    device: str = "cpu",
 ) -> ExportResult:
     """Export the student of `checkpoint` to `output`.
 
@@ -84,15 +86,16 @@ def export(
         progress: called with a line for each step.
         form: what the graph does of the pre- and post-processing, how many images it takes at a time, and how many
             proposals it keeps in place of the config's number.
+        device: where the file is compared with mmdet, `cpu` or `cuda`; there in float32 without TF32.
 
     Raises:
-        BackendMissing: torch, cskd-train, onnx, onnxslim or onnxruntime is not installed.
+        BackendMissing: torch, cskd-train, onnx, onnxslim or onnxruntime is not installed, or cannot use the device.
         DeployError: the checkpoint cannot be used, its family cannot be exported, or `output` cannot be written.
         CheckFailed: the exported graph does not compute what mmdet does; no file is written.
     """
     if len(input_sizes) > 2 or len(set(input_sizes)) < len(input_sizes):
         raise DeployError("the input size is given once, or twice with two sizes: a pair of orientations")
-    _require_exporters()
+    _require_exporters(device)
     check_model_output(output)
     progress(f"reading {checkpoint}")
     student = load_student(checkpoint, config)
@@ -104,11 +107,12 @@ def export(
     progress(f"simplifying {len(traced.graph.node)} nodes")
     model = _simplified(traced)
     _attach(model, manifest)
-    progress("verifying against mmdet in PyTorch")
+    progress(f"verifying against mmdet in PyTorch, on {device}")
     with tempfile.TemporaryDirectory() as folder:
         tried = Path(folder) / "tried.onnx"
         tried.write_bytes(model.SerializeToString())
-        verification = verify(student.model, manifest, tried)
+        with exact_float32():
+            verification = verify(student.model.to(device), manifest, tried, device)
     _drop_candidates(model)
     content: bytes = model.SerializeToString()
 
@@ -129,7 +133,7 @@ def export(
     )
 
 
-def _require_exporters() -> None:
+def _require_exporters(device: str) -> None:
     for name in ("torch", "onnx", "onnxslim"):
         try:
             importlib.import_module(name)
@@ -137,7 +141,12 @@ def _require_exporters() -> None:
             raise BackendMissing(
                 f"export needs {name}, which cannot be imported ({error}). Install: {INSTALL}"
             ) from error
-    import_onnxruntime()
+    runtime = import_onnxruntime()
+    if device == "cuda":
+        torch_device(device)
+        fault = cuda.fault(runtime)
+        if fault is not None:
+            raise BackendMissing(fault)
 
 
 def _described(manifest: Manifest) -> str:

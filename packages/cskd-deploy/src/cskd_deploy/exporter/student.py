@@ -172,6 +172,22 @@ def torch_device(asked: str | None) -> str:
 
 
 @contextmanager
+def exact_float32() -> Iterator[None]:
+    """Let PyTorch compute float32 on a GPU with all its bits: by default convolutions have ten (TF32)."""
+    import torch
+
+    settings: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [one.allow_tf32 for one in settings]
+    for one in settings:
+        one.allow_tf32 = False
+    try:
+        yield
+    finally:
+        for one, value in zip(settings, before, strict=True):
+            one.allow_tf32 = value
+
+
+@contextmanager
 def torch_threads(count: int | None) -> Iterator[None]:
     """Let PyTorch compute with so many threads within an operator; None takes every core this process may use."""
     import torch

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from cskd_deploy.accuracy.agreement import Boxes, match, matched_pairs
+from cskd_deploy.backends import onnxruntime_cuda as cuda
 from cskd_deploy.backends.base import CANDIDATE, IMAGE_SHAPE, INPUT, OUTPUTS, PROPOSALS
+from cskd_deploy.backends.onnxruntime import import_onnxruntime
 from cskd_deploy.backends.torch import mmdet_candidates, mmdet_level_cuts, mmdet_pairs, mmdet_proposals
 from cskd_deploy.detect.postprocess import select_detections
 from cskd_deploy.detect.preprocess import PreparedImage, normalised, padded_pixels
@@ -49,7 +51,7 @@ class Verification:
         )
 
 
-def verify(model: Any, manifest: Manifest, path: Path) -> Verification:
+def verify(model: Any, manifest: Manifest, path: Path, device: str = "cpu") -> Verification:
     """Compare all candidates of the written file with those of mmdet's own code on random images.
 
     The score threshold is left out on both sides: a random image seldom has anything above it. Images end before the
@@ -63,20 +65,25 @@ def verify(model: Any, manifest: Manifest, path: Path) -> Verification:
     Args:
         model: the mmdet detector.
         path: the file; it still gives `candidate_...` outputs where it has them.
+        device: where the file runs; the model is there already.
 
     Returns:
         That of the image with the fewest matched.
 
     Raises:
         CheckFailed: something differs.
+        BackendMissing: ONNX Runtime cannot use the device.
     """
-    import onnxruntime
+    runtime = import_onnxruntime()
 
     inside = manifest.graph.nms == "graph"
     prefix = CANDIDATE if inside else ""
-    options = onnxruntime.SessionOptions()
+    options = runtime.SessionOptions()
     options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(str(path), sess_options=options, providers=["CPUExecutionProvider"])
+    if device == "cuda":
+        session = cuda.open_session(runtime, str(path), options, exact=True)
+    else:
+        session = runtime.InferenceSession(str(path), sess_options=options, providers=[cuda.CPU_PROVIDER])
     inputs = {value.name for value in session.get_inputs()}
     names = [value.name for value in session.get_outputs()]
     results = []
