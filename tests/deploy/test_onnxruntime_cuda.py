@@ -210,3 +210,20 @@ def test_the_copies_of_a_double_are_shown_beside_its_inference(deploy, graph, in
     assert min(parts) > 0
     assert sum(parts) <= times["inference"]["mean"]
     assert "h2d" in deploy("bench", graph, *ONE_RUN).out
+
+
+def test_onnx_runtimes_own_bindings_give_on_the_processor_what_a_plain_run_gives(tmp_path):
+    """No double: the calls exist by name, and outputs of any size are bound; only the device is another."""
+    path = str(write_graph(tmp_path / "dynamic.onnx", dynamic=True))
+    session = onnxruntime.InferenceSession(path, providers=[CPU])
+    run = cuda.BoundRun(onnxruntime, session, "cpu", ["image"], ["labels", "scores"])
+    for seed, shape in enumerate([(1, 3, 32, 64), (1, 3, 32, 64), (2, 3, 64, 32), (1, 3, 32, 64)]):
+        feed = picture(shape, seed)
+        labels, scores = session.run(["labels", "scores"], feed)
+        found = run(feed)
+        np.testing.assert_array_equal(found["labels"], labels)
+        np.testing.assert_array_equal(found["scores"], scores)
+    for name in ("disable_fallback", "get_provider_graph_assignment_info"):
+        assert callable(getattr(session, name))
+    assert callable(onnxruntime.preload_dlls)
+    assert callable(onnxruntime.set_default_logger_severity)
