@@ -70,7 +70,8 @@ def _candidates(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _placed(prepared: PreparedImage) -> Detections:
     boxes, scores, labels = _candidates(2)
-    return placed_detections(boxes, np.where(scores > np.float32(0.4), scores, np.float32(0)), labels, prepared)
+    rule = Postprocessing(0.05, 0.6, False, 100, clip_boxes=True)
+    return placed_detections(boxes, np.where(scores > np.float32(0.4), scores, np.float32(0)), labels, prepared, rule)
 
 
 def _digest_of(one: Detections) -> str:

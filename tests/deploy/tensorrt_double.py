@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import json
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,7 @@ def make_tensorrt(
     refuse_parse: bool = False,
     refuse_build: bool = False,
     refuse_cache: bool = False,
+    nms_boxes: tuple[int, ...] = (),
 ) -> Any:
     """The module. `calls` are its own, `gpu` is where its engines run.
 
@@ -46,6 +47,7 @@ def make_tensorrt(
         refuse_parse: the parser finds an unknown operator.
         refuse_build: the builder logs an error and returns nothing.
         refuse_cache: a timing cache that is not empty does not fit.
+        nms_boxes: how many boxes each NMS of the graph chooses among; -1 where that depends on the input.
     """
     trt: Any = ModuleType("tensorrt")
     trt.__version__ = version
@@ -85,6 +87,9 @@ def make_tensorrt(
     trt.nptype = lambda kind: numpy_types[kind]
     trt.init_libnvinfer_plugins = lambda log, namespace: record("init_libnvinfer_plugins", namespace)
 
+    kinds = "CONVOLUTION NMS" if eleven else "CONVOLUTION TOPK NMS"  # the numbers are not the same in all versions
+    trt.LayerType = enum.IntEnum("LayerType", kinds, start=0)
+
     class Tensor:
         def __init__(self, name: str, shape: tuple[int, ...]) -> None:
             self.name, self.shape = name, shape
@@ -102,6 +107,16 @@ def make_tensorrt(
             self._outputs = [Tensor(value.name, dimensions(value.shape)) for value in session.get_outputs()]
 
         num_inputs = property(lambda self: len(self._inputs))
+        num_layers = property(lambda self: len(nms_boxes) + 1)
+
+        def get_layer(self, index: int) -> Any:
+            if index == 0:
+                return SimpleNamespace(type=trt.LayerType.CONVOLUTION)
+            boxes = Tensor("boxes", (1, nms_boxes[index - 1], 4))
+            return SimpleNamespace(
+                type=trt.LayerType.NMS, name=f"/Select_{index}", get_input=lambda place: (boxes,)[place]
+            )
+
         num_outputs = property(lambda self: len(self._outputs))
 
         def get_input(self, place: int) -> Tensor:

@@ -222,16 +222,14 @@ ENGINE_LINES = [
 ENGINE_OPTIONS = [
     ((), {}),
     (("--buffers", "pycuda"), {"buffers": "pycuda"}),
+    (("--cuda-graph",), {"cuda_graph": True}),
     (("--trust-engine",), {"trust_engine": True}),
 ]
 
 
 @pytest.mark.parametrize(
     ("line", "options", "expected"),
-    [
-        *((line, *options) for line in ENGINE_LINES for options in ENGINE_OPTIONS),
-        ("bench {engine} {quick}", ("--cuda-graph",), {"cuda_graph": True}),
-    ],
+    [(line, *options) for line in ENGINE_LINES for options in ENGINE_OPTIONS],
 )
 def test_options_of_tensorrt_reach_the_engine(line, options, expected, deploy, graph, data, tmp_path, monkeypatch):
     opened: list[Any] = []

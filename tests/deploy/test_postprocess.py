@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from cskd_deploy.detect.postprocess import select_detections, suppress_overlaps
+from cskd_deploy.detect.postprocess import placed_detections, select_detections, suppress_overlaps
 from cskd_deploy.detect.preprocess import PreparedImage
 from cskd_deploy.model.manifest import Postprocessing
 
@@ -101,3 +103,17 @@ def test_boxes_outside_the_image_do_not_upset_nms():
     found = select_detections(boxes, np.array([0.9, 0.8, 0.7], dtype=np.float32), np.zeros(3), image, RULE)
     assert found.boxes[-1].tolist() == [10, 10, 20, 20]
     assert np.isfinite(found.boxes).all()
+
+
+def test_detections_of_a_graph_with_nms_are_sorted_whatever_their_order():
+    scores = np.array([0.3, 0.0, 0.9, 0.3, 0.7, 0.0], dtype=np.float32)
+    boxes = np.arange(24, dtype=np.float32).reshape(6, 4)
+    labels = np.array([5, 0, 1, 2, 3, 0])
+    factors = np.array([0.5, 0.25, 0.5, 0.25], dtype=np.float32)
+    prepared = PreparedImage(np.zeros(0), (90, 120), factors)
+    found = placed_detections(boxes, scores, labels, prepared, dataclasses.replace(RULE, max_per_image=9))
+    assert found.scores.tolist() == np.float32([0.9, 0.7, 0.3, 0.3]).tolist()
+    assert found.labels.tolist() == [1, 3, 5, 2]  # of equal scores, the first stays first
+    np.testing.assert_array_equal(found.boxes, boxes[[2, 4, 0, 3]] / factors)
+    best = placed_detections(boxes, scores, labels, prepared, dataclasses.replace(RULE, max_per_image=3))
+    assert best.labels.tolist() == [1, 3, 5]

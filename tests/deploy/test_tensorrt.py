@@ -1,24 +1,21 @@
-"""Building engines: the driver, the sequence of TensorRT's calls against a double of 10 and of 11, the shapes."""
+"""Building engines: the driver, the sequence of TensorRT's calls against a double of 10 and of 11, the progress."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cskd_deploy.backends.tensorrt.api import import_tensorrt
 from cskd_deploy.backends.tensorrt.driver import Driver, Gpu, find_driver
-from cskd_deploy.backends.tensorrt.monitor import Phases
-from cskd_deploy.backends.tensorrt.settings import KEYS, BuildSettings, parse_build_settings, settings_from_dict
-from cskd_deploy.backends.tensorrt.shapes import ShapeRange, input_ranges
+from cskd_deploy.backends.tensorrt.monitor import Phases, make_monitor
+from cskd_deploy.backends.tensorrt.settings import BuildSettings
+from cskd_deploy.backends.tensorrt.shapes import ShapeRange
 from cskd_deploy.errors import BackendMissing, DeployError
-from cskd_deploy.model.manifest import GraphForm
 
-from .engines import MANIFEST, VERSIONS, build, write_graph
+from .engines import VERSIONS, build, write_graph
 from .gpu_double import DriverDouble
 from .tensorrt_double import HEADER, make_tensorrt
 
@@ -114,7 +111,7 @@ def test_every_option_reaches_the_builder(version, graph):
         ("builder_optimization_level", 5),
     ]
     assert built.timing_cache == b"known+timings"
-    assert shares == [0.5, 0.625, 0.75, 0.875, 1.0, 1.0, 1.0, 1.0]
+    assert shares == [0.0, 0.5, 0.5, 0.625, 0.75, 0.875, 1.0, 1.0, 1.0, 1.0]
 
 
 def test_hardware_compatibility_is_the_level_of_the_module_or_a_message(graph):
@@ -153,6 +150,20 @@ def test_a_dynamic_model_gets_one_profile_around_its_input_size(version, dynamic
     assert built.outputs == {"boxes": (-1, 5, 4), "scores": (-1, 5), "labels": (-1, 5)}
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_nms_among_more_boxes_than_tensorrt_looks_at_is_refused_before_the_build(version, graph):
+    trt = make_tensorrt(version, nms_boxes=(300, 5001))
+    with pytest.raises(DeployError, match=r"\(/Select_2\) chooses among 5001 boxes, .*: export with --nms outside"):
+        build(trt, graph)
+    assert "build_serialized_network" not in trt.calls.names()
+    assert build(make_tensorrt(version, nms_boxes=(300, 5000)), graph).notes == ("labels are 64 bits wide",)
+
+
+def test_nms_among_a_number_of_boxes_that_depends_on_the_image_is_a_note(graph):
+    notes = build(make_tensorrt(nms_boxes=(-1,)), graph).notes
+    assert "(/Select_1) chooses among depends on the image's size; of more than 5000" in notes[0]
+
+
 def test_what_the_parser_refuses_is_named_by_node(graph):
     with pytest.raises(DeployError, match=r"node 7 /roi/Align \(RoiAlign\): no importer for it"):
         build(make_tensorrt(refuse_parse=True), graph)
@@ -180,93 +191,37 @@ def test_progress_never_falls_and_ends_at_one():
     assert phases.done == 1.0
 
 
-# Settings
+def test_phases_that_come_otherwise_than_documented_neither_fail_nor_count():
+    phases = Phases()
+    phases.step("never started", 3)
+    phases.finish("never started")
+    assert phases.done == 0
+    phases.start("all", None, 4)
+    phases.start("part", "all", 2)
+    phases.step("part", 0)
+    assert phases.done == 0.125
+    phases.start("child", "never started", 2)
+    phases.finish("child")
+    assert phases.done == 0.125
+    phases.finish("all")
+    phases.finish("all")
+    phases.step("part", 1)  # its parent has finished
+    phases.finish("part")
+    assert phases.done == 1.0
 
 
-def test_settings_are_read_as_trtexec_writes_them():
-    texts = (
-        "memPoolSize=workspace:512",
-        "timingCacheFile=timings=a.cache",
-        "versionCompatible",
-        "hardwareCompatibilityLevel=ampere+",
-        "builderOptimizationLevel=4",
-        "noTF32",
-        "minShapes=image:1x3x320x416,image_shape:1x2",
-        "optShapes=image:2x3x320x416",
-        "maxShapes=image:4x3x416x416",
-    )
-    assert {text.partition("=")[0] for text in texts} == set(KEYS)
-    settings = parse_build_settings(texts)
-    assert settings == BuildSettings(
-        workspace_mib=512,
-        timing_cache=Path("timings=a.cache"),
-        version_compatible=True,
-        hardware_compatible="ampere+",
-        optimization_level=4,
-        tf32=False,
-        min_shapes={"image": (1, 3, 320, 416), "image_shape": (1, 2)},
-        opt_shapes={"image": (2, 3, 320, 416)},
-        max_shapes={"image": (4, 3, 416, 416)},
-    )
-    assert settings_from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
-    assert parse_build_settings(()) == BuildSettings()
+def test_no_exception_passes_through_the_monitor_and_only_a_closed_pipe_ends_the_build():
+    def failing(error: Exception) -> Any:
+        def progress(done: float) -> None:
+            raise error
 
+        return make_monitor(make_tensorrt(), progress)
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("memPoolSize=512", "memPoolSize=workspace:MIB"),
-        ("memPoolSize=workspace:0", "memPoolSize=workspace:MIB"),
-        ("memPoolSize", "memPoolSize=workspace:MIB"),
-        ("timingCacheFile=", "timingCacheFile=FILE"),
-        ("versionCompatible=yes", "versionCompatible"),
-        ("hardwareCompatibilityLevel=turing+", r"hardwareCompatibilityLevel=none\|ampere\+\|sameComputeCapability"),
-        ("builderOptimizationLevel=6", "builderOptimizationLevel=0..5"),
-        ("builderOptimizationLevel=high", "builderOptimizationLevel=0..5"),
-        ("noTF32=1", "noTF32"),
-        ("minShapes=1x3", "minShapes=NAME:SHAPE,..."),
-        ("optShapes=image=1x3", "optShapes=NAME:SHAPE,..."),
-        ("maxShapes=image:1x-3", "maxShapes=NAME:SHAPE,..."),
-        ("maxShapes=image:1x3,", "maxShapes=NAME:SHAPE,..."),
-        ("workspace=512", "there is no key 'workspace', expected one of memPoolSize=workspace:MIB, .*noTF32, .*"),
-    ],
-)
-def test_an_unknown_key_or_value_is_refused_with_what_there_is(text, expected):
-    with pytest.raises(DeployError, match=f"--trt {re.escape(text)}: (expected )?{expected}$"):
-        parse_build_settings((text,))
-
-
-def test_a_setting_that_is_given_twice_is_refused():
-    with pytest.raises(DeployError, match="--trt noTF32 is given twice"):
-        parse_build_settings(("noTF32", "noTF32"))
-
-
-# Shapes
-
-
-def test_dynamic_inputs_go_from_the_padding_to_a_square_of_the_longer_edge():
-    rule = dataclasses.replace(MANIFEST.preprocessing, scale=(150, 90), pad_divisor=32)
-    model = dataclasses.replace(MANIFEST, preprocessing=rule)
-    inputs = {"image": (-1, 3, -1, -1), "image_shape": (-1, 2)}
-    three = ({}, {"image": (2, 3, 96, 160)}, {"image": (8, 3, 160, 160)})
-    found = input_ranges(inputs, model, *three)
-    assert found["image"] == ShapeRange((1, 3, 32, 32), (2, 3, 96, 160), (8, 3, 160, 160))
-    assert found["image_shape"] == ShapeRange((1, 2), (2, 2), (8, 2))
-    assert found["image"].holds((3, 3, 128, 64))
-    assert not found["image"].holds((9, 3, 128, 64))
-    assert not found["image"].holds((3, 128, 64))
-    pixels = dataclasses.replace(model, graph=GraphForm(input="uint8", dynamic=True))
-    found = input_ranges({"image": (-1, -1, -1, 3)}, pixels, {}, {}, {})
-    assert found["image"] == ShapeRange((1, 32, 32, 3), (1, 96, 160, 3), (1, 160, 160, 3))
-    upright = dataclasses.replace(model, preprocessing=dataclasses.replace(rule, scale=(90, 150)))
-    assert input_ranges(inputs, upright, {}, {}, {})["image"] == ShapeRange(
-        (1, 3, 32, 32), (1, 3, 160, 96), (1, 3, 160, 160)
-    )
-    with pytest.raises(DeployError, match=r"input image: .* is no range"):
-        input_ranges(inputs, model, {"image": (4, 3, 96, 160)}, {}, {})
-    with pytest.raises(DeployError, match="--trt maxShapes names 'picture'; the inputs are image, image_shape"):
-        input_ranges(inputs, model, {}, {}, {"picture": (1, 3, 96, 160)})
-    with pytest.raises(DeployError, match=r"gives image as 1x1x96x160, the graph has \?x3x\?x\?: only what is \?"):
-        input_ranges(inputs, model, {"image": (1, 1, 96, 160)}, {}, {})
-    with pytest.raises(DeployError, match="export it without --input-size, or with --batch any"):
-        input_ranges({"image": (1, 3, 96, 160)}, model, {"image": (2, 3, 96, 160)}, {}, {})
+    for error, goes_on in ((KeyError("phase"), True), (BrokenPipeError(), False)):
+        monitor = failing(error)
+        monitor.phase_start("all", None, 2)
+        assert monitor.step_complete("all", 0) is goes_on
+        monitor.phase_finish("all")
+    monitor = make_monitor(make_tensorrt(), lambda done: None)
+    monitor.phase_start("all", None, "two")  # of a type that is not documented
+    assert monitor.step_complete(["all"], 0) is True

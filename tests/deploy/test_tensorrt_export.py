@@ -1,10 +1,8 @@
-"""`cskd-deploy export --format trt`: the child process with a double, crashes, and a real build by TensorRT-RTX in
-TensorRT's place, which needs no GPU."""
+"""`cskd-deploy export --format trt`: the child process with a double, crashes, the names of files, and `doctor`."""
 
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
 import signal
 from pathlib import Path
@@ -12,22 +10,15 @@ from typing import Any
 
 import pytest
 
-from cskd_deploy.backends.base import input_shapes, needed_outputs
 from cskd_deploy.backends.tensorrt import export as tensorrt_export
 from cskd_deploy.backends.tensorrt import worker as tensorrt_process
 from cskd_deploy.backends.tensorrt.driver import find_driver
-from cskd_deploy.backends.tensorrt.export import export_engine, read_model
 from cskd_deploy.backends.tensorrt.manifest import manifest_path, read_engine_manifest, sha256_of
-from cskd_deploy.backends.tensorrt.settings import BuildSettings
-from cskd_deploy.backends.tensorrt.shapes import ShapeRange
+from cskd_deploy.backends.tensorrt.settings import KEYS
 from cskd_deploy.commands import doctor as doctor_command
 from cskd_deploy.errors import DeployError
-from cskd_deploy.model.manifest import GraphForm
 
-from .engines import MANIFEST, ORIN, TENSORRT_OF_CHILD, put_module, put_rtx, write_graph
-
-RTX_MISSING = "tensorrt-rtx is not installed: pip install -r requirements/dev.txt"
-needs_rtx = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason=RTX_MISSING)
+from .engines import MANIFEST, ORIN, TENSORRT_OF_CHILD, put_module, write_graph, write_small_model
 
 
 @pytest.fixture
@@ -46,12 +37,6 @@ def modules(tmp_path_factory, monkeypatch) -> Any:
 def tensorrt_in_child(orin, modules) -> None:
     """The child process imports the double as `tensorrt`."""
     modules("tensorrt", TENSORRT_OF_CHILD)
-
-
-@pytest.fixture
-def rtx(tmp_path_factory, monkeypatch) -> None:
-    """TensorRT-RTX in TensorRT's place."""
-    put_rtx(monkeypatch, tmp_path_factory.mktemp("modules"))
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +103,59 @@ def test_an_engine_and_its_manifest_come_out_of_the_child_process(deploy, graph,
     again = deploy("export", "--onnx", graph, "--format", "trt", "--output", engine, *options, "--json")
     assert json.loads(again.out)["engine_manifest"]["sha256"] == known.sha256
     assert cache.read_bytes() == b"+timings+timings"
+
+
+@pytest.mark.parametrize(
+    ("source", "precision", "name"),
+    [
+        ("student.onnx", "fp32", "student.engine"),
+        ("student.fp16.onnx", "fp16", "student.fp16.engine"),
+        ("low.onnx", "fp16", "low.fp16.engine"),
+        ("v1.2.int8-tensorrt.onnx", "int8-tensorrt", "v1.2.int8-tensorrt.engine"),
+        ("odd.onnx", "../../fp4", "odd.engine"),
+    ],
+)
+def test_the_name_of_an_engine_carries_its_precision_once(source, precision, name, deploy, tmp_path, tensorrt_in_child):
+    model = write_graph(tmp_path / source, precision=precision)
+    done = deploy("export", "--onnx", model, "--format", "trt")
+    assert done.code == 0, done.err
+    assert {path.name for path in tmp_path.iterdir()} == {source, name, f"{name}.json"}
+
+
+@pytest.mark.parametrize(
+    ("output", "names"),
+    [
+        ((), ("student.fp16.onnx", "student.fp16.engine")),
+        (("--output", "edge.plan"), ("edge.fp16.onnx", "edge.plan")),
+        (("--output", "edge.fp16.engine"), ("edge.fp16.onnx", "edge.fp16.engine")),
+    ],
+)
+def test_the_file_that_is_converted_for_an_engine_is_named_after_it(
+    output, names, deploy, tmp_path, tensorrt_in_child, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    write_small_model(tmp_path / "student.onnx")
+    done = deploy("export", "--onnx", "student.onnx", "--precision", "fp16", "--format", "trt", *output)
+    assert done.code == 0, done.err
+    assert {path.name for path in tmp_path.iterdir()} == {"student.onnx", *names, f"{names[1]}.json"}
+    known = read_engine_manifest(tmp_path / names[1])
+    assert known is not None
+    assert (known.precision, known.onnx) == ("fp16", names[0])
+
+
+def test_export_prints_the_profile_of_a_dynamic_model(deploy, dynamic_graph, tmp_path, tensorrt_in_child):
+    done = deploy("export", "--onnx", dynamic_graph, "--format", "trt", "--output", tmp_path / "dynamic.engine")
+    assert done.code == 0, done.err
+    assert "profile of image: min 1x3x32x32, opt 1x3x64x96, max 8x3x96x96\n" in done.out
+    assert json.loads(manifest_path(tmp_path / "dynamic.engine").read_text())["shapes"]["inputs"] == {
+        "image": [[1, 3, 32, 32], [1, 3, 64, 96], [8, 3, 96, 96]]
+    }
+
+
+def test_the_help_lists_every_key_of_a_build_in_lines_of_eighty(deploy):
+    lines = deploy("export", "--help").out.split("Keys of --trt")[1].splitlines()
+    assert [line.strip().partition("=")[0] for line in lines[1::2]] == list(KEYS)
+    assert max(map(len, lines)) <= 80
 
 
 @pytest.mark.slow
@@ -224,12 +262,24 @@ def test_what_is_no_model_builds_no_engine(deploy, graph, tmp_path, spoil, messa
         (("--onnx", "a.onnx"), "give --format trt"),
         (("--onnx", "a.onnx", "--checkpoint", "b.pth", "--format", "trt"), "give what to export"),
         (("--onnx", "a.onnx", "--format", "trt", "--output", "a.onnx"), "is no name of an engine"),
+        (("--checkpoint", "b.pth", "--trt", "noTF32"), "--trt noTF32 is for engines: give --format trt with it"),
+        (
+            ("--onnx", "a.onnx", "--format", "trt", "--trt", "fp16"),
+            "--trt fp16: there is no key 'fp16', expected one of memPoolSize=workspace:MIB, timingCacheFile=FILE,",
+        ),
     ],
 )
 def test_what_is_to_be_exported_must_be_clear(deploy, options, message):
     done = deploy("export", *options)
     assert done.code == 2
     assert message in done.err
+
+
+def test_int8_for_processors_is_refused_with_the_target_that_tensorrt_takes(deploy, tmp_path, tensorrt_in_child):
+    model = write_graph(tmp_path / "cpu.onnx", precision="int8-cpu")
+    done = deploy("export", "--onnx", model, "--format", "trt")
+    assert done.code == 2
+    assert "--precision int8 --target tensorrt" in done.err
 
 
 # doctor
@@ -272,84 +322,3 @@ def test_doctor_names_the_package_of_gpu_memory_or_the_fix(deploy, monkeypatch):
     assert "pip install cuda-python" in absent["fix"]
     versions["pycuda"] = "2025.1"
     assert findings(deploy)["gpu memory"]["detail"] == "TensorRT engines: pycuda 2025.1"
-
-
-# TensorRT-RTX: a real parser and a real builder
-
-
-@needs_rtx
-@pytest.mark.parametrize("family", ["RetinaNet", "FCOS", "GFL"])
-def test_tensorrt_rtx_builds_an_engine_of_each_one_stage_student(family, exported, tmp_path, rtx):
-    shares: list[int] = []
-    result = export_engine(
-        exported(family).model,
-        tmp_path / "student.engine",
-        BuildSettings(timing_cache=tmp_path / "timings"),
-        progress=lambda done, total: shares.append(done),
-    )
-    known = read_engine_manifest(result.path)
-    assert known is not None
-    assert known == result.manifest
-    assert known.sha256 == sha256_of(result.path.read_bytes())
-    model = read_model(exported(family).model)[1]
-    assert known.inputs["image"].opt == input_shapes(model)["image"]
-    assert set(known.outputs) == set(needed_outputs(model))
-    candidates = known.outputs["boxes"][1]
-    assert known.outputs["boxes"] == (1, candidates, 4)
-    assert all(known.outputs[name] == (1, candidates) for name in known.outputs if name != "boxes")
-    # All weights are in the engine.
-    assert result.size_bytes > 0.9 * exported(family).model.stat().st_size
-    assert shares == sorted(shares)
-    assert shares[-1] == 100
-
-
-@needs_rtx
-def test_tensorrt_rtx_takes_the_profile_of_a_dynamic_model(dynamic_graph, tmp_path, rtx):
-    result = export_engine(dynamic_graph, tmp_path / "dynamic.engine", BuildSettings())
-    assert result.manifest.inputs["image"] == ShapeRange((1, 3, 32, 32), (1, 3, 64, 96), (1, 3, 96, 96))
-    assert result.manifest.outputs == {"boxes": (-1, 5, 4), "scores": (-1, 5), "labels": (-1, 5)}
-
-
-@pytest.mark.slow
-@needs_rtx
-@pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_tensorrt_rtx_builds_engines_of_lower_precision_that_are_smaller(
-    precision, deploy, exported, shapes_root, tmp_path, rtx
-):
-    model = tmp_path / "low.onnx"
-    options = {"fp16": (), "int8": ("--target", "tensorrt", "--calibration-images", shapes_root / "images")}[precision]
-    done = deploy(
-        "export", "--onnx", exported("RetinaNet").model, "--precision", precision, *options, "--output", model
-    )
-    assert done.code == 0, done.err
-    result = export_engine(model, tmp_path / "low.engine", BuildSettings())
-    assert result.manifest.precision == {"fp16": "fp16", "int8": "int8-tensorrt"}[precision]
-    full = exported("RetinaNet").model.stat().st_size
-    assert result.size_bytes < {"fp16": 0.6, "int8": 0.5}[precision] * full
-
-
-def test_int8_for_processors_is_told_to_be_made_for_tensorrt(deploy, tmp_path, tensorrt_in_child):
-    model = write_graph(tmp_path / "cpu.onnx", precision="int8-cpu")
-    done = deploy("export", "--onnx", model, "--format", "trt")
-    assert done.code == 2
-    assert "--precision int8 --target tensorrt" in done.err
-
-
-@pytest.mark.slow
-@needs_rtx
-def test_tensorrt_rtx_builds_a_student_of_dynamic_size(exported, tmp_path, rtx):
-    from cskd_deploy.exporter.onnx import export
-
-    model = tmp_path / "dynamic.onnx"
-    export(exported("RetinaNet").checkpoint, model, form=GraphForm(input="uint8"))
-    settings = BuildSettings(max_shapes={"image": (4, 256, 160, 3)})
-    result = export_engine(model, tmp_path / "dynamic.engine", settings)
-    assert result.manifest.inputs["image"] == ShapeRange((1, 32, 32, 3), (1, 128, 128, 3), (4, 256, 160, 3))
-    assert result.manifest.inputs["image_shape"] == ShapeRange((1, 2), (1, 2), (4, 2))
-
-
-@needs_rtx
-def test_what_tensorrt_rtx_cannot_parse_is_named(exported, tmp_path, rtx):
-    with pytest.raises(DeployError, match=r"parser refuses the ONNX file: node \d+ .*"):
-        export_engine(exported("FasterRCNN").model, tmp_path / "two_stage.engine", BuildSettings())
-    assert not list(tmp_path.iterdir())

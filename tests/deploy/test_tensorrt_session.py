@@ -10,6 +10,7 @@ import pytest
 
 from cskd_deploy.backends.base import INPUT
 from cskd_deploy.backends.tensorrt.driver import CudaGraph
+from cskd_deploy.backends.tensorrt.memory import Block
 from cskd_deploy.backends.tensorrt.session import load_engine
 from cskd_deploy.backends.tensorrt.settings import BuildSettings
 from cskd_deploy.errors import DeployError
@@ -207,4 +208,38 @@ def test_tensorrt_is_gone_before_the_memory_and_the_stream_are(graph, monkeypatc
     monkeypatch.setattr(BuffersDouble, "free", lambda self, block: alive.append(context() is not None))
     running.session.close()
     assert alive == [False] * 4
+    assert running.gpu.calls[-1] == "close"
+
+
+def test_all_is_freed_whatever_fails_and_the_first_failure_is_reported(graph, monkeypatch):
+    running = Running(make_tensorrt(), graph)
+    running.run(picture())
+    freed: list[int] = []
+
+    def free(self: BuffersDouble, block: Block) -> None:
+        freed.append(block.address)
+        raise DeployError(f"CUDA failed: call {len(freed)}")
+
+    monkeypatch.setattr(BuffersDouble, "free", free)
+    with pytest.raises(DeployError, match="call 1"):
+        running.session.close()
+    assert len(freed) == 4
+    assert running.gpu.calls[-1] == "close"
+
+
+def test_the_failure_of_a_run_is_not_hidden_by_that_of_closing(graph, monkeypatch):
+    running = Running(make_tensorrt(), graph)
+    running.run(picture())
+
+    def fail(text: str) -> Any:
+        def failing(*arguments: Any) -> None:
+            raise DeployError(text)
+
+        return failing
+
+    monkeypatch.setattr(BuffersDouble, "synchronize", fail("illegal memory access in a run"))
+    monkeypatch.setattr(BuffersDouble, "free", fail("illegal memory access in cudaFree"))
+    with pytest.raises(DeployError, match="in a run"):
+        running.run(picture())
+    running.session.close()
     assert running.gpu.calls[-1] == "close"

@@ -87,7 +87,6 @@ class BatchSizes(click.ParamType):
 @click.option("--cold/--no-cold", default=True, show_default=True, help="Time and memory of a process of its own.")
 @click.option("--force", is_flag=True, help="Time files together that do different work; what differs is a note.")
 @click.option("--ort", "ort", multiple=True, metavar="NAME=VALUE", help="Of ONNX Runtime: graph, arena, spinning.")
-@click.option("--cuda-graph", is_flag=True, help="TensorRT: replay the work as a CUDA graph.")
 @click.option("--plot", "plot_file", type=click.Path(path_type=Path), help="Draw the result. Needs matplotlib.")
 @click.option(
     "--eval",

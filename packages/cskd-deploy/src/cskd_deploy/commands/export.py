@@ -21,6 +21,7 @@ from cskd_deploy.commands.export_options import (
     build,
     build_options,
     engine_path,
+    onnx_path,
     precision_options,
     precision_plan,
     refuse_build_options,
@@ -48,8 +49,8 @@ from cskd_deploy.model.onnx_file import check_model_output
     "--output",
     "-o",
     type=click.Path(path_type=Path),
-    help="File to write. [default: the checkpoint's name with .onnx (trt: .engine; fp16, int8: .fp16.onnx, "
-    ".int8-cpu.onnx, .int8-tensorrt.onnx), beside it]",
+    help="File to write. [default: the checkpoint's name with .onnx (trt: .engine), before it the precision (.fp16, "
+    ".int8-cpu, .int8-tensorrt), beside it]",
 )
 @click.option(
     "--input-size",
@@ -153,11 +154,11 @@ def command(
     engine = None
     if file_format == "trt":
         settings = parse_build_settings(trt)
-        engine = engine_path(output, source)
+        engine = engine_path(output, source, plan, onnx_file is not None)
         require_tensorrt()  # before the work of an ONNX file
     else:
         refuse_build_options(trt)
-    target = engine.with_suffix(plan.suffix) if engine else output or source.with_suffix(plan.suffix)
+    target = onnx_path(engine, plan) if engine else output or source.with_suffix(plan.suffix)
 
     def progress(line: str) -> None:
         click.echo(f"export: {line}", err=True)

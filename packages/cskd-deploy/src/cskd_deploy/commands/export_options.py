@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from cskd_deploy.backends import ENGINE_SUFFIXES
-from cskd_deploy.backends.tensorrt.export import export_engine
+from cskd_deploy.backends.tensorrt.export import export_engine, read_model
 from cskd_deploy.backends.tensorrt.settings import KEYS, BuildSettings, usage
 from cskd_deploy.errors import DeployError
 from cskd_deploy.lower.conversion import (
@@ -27,6 +27,7 @@ from cskd_deploy.lower.conversion import (
 from cskd_deploy.progress import Progress
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+_NAMED = {precision_name(precision, target) for precision in PRECISIONS for target in TARGETS} - {FP32}
 
 _OPTIONS = (
     click.option("--precision", type=click.Choice(PRECISIONS), default=FP32, show_default=True),
@@ -80,9 +81,14 @@ class PrecisionPlan:
         return self.precision == FP32
 
     @property
+    def name(self) -> str:
+        """What the file's manifest calls it: `fp32`, `fp16`, `int8-cpu`, `int8-tensorrt`."""
+        return precision_name(self.precision, self.target)
+
+    @property
     def suffix(self) -> str:
         """The end of the default file name: `.onnx`, `.fp16.onnx`, `.int8-cpu.onnx`."""
-        return ".onnx" if self.is_plain else f".{precision_name(self.precision, self.target)}.onnx"
+        return ".onnx" if self.is_plain else f".{self.name}.onnx"
 
     def convert(self, source: Path, output: Path, progress: Callable[[str], None]) -> PrecisionResult:
         """Write the FP32 file `source` in the lower precision."""
@@ -153,16 +159,33 @@ def build_options(command: Command) -> Command:
     return _BUILD(command)
 
 
-def engine_path(output: Path | None, source: Path) -> Path:
-    """Where an engine goes: `output`, or beside what it is made of.
+def engine_path(output: Path | None, source: Path, plan: PrecisionPlan, is_onnx: bool) -> Path:
+    """Where an engine goes: `output`, or beside what it is made of with its precision in the name, `best.fp16.engine`.
+
+    Args:
+        source: a checkpoint, or an ONNX file, which has its own precision where the plan has none.
 
     Raises:
-        DeployError: the name is not one by which an engine is known.
+        DeployError: the name does not end as an engine's does, or the ONNX file cannot be used.
     """
-    path = output or source.with_suffix(ENGINE_SUFFIXES[0])
-    if path.suffix.lower() not in ENGINE_SUFFIXES:
-        raise DeployError(f"--output {path} is no name of an engine: give it one of {', '.join(ENGINE_SUFFIXES)}")
-    return path
+    if output is None:
+        precision = read_model(source)[1].precision if is_onnx and plan.is_plain else plan.name
+        return _with_precision(source, precision, ENGINE_SUFFIXES[0])
+    if output.suffix.lower() not in ENGINE_SUFFIXES:
+        raise DeployError(f"--output {output} is no name of an engine: give it one of {', '.join(ENGINE_SUFFIXES)}")
+    return output
+
+
+def onnx_path(engine: Path, plan: PrecisionPlan) -> Path:
+    """Where the ONNX file of an engine goes that is exported or converted for it."""
+    return _with_precision(engine, plan.name, ".onnx")
+
+
+def _with_precision(path: Path, precision: str, suffix: str) -> Path:
+    """`path` with another suffix, and before it the precision, once: `best.fp16.engine`. FP32 is not named."""
+    if precision not in _NAMED:
+        return path.with_suffix(suffix)
+    return path.with_name(f"{path.stem.removesuffix(f'.{precision}')}.{precision}{suffix}")
 
 
 def refuse_build_options(trt: Sequence[str]) -> None:

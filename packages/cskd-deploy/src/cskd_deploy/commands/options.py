@@ -17,12 +17,13 @@ _OPTIONS = (
     click.option("--threads", type=click.IntRange(min=1), help="[default: every core this process may use]"),
     click.option("--allow-external-data", is_flag=True, help="ONNX: read weights from files below the model's folder."),
     click.option("--buffers", type=click.Choice(BUFFERS), help="TensorRT: the package that holds GPU memory."),
+    click.option("--cuda-graph", is_flag=True, help="TensorRT: replay the work as a CUDA graph."),
     click.option("--trust-engine", is_flag=True, help="TensorRT: load an engine that no manifest vouches for."),
 )
 
 
 def runtime_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command `device`, `threads`, `allow_external_data`, `buffers` and `trust_engine`."""
+    """Give a command `device`, `threads`, `allow_external_data`, `buffers`, `cuda_graph` and `trust_engine`."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command

@@ -84,7 +84,7 @@ class Detector:
         rule = self.manifest.postprocessing
         boxes, scores, labels = (outputs[name][place] for name in OUTPUTS)
         if self.manifest.graph.nms == "graph":
-            return placed_detections(boxes, scores, labels, prepared)
+            return placed_detections(boxes, scores, labels, prepared, rule)
         return select_detections(boxes, scores, labels, prepared, rule, outputs[rule.threshold_on][place])
 
 

@@ -30,7 +30,7 @@ def select_detections(
     labels: np.ndarray,
     prepared: PreparedImage,
     rule: Postprocessing,
-    judged: np.ndarray | None = None,
+    threshold_scores: np.ndarray | None = None,
 ) -> Detections:
     """Detections among the candidates of one image.
 
@@ -44,10 +44,10 @@ def select_detections(
         labels: (k,) class index.
         prepared: What preprocessing did to the image.
         rule: Thresholds from the manifest.
-        judged: (k,) what the score threshold applies to; the scores themselves if it is left out.
+        threshold_scores: (k,) what the score threshold applies to; the scores themselves if it is left out.
     """
-    likely = (scores if judged is None else judged) > np.float32(rule.score_threshold)
-    boxes, scores, labels = boxes[likely].astype(np.float32), scores[likely], labels[likely].astype(np.int64)
+    above = (scores if threshold_scores is None else threshold_scores) > np.float32(rule.score_threshold)
+    boxes, scores, labels = boxes[above].astype(np.float32), scores[above], labels[above].astype(np.int64)
     if rule.clip_boxes:
         height, width = prepared.resized_size
         boxes[:, 0::2] = boxes[:, 0::2].clip(0, width)
@@ -57,18 +57,24 @@ def select_detections(
     return Detections(boxes[keep], scores[keep], labels[keep])
 
 
-def placed_detections(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, prepared: PreparedImage) -> Detections:
+def placed_detections(
+    boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, prepared: PreparedImage, rule: Postprocessing
+) -> Detections:
     """Detections of one image from a graph that has removed overlaps itself.
 
+    ONNX says nothing of the order in which NonMaxSuppression gives boxes, and TensorRT promises none: they are sorted.
+
     Args:
-        boxes: (k, 4) in pixels of the graph's input, clipped, best first.
+        boxes: (k, 4) in pixels of the graph's input, clipped.
         scores: (k,); those that fill up their number have 0.
         labels: (k,) class index.
         prepared: What preprocessing did to the image.
+        rule: Of the manifest; the best `max_per_image` remain.
     """
-    real = scores > 0
-    boxes = boxes[real].astype(np.float32) / prepared.scale_factor
-    return Detections(boxes, scores[real], labels[real].astype(np.int64))
+    order = np.argsort(-scores, kind="stable")[: rule.max_per_image]
+    order = order[scores[order] > 0]
+    boxes = boxes[order].astype(np.float32) / prepared.scale_factor
+    return Detections(boxes, scores[order], labels[order].astype(np.int64))
 
 
 def suppress_overlaps(

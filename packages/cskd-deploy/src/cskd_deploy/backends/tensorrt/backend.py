@@ -91,9 +91,12 @@ class TensorRTBackend(Backend):
         return {name: outputs[name] for name in self._outputs}
 
     def close(self) -> None:
-        if self._session is not None:
-            self._session.close()
-            self._session = None
+        session, self._session = self._session, None
+        if session is not None:
+            try:
+                session.close()
+            except self._failures as error:
+                raise DeployError(f"{self.path} failed on the GPU: {error}") from error
 
 
 def _read(path: Path) -> bytes:

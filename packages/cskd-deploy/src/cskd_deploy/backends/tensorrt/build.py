@@ -19,6 +19,7 @@ from cskd_deploy.errors import DeployError
 from cskd_deploy.model.manifest import Manifest
 
 MIB = 1 << 20
+MOST_NMS_BOXES = 5000  # that INMSLayer looks at
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ def build_engine(
     # From memory and without a path, so that nothing but the file itself is read.
     if not parser.parse(onnx):
         raise DeployError(f"TensorRT's parser refuses the ONNX file: {_parser_errors(parser) or last_errors(log)}")
+    notes = _check_suppression(trt, network)
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     ranges = input_ranges(
         {tensor.name: tuple(tensor.shape) for tensor in inputs},
@@ -72,7 +74,8 @@ def build_engine(
     _configure(trt, config, settings)
     if any(-1 in tuple(tensor.shape) for tensor in inputs):
         _add_profile(builder, config, ranges, log)
-    notes = [] if timing_cache is None else _use_timing_cache(config, timing_cache)
+    if timing_cache is not None:
+        notes += _use_timing_cache(config, timing_cache)
     monitor = None
     if progress is not None and hasattr(trt, "IProgressMonitor"):
         monitor = make_monitor(trt, progress)  # held here until the build is over
@@ -102,6 +105,30 @@ def _parser_errors(parser: Any) -> str:
         error = parser.get_error(index)
         errors.append(f"node {error.node()} {error.node_name()} ({error.node_operator()}): {error.desc()}")
     return "; ".join(errors)
+
+
+def _check_suppression(trt: Any, network: Any) -> list[str]:
+    """Refuse NMS among more boxes than TensorRT looks at. Returns a note where their number is not known before a run.
+
+    Raises:
+        DeployError: there are more, and the engine would lose detections without a word.
+    """
+    notes = []
+    for layer in (network.get_layer(index) for index in range(network.num_layers)):
+        if layer.type != trt.LayerType.NMS:
+            continue
+        boxes = layer.get_input(0).shape[1]
+        if boxes > MOST_NMS_BOXES:
+            raise DeployError(
+                f"NMS inside the graph ({layer.name}) chooses among {boxes} boxes, TensorRT's looks at the best "
+                f"{MOST_NMS_BOXES} alone: export with --nms outside, or the config with fewer candidates (nms_pre)"
+            )
+        if boxes < 0:
+            notes.append(
+                f"how many boxes NMS inside the graph ({layer.name}) chooses among depends on the image's size; of "
+                f"more than {MOST_NMS_BOXES} TensorRT looks at the best alone"
+            )
+    return notes
 
 
 def _configure(trt: Any, config: Any, settings: BuildSettings) -> None:

@@ -54,12 +54,14 @@ class EngineResult:
 
     def __str__(self) -> str:
         manifest = self.manifest
-        shapes = [f"{name} {one}" for name, one in manifest.inputs.items()]
+        profile = [f"  profile of {name}: {one}" for name, one in manifest.inputs.items() if one.is_range]
+        shapes = [f"{name} {one}" for name, one in manifest.inputs.items() if not one.is_range]
         shapes += [f"{name} {written(shape)}" for name, shape in manifest.outputs.items()]
         lines = [
             f"{self.path}",
             f"  {manifest.model.family}, {manifest.precision}, {self.size_bytes / 1e6:.1f} MB, "
             f"TensorRT {manifest.tensorrt}, {manifest.gpu}, built in {self.seconds:.0f} s",
+            *profile,
             f"  {', '.join(shapes)}",
             f"  manifest: {manifest_path(self.path)}",
         ]

@@ -2,58 +2,87 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 
 def make_monitor(trt: Any, progress: Callable[[float], None]) -> Any:
-    """TensorRT's progress monitor, as one rising number from 0 to 1."""
+    """TensorRT's progress monitor, as one rising number from 0 to 1.
+
+    TensorRT calls it from threads of its own. No exception passes through it: how far a build is, is no reason to end
+    it, unless nobody reads the reports any more.
+    """
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self._phases = Phases()
+            self._lock = threading.Lock()
+            self._read = True
 
         def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
-            self._phases.start(phase, parent, steps)
+            self._report(lambda: self._phases.start(phase, parent, steps))
 
         def phase_finish(self, phase: str) -> None:
-            self._phases.finish(phase)
-            progress(self._phases.done)
+            self._report(lambda: self._phases.finish(phase))
 
         def step_complete(self, phase: str, step: int) -> bool:
-            self._phases.step(phase, step)
-            progress(self._phases.done)
-            return True  # False would end the build
+            self._report(lambda: self._phases.step(phase, step))
+            return self._read  # False ends the build
+
+        def _report(self, change: Callable[[], None]) -> None:
+            try:
+                with self._lock:
+                    change()
+                    progress(self._phases.done)
+            except BrokenPipeError:
+                self._read = False
+            except Exception:
+                pass
 
     return Monitor()
 
 
+@dataclass
+class _Phase:
+    parent: str | None
+    steps: int
+    completed: int = 0
+
+
 class Phases:
-    """TensorRT's nested phases as one number: a phase is a part of the current step of its parent."""
+    """TensorRT's nested phases as one number: a phase is a part of the current step of its parent.
+
+    A phase that was never started, or has finished, changes nothing; one whose parent has finished counts as a part of
+    the whole no more.
+    """
 
     def __init__(self) -> None:
-        self._steps: dict[str, int] = {}
-        self._parents: dict[str, str | None] = {}
-        self._counts: dict[str, int] = {}
+        self._phases: dict[str, _Phase] = {}
         self.done = 0.0  # of the whole; never falls
 
-    def start(self, phase: str, parent: str | None, steps: int) -> None:
-        self._parents[phase], self._steps[phase], self._counts[phase] = parent, max(steps, 1), 0
+    def start(self, name: str, parent: str | None, steps: int) -> None:
+        self._phases[name] = _Phase(parent, max(steps, 1))
 
-    def step(self, phase: str, step: int) -> None:
-        self._counts[phase] = step + 1
-        self.done = max(self.done, self._place(phase, self._counts[phase] / self._steps[phase]))
+    def step(self, name: str, step: int) -> None:
+        phase = self._phases.get(name)
+        if phase is not None:
+            phase.completed = step + 1
+            self._advance(phase, phase.completed / phase.steps)
 
-    def finish(self, phase: str) -> None:
-        self.done = max(self.done, self._place(phase, 1.0))
-        for known in (self._steps, self._parents, self._counts):
-            known.pop(phase)
+    def finish(self, name: str) -> None:
+        phase = self._phases.pop(name, None)
+        if phase is not None:
+            self._advance(phase, 1.0)
 
-    def _place(self, phase: str, part: float) -> float:
-        """Where in the whole a place within a phase is."""
-        parent = self._parents[phase]
-        while parent in self._steps:
-            part = min((self._counts[parent] + part) / self._steps[parent], 1.0)
-            parent = self._parents[parent]
-        return min(part, 1.0)
+    def _advance(self, phase: _Phase, share: float) -> None:
+        """Take in that a share of a phase is done."""
+        while phase.parent is not None:
+            parent = self._phases.get(phase.parent)
+            if parent is None:
+                return
+            share = min((parent.completed + share) / parent.steps, 1.0)
+            phase = parent
+        self.done = max(self.done, min(share, 1.0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -99,6 +100,7 @@ class EngineSession:
         self._hosts: dict[str, np.ndarray] = {}  # page-locked bytes
         self._fixed: dict[str, Shape] = {}  # outputs whose shape follows from those of the inputs
         self._allocators: dict[str, Any] = {}  # of the outputs whose shape depends on the data
+        self._failed = False
 
     def run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The outputs for the inputs of the engine in `feed`, as arrays of their own.
@@ -106,6 +108,13 @@ class EngineSession:
         Raises:
             DeployError: a shape is not one that the engine was built for, or the run fails.
         """
+        try:
+            return self._run(feed)
+        except BaseException:
+            self._failed = True
+            raise
+
+    def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         arrays = {name: np.ascontiguousarray(feed[name], self._loaded.dtypes[name]) for name in self._loaded.inputs}
         shapes = {name: array.shape for name, array in arrays.items()}
         if shapes != self._shapes:
@@ -131,14 +140,25 @@ class EngineSession:
         return {name: array.copy() for name, array in outputs.items()}
 
     def close(self) -> None:
-        """Free the GPU's memory."""
-        self._drop_graph()
-        self._loaded.close()  # before the memory that it has the addresses of, and the context of CUDA
-        for block in self._blocks.values():
-            self._buffers.free(block)
-        for allocator in self._allocators.values():
-            allocator.free()
-        self._buffers.close()
+        """Free the GPU's memory: all that can be, whatever fails.
+
+        Raises:
+            Exception: the first failure. None after a run that failed, since CUDA repeats its error in every call.
+        """
+        first: Exception | None = None
+        for free in (
+            self._drop_graph,
+            self._loaded.close,  # before the memory that it has the addresses of, and the context of CUDA
+            *(functools.partial(self._buffers.free, block) for block in self._blocks.values()),
+            *(allocator.free for allocator in self._allocators.values()),
+            self._buffers.close,
+        ):
+            try:
+                free()
+            except Exception as error:
+                first = first or error
+        if first is not None and not self._failed:
+            raise first
 
     def _prepare(self, shapes: dict[str, Shape]) -> None:
         """Set the shapes of the inputs in the context, and give every tensor an address."""

@@ -37,12 +37,17 @@ class ShapeRange:
             return False
         return all(low <= size <= high for low, size, high in zip(self.min, shape, self.max, strict=True))
 
+    @property
+    def is_range(self) -> bool:
+        """Whether any dimension is dynamic."""
+        return self.min != self.max
+
     def to_list(self) -> list[list[int]]:
         """Plain data: min, opt, max."""
         return [list(self.min), list(self.opt), list(self.max)]
 
     def __str__(self) -> str:
-        if self.min == self.max:
+        if not self.is_range:
             return written(self.opt)
         return f"min {written(self.min)}, opt {written(self.opt)}, max {written(self.max)}"
 

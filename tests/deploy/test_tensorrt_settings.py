@@ -1,0 +1,146 @@
+"""What may be chosen of a build, and the profile that is chosen where nothing is."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cskd_deploy.backends.tensorrt.settings import KEYS, BuildSettings, parse_build_settings, settings_from_dict
+from cskd_deploy.backends.tensorrt.shapes import ShapeRange, input_ranges
+from cskd_deploy.detect.preprocess import exact_placement
+from cskd_deploy.errors import DeployError
+from cskd_deploy.model.manifest import GraphForm, Manifest
+
+from .engines import MANIFEST
+
+RULE = dataclasses.replace(MANIFEST.preprocessing, scale=(150, 90), pad_divisor=32)
+DYNAMIC = dataclasses.replace(MANIFEST, preprocessing=RULE, graph=GraphForm(dynamic=True, batch=None))
+
+# Settings
+
+
+def test_settings_are_read_as_trtexec_writes_them():
+    texts = (
+        "memPoolSize=workspace:512",
+        "timingCacheFile=timings=a.cache",
+        "versionCompatible",
+        "hardwareCompatibilityLevel=ampere+",
+        "builderOptimizationLevel=4",
+        "noTF32",
+        "minShapes=image:1x3x320x416,image_shape:1x2",
+        "optShapes=image:2x3x320x416",
+        "maxShapes=image:4x3x416x416",
+    )
+    assert {text.partition("=")[0] for text in texts} == set(KEYS)
+    settings = parse_build_settings(texts)
+    assert settings == BuildSettings(
+        workspace_mib=512,
+        timing_cache=Path("timings=a.cache"),
+        version_compatible=True,
+        hardware_compatible="ampere+",
+        optimization_level=4,
+        tf32=False,
+        min_shapes={"image": (1, 3, 320, 416), "image_shape": (1, 2)},
+        opt_shapes={"image": (2, 3, 320, 416)},
+        max_shapes={"image": (4, 3, 416, 416)},
+    )
+    assert settings_from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
+    assert parse_build_settings(()) == BuildSettings()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("memPoolSize=512", "memPoolSize=workspace:MIB"),
+        ("memPoolSize=workspace:0", "memPoolSize=workspace:MIB"),
+        ("memPoolSize", "memPoolSize=workspace:MIB"),
+        ("timingCacheFile=", "timingCacheFile=FILE"),
+        ("versionCompatible=yes", "versionCompatible"),
+        ("hardwareCompatibilityLevel=turing+", r"hardwareCompatibilityLevel=none\|ampere\+\|sameComputeCapability"),
+        ("builderOptimizationLevel=6", "builderOptimizationLevel=0..5"),
+        ("builderOptimizationLevel=high", "builderOptimizationLevel=0..5"),
+        ("noTF32=1", "noTF32"),
+        ("minShapes=1x3", "minShapes=NAME:SHAPE,..."),
+        ("optShapes=image=1x3", "optShapes=NAME:SHAPE,..."),
+        ("maxShapes=image:1x-3", "maxShapes=NAME:SHAPE,..."),
+        ("maxShapes=image:1x3,", "maxShapes=NAME:SHAPE,..."),
+        ("workspace=512", "there is no key 'workspace', expected one of memPoolSize=workspace:MIB, .*noTF32, .*"),
+    ],
+)
+def test_an_unknown_key_or_value_is_refused_with_what_there_is(text, expected):
+    with pytest.raises(DeployError, match=f"--trt {re.escape(text)}: (expected )?{expected}$"):
+        parse_build_settings((text,))
+
+
+def test_a_setting_that_is_given_twice_is_refused():
+    with pytest.raises(DeployError, match="--trt noTF32 is given twice"):
+        parse_build_settings(("noTF32", "noTF32"))
+
+
+# Shapes
+
+
+def of_scale(scale: tuple[int, int], **changes: Any) -> Manifest:
+    return dataclasses.replace(DYNAMIC, preprocessing=dataclasses.replace(RULE, scale=scale, **changes))
+
+
+@pytest.mark.parametrize(("scale", "opt"), [((150, 90), (96, 160)), ((90, 150), (160, 96))])
+def test_dynamic_inputs_go_from_the_padding_to_a_square_of_the_longer_edge_fastest_at_the_test_scale(scale, opt):
+    model = of_scale(scale)
+    ranges = input_ranges({"image": (-1, 3, -1, -1), "image_shape": (-1, 2)}, model, {}, {}, {})
+    assert ranges["image"] == ShapeRange((1, 3, 32, 32), (1, 3, *opt), (8, 3, 160, 160))
+    assert ranges["image_shape"] == ShapeRange((1, 2), (1, 2), (8, 2))
+    pixels = dataclasses.replace(model, graph=GraphForm(input="uint8", dynamic=True))
+    ranges = input_ranges({"image": (1, -1, -1, 3)}, pixels, {}, {}, {})
+    assert ranges["image"] == ShapeRange((1, 32, 32, 3), (1, *opt, 3), (1, 160, 160, 3))
+
+
+@pytest.mark.parametrize("scale", [(1333, 800), (800, 1333)])
+def test_the_default_profile_holds_every_image_of_coco(scale):
+    model = of_scale(scale)
+    image = input_ranges({"image": (1, 3, -1, -1)}, model, {}, {}, {})["image"]
+    with Path(__file__).with_name("coco_sizes.csv").open() as table:
+        sizes = [(int(row["height"]), int(row["width"])) for row in csv.DictReader(table)]
+    canvases = {exact_placement(size, model.preprocessing).canvas for size in (*sizes, (12, 4000), (4000, 12))}
+    assert len(canvases) > 20
+    assert [canvas for canvas in canvases if not image.holds((1, 3, *canvas))] == []
+
+
+def test_a_graph_of_two_canvases_has_a_profile_that_holds_both_and_no_more():
+    model = of_scale((150, 90), canvases=((96, 160), (192, 64)))
+    image = input_ranges({"image": (1, 3, -1, -1)}, model, {}, {}, {})["image"]
+    assert image == ShapeRange((1, 3, 96, 64), (1, 3, 96, 160), (1, 3, 192, 160))
+
+
+def test_a_batch_of_any_size_at_a_fixed_canvas_ends_at_eight():
+    ranges = input_ranges({"image": (-1, 3, 96, 160), "image_shape": (-1, 2)}, DYNAMIC, {}, {}, {})
+    assert ranges["image"] == ShapeRange((1, 3, 96, 160), (1, 3, 96, 160), (8, 3, 96, 160))
+    assert ranges["image_shape"] == ShapeRange((1, 2), (1, 2), (8, 2))
+
+
+def test_given_shapes_are_taken_and_other_inputs_follow_them():
+    inputs = {"image": (-1, 3, -1, -1), "image_shape": (-1, 2)}
+    ranges = input_ranges(inputs, DYNAMIC, {}, {"image": (2, 3, 96, 160)}, {"image": (16, 3, 160, 160)})
+    assert ranges["image"] == ShapeRange((1, 3, 32, 32), (2, 3, 96, 160), (16, 3, 160, 160))
+    assert ranges["image_shape"] == ShapeRange((1, 2), (2, 2), (16, 2))
+    assert ranges["image"].holds((3, 3, 128, 64))
+    assert not ranges["image"].holds((17, 3, 128, 64))
+    assert not ranges["image"].holds((3, 128, 64))
+
+
+def test_shapes_that_do_not_fit_the_graph_are_refused():
+    inputs = {"image": (-1, 3, -1, -1), "image_shape": (-1, 2)}
+    with pytest.raises(DeployError, match=r"input image: .* is no range: expected min <= opt <= max .*maxShapes\)"):
+        input_ranges(inputs, DYNAMIC, {"image": (4, 3, 96, 160)}, {}, {})
+    with pytest.raises(DeployError, match="--trt maxShapes names 'picture'; the inputs are image, image_shape"):
+        input_ranges(inputs, DYNAMIC, {}, {}, {"picture": (1, 3, 96, 160)})
+    with pytest.raises(DeployError, match=r"gives image as 1x1x96x160, the graph has \?x3x\?x\?: only what is \?"):
+        input_ranges(inputs, DYNAMIC, {"image": (1, 1, 96, 160)}, {}, {})
+    with pytest.raises(DeployError, match="export it without --input-size, or with --batch any"):
+        input_ranges({"image": (1, 3, 96, 160)}, DYNAMIC, {"image": (2, 3, 96, 160)}, {}, {})
