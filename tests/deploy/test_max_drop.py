@@ -39,7 +39,7 @@ def test_a_drop_is_what_a_model_lies_below_its_reference(
     mean, reference, options, code, deploy, shapes_root, tmp_path, monkeypatch
 ):
     result = EvaluationResult("found.json", scored(mean), "best.pth", scored(reference))
-    monkeypatch.setattr(eval_command, "_scored_file", lambda *_: (result, []))
+    monkeypatch.setattr(eval_command, "evaluate_detections", lambda *_, **__: result)
     words = ("--predictions", "found.json", "--ann", "val.json", "--reference", "best.pth", *options)
     done = deploy("eval", *words)
     assert done.code == code, done.err

@@ -8,6 +8,8 @@
         for box, score, label in zip(detections.boxes, detections.scores, detections.labels):
             print(detector.classes[label], score, box)  # x1, y1, x2, y2 in pixels of the photo
 
+`export`, `evaluate` and `benchmark` are what `cskd-deploy export`, `eval` and `bench` do.
+
 Nothing is imported before it is used: `load` needs the runtime of the file, `export` needs PyTorch and cskd-train.
 """
 
@@ -18,22 +20,42 @@ from importlib import import_module
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from warnings import warn
 
 if TYPE_CHECKING:
+    from cskd_deploy.accuracy.eval import EvaluationResult
     from cskd_deploy.detect.detector import Detector
     from cskd_deploy.detect.postprocess import Detections
     from cskd_deploy.errors import BackendMissing, CheckFailed, DeployError
     from cskd_deploy.exporter.onnx import ExportResult
+    from cskd_deploy.measure.report import BenchReport
+
+AnyPath = str | PathLike[str]
 
 __version__ = "0.2.0"
-__all__ = ["BackendMissing", "CheckFailed", "DeployError", "Detections", "Detector", "ExportResult", "export", "load"]
+__all__ = [
+    "BackendMissing",
+    "BenchReport",
+    "CheckFailed",
+    "DeployError",
+    "Detections",
+    "Detector",
+    "EvaluationResult",
+    "ExportResult",
+    "benchmark",
+    "evaluate",
+    "export",
+    "load",
+]
 
 _CLASSES = {
     "BackendMissing": "errors",
+    "BenchReport": "measure.report",
     "CheckFailed": "errors",
     "DeployError": "errors",
     "Detections": "detect.postprocess",
     "Detector": "detect.detector",
+    "EvaluationResult": "accuracy.eval",
     "ExportResult": "exporter.onnx",
 }
 
@@ -50,9 +72,10 @@ def __dir__() -> list[str]:
 
 
 def load(
-    model: str | PathLike[str],
+    model: AnyPath,
     *,
     backend: str | None = None,
+    device: str | None = None,
     threads: int | None = None,
     allow_external_data: bool = False,
     buffers: str | None = None,
@@ -66,6 +89,7 @@ def load(
     Args:
         model: a file of `export` (ONNX), a TensorRT engine with its manifest, or a checkpoint, which runs in PyTorch.
         backend: one of `cskd_deploy.backends.NAMES`; by default the one for the file's name.
+        device: "cpu" or "cuda"; by default a GPU where the runtime can use one.
         threads: of ONNX Runtime and PyTorch; None takes every core that this process may use.
         allow_external_data: ONNX: weights may lie in other files below the model's folder.
         buffers: TensorRT: the package that holds GPU memory; by default the first one found.
@@ -73,7 +97,7 @@ def load(
         cuda_graph: TensorRT: replay the work as a CUDA graph.
 
     Raises:
-        DeployError: the file is missing, damaged, of another kind, or not for this backend.
+        DeployError: the file is missing, damaged, of another kind, or not for this backend or device.
         BackendMissing: the runtime, or what it needs, is not installed; the message says how to install it.
     """
     from cskd_deploy.backends import backend_for
@@ -82,6 +106,7 @@ def load(
     opened = backend_for(
         Path(model),
         backend,
+        device=device,
         threads=threads,
         allow_external_data=allow_external_data,
         buffers=buffers,
@@ -93,10 +118,10 @@ def load(
 
 
 def export(
-    checkpoint: str | PathLike[str],
-    output: str | PathLike[str] | None = None,
+    checkpoint: AnyPath,
+    output: AnyPath | None = None,
     *,
-    config: str | PathLike[str] | None = None,
+    config: AnyPath | None = None,
     input_sizes: Sequence[tuple[int, int]] = (),
     graph_input: str = "uint8",
     nms: str = "outside",
@@ -143,4 +168,140 @@ def export(
         sizes,
         progress,
         form,
+    )
+
+
+def evaluate(
+    model: AnyPath,
+    ann: AnyPath,
+    images: AnyPath | None = None,
+    reference: AnyPath | None = None,
+    *,
+    limit: int | None = None,
+    skip_broken: bool = False,
+    output: AnyPath | None = None,
+    backend: str | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+    allow_external_data: bool = False,
+    buffers: str | None = None,
+    trust_engine: bool = False,
+    show_progress: bool = False,
+) -> EvaluationResult:
+    """COCO mAP of a model, by the COCO protocol, and of a reference on the same images.
+
+    `print` the result for the table, or take `result.metrics` (in [0, 1]) and `result.drop` (points below the
+    reference). What is odd about the data set is a warning, before the model runs; why model and reference are not the
+    same but for their form is in `result.notes`.
+
+    Args:
+        model: as `load`.
+        ann: a COCO file, or the folder of another format or of one split (`cskd_data.read`).
+        images: folder of its images; by default looked for beside it.
+        reference: another model, a checkpoint, which cskd-train evaluates, or the JSON of a former `cskd-deploy eval`.
+        limit: only the first so many images of the file.
+        skip_broken: go on without images that cannot be used; the result counts them.
+        output: where to write the detections in COCO's results format.
+        backend, device, threads, allow_external_data, buffers, trust_engine: as `load`; the reference's too, but for
+            the backend.
+        show_progress: on stderr.
+
+    Raises:
+        DataError: the data set cannot be used (`cskd_data.DataError`).
+        DeployError: the model, the reference or `output` cannot be used, or there is no box to compute mAP from.
+        BackendMissing: a runtime is not installed; a checkpoint needs torch and cskd-train.
+    """
+    from cskd_deploy.accuracy.evaluate import evaluate_model
+    from cskd_deploy.progress import Progress, silent
+
+    return evaluate_model(
+        Path(model),
+        Path(ann),
+        None if images is None else Path(images),
+        None if reference is None else Path(reference),
+        backend=backend,
+        limit=limit,
+        skip_broken=skip_broken,
+        output=None if output is None else Path(output),
+        warn=lambda line: warn(line, stacklevel=4),
+        progress=Progress if show_progress else silent,
+        device=device,
+        threads=threads,
+        allow_external_data=allow_external_data,
+        buffers=buffers,
+        trust_engine=trust_engine,
+    )
+
+
+def benchmark(
+    models: AnyPath | Sequence[AnyPath],
+    images: AnyPath | None = None,
+    *,
+    reference: AnyPath | None = None,
+    backends: Sequence[str] = (),
+    batches: Sequence[int] = (1,),
+    duration: float = 3.0,
+    iterations: int = 10,
+    warmup: float | None = None,
+    cold: bool = True,
+    force: bool = False,
+    device: str | None = None,
+    threads: int | None = None,
+    ort: Sequence[str] = (),
+    allow_external_data: bool = False,
+    buffers: str | None = None,
+    trust_engine: bool = False,
+    cuda_graph: bool = False,
+    show_progress: bool = False,
+) -> BenchReport:
+    """Time models in turns: pre-processing, inference and post-processing, batch by batch.
+
+    Args:
+        models: one or several, as `load`.
+        images: folder of images to detect on; by default seeded random ones.
+        reference: a checkpoint to time in PyTorch in the same run.
+        backends: run each file in those of them that run it; by default in the one for its name.
+        batches: images at a time; each model is timed with each of them.
+        duration: seconds that each model runs for, at least, with each batch size,
+        iterations: and batches, at least.
+        warmup: seconds before it counts; by default 0.2, on a GPU 2.
+        cold: time a process of its own for each model too, from its start to its first detections.
+        force: time files together that do different work; what differs is a note.
+        device, threads, allow_external_data, buffers, trust_engine, cuda_graph: as `load`.
+        ort: settings of ONNX Runtime, `("graph=extended", "arena=off", "spinning=off")`.
+        show_progress: on stderr.
+
+    Returns:
+        Figures in milliseconds a batch: `print()` shows them as a table, `to_dict()` gives plain data.
+
+    Raises:
+        DeployError: a file cannot be used, not in these backends or batches, or the files do different work.
+        BackendMissing: a runtime is not installed.
+        DataError: an image cannot be read (`cskd_data.DataError`).
+    """
+    from functools import partial
+
+    from cskd_deploy.backends.onnxruntime_settings import parse_settings
+    from cskd_deploy.measure import benchmark as room
+    from cskd_deploy.progress import Progress, silent
+
+    return room.benchmark(
+        [Path(model) for model in ([models] if isinstance(models, (str, PathLike)) else models)],
+        None if images is None else Path(images),
+        reference=None if reference is None else Path(reference),
+        backends=backends,
+        batches=batches,
+        duration=duration,
+        iterations=iterations,
+        warmup=warmup,
+        cold=cold,
+        force=force,
+        progress=partial(Progress, show_rate=False) if show_progress else silent,
+        device=device,
+        threads=threads,
+        ort=parse_settings(ort),
+        allow_external_data=allow_external_data,
+        buffers=buffers,
+        trust_engine=trust_engine,
+        cuda_graph=cuda_graph,
     )

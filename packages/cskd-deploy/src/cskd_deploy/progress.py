@@ -5,14 +5,23 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+# Begins to count a piece of work: `with begin("eval", "images") as count: count(done, total)`.
+Begin = Callable[[str, str], AbstractContextManager[Callable[[int, int], None]]]
 SECONDS_BETWEEN_LINES = 5.0
 SECONDS_BETWEEN_DRAWINGS = 0.1
+
+
+def silent(title: str, unit: str) -> AbstractContextManager[Callable[[int, int], None]]:
+    """Shows nothing, in place of `Progress`."""
+    return nullcontext(lambda done, total: None)
 
 
 class Progress:

@@ -136,6 +136,7 @@ class EvaluationResult:
     device: str | None = None  # None of a predictions file
     reference_device: str | None = None
     annotations_sha256: str | None = None  # of the images, boxes and classes; what `eval --reference` goes by
+    notes: tuple[str, ...] = ()  # why the two are not the same but for their form; what the runtime does
 
     @property
     def drop(self) -> float | None:
@@ -158,6 +159,7 @@ class EvaluationResult:
             "reference_device": self.reference_device,
             "reference_metrics": reference,
             "drop_points": self.drop,
+            "notes": list(self.notes),
         }
 
     def rows(self) -> list[tuple[str, list[float | None]]]:

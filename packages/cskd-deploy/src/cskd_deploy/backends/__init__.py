@@ -79,3 +79,12 @@ def backend_for(
     from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend
 
     return OnnxRuntimeBackend(path, threads, device=device, settings=ort, allow_external_data=allow_external_data)
+
+
+def beside(device: str | None, model: Backend) -> str | None:
+    """The device of a checkpoint that a loaded model is held against: the model's own, as far as PyTorch has it.
+
+    Args:
+        device: as `backend_for` was given it for the model.
+    """
+    return "cpu" if model.device == "cpu" else device

@@ -2,40 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
+import functools
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
-import cv2
-import numpy as np
 
-from cskd_data.files import check_writable, sha256_of_file
-from cskd_data.images import list_images, read_image
-from cskd_deploy.backends import NAMES, backend_for, backend_name, runs
+from cskd_data.files import check_writable
+from cskd_deploy.backends import NAMES
 from cskd_deploy.backends.onnxruntime_settings import parse_settings
-from cskd_deploy.commands.options import beside, runtime_options
-from cskd_deploy.detect.detector import Detector
+from cskd_deploy.commands.options import runtime_options
 from cskd_deploy.errors import DeployError
-from cskd_deploy.measure import environment
-from cskd_deploy.measure.bench import check_comparable, differences, measure, random_images
-from cskd_deploy.measure.cold_start import ColdStart, measure_cold
+from cskd_deploy.measure.benchmark import benchmark
 from cskd_deploy.measure.plot import check_plotting, plot, read_evaluations
-from cskd_deploy.measure.report import BenchReport, notes_on_samples
 from cskd_deploy.progress import Progress
-
-MOST_IMAGES = 32  # held decoded in memory
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A file in a backend."""
-
-    path: Path
-    backend: str
-    options: dict[str, Any]
 
 
 class BatchSizes(click.ParamType):
@@ -137,104 +119,29 @@ def command(
         check_writable(plot_file)
     elif evaluations:
         raise DeployError("--eval is for the picture of latency against mAP: give --plot FILE.png with it")
-    known = read_evaluations(evaluations)
-    used_threads = options["threads"] or environment.usable_cores()
-    cv2.setNumThreads(used_threads)
-    options = {**options, "threads": used_threads, "ort": parse_settings(ort)}
-    files = [*models, *([reference] if reference else [])]
-    # Checkpoints come last: they are run at the size of the first exported file.
-    files.sort(key=lambda path: backend_name(path) == "pytorch")
-    subjects = _subjects(files, backends, options)
-    with contextlib.ExitStack() as stack:
-        detectors: list[Detector] = []
-        for subject in subjects:
-            if backend_name(subject.path) == "pytorch" and detectors:
-                subject.options["like"] = detectors[0].manifest
-                subject.options["device"] = beside(options["device"], detectors[0].backend)
-            backend = stack.enter_context(backend_for(subject.path, subject.backend, **subject.options))
-            subject.options["device"] = backend.device  # that of its cold start
-            detectors.append(Detector(backend))
-        notes = _unlike(detectors, force)
-        size = detectors[0].manifest.preprocessing.input_size
-        pictures, source = _pictures(images, size, max(batches))
-        starts, failures = _cold_starts(subjects) if cold else ({}, [])
-        found = measure(
-            detectors,
-            pictures,
-            batches=batches,
-            duration=duration,
-            iterations=iterations,
-            warmup=None if warmup is None else warmup / 1e3,
-            progress=Progress("bench", "s measured", show_rate=False),
-        )
-        notes += dict.fromkeys(note for detector in detectors for note in detector.backend.notes)
-        notes += [*failures, *_notes(detectors), *notes_on_samples(found)]
-    for one in found:
-        one.cold = starts.get((one.path, one.backend))
-        one.sha256 = sha256_of_file(Path(one.path))
-    settings = {**environment.describe(used_threads), "onnxruntime_settings": str(options["ort"])}
+    scores = read_evaluations(evaluations)
+    report = benchmark(
+        models,
+        images,
+        reference=reference,
+        backends=backends,
+        batches=batches,
+        duration=duration,
+        iterations=iterations,
+        warmup=None if warmup is None else warmup / 1e3,
+        cold=cold,
+        force=force,
+        progress=functools.partial(Progress, show_rate=False),
+        ort=parse_settings(ort),
+        **options,
+    )
     if plot_file is not None:
-        notes += [f"{label} has no evaluation, and is not in the picture" for label in plot(found, known, plot_file)]
-    report = BenchReport(found, settings, source, size, notes)
+        unplotted = plot(report.results, scores, plot_file)
+        notes = [f"{label} has no evaluation, and is not in the picture" for label in unplotted]
+        report = dataclasses.replace(report, notes=[*report.notes, *notes])
     if as_json:
         click.echo(json.dumps(report.to_dict(), indent=2))
         return
     report.print()
     if plot_file is not None:
         click.echo(f"picture: {plot_file}")
-
-
-def _subjects(files: list[Path], backends: tuple[str, ...], options: dict[str, Any]) -> list[Subject]:
-    """Each file in each backend that was asked for and runs it."""
-    # A checkpoint has one backend, and is there to be compared with.
-    taken = {path: [name for name in backends if runs(name, path)] for path in files}
-    subjects = []
-    for path in dict.fromkeys(files):
-        natural = backend_name(path)
-        names = taken[path] or ([natural] if not backends or natural == "pytorch" else [])
-        if not names:
-            raise DeployError(f"{path} runs in {natural}, not in {', '.join(backends)}: change --backend")
-        subjects += [Subject(path, name, dict(options)) for name in dict.fromkeys(names)]
-    idle = [name for name in backends if not any(name in names for names in taken.values())]
-    if idle:
-        raise DeployError(f"--backend {idle[0]} runs none of the files given: {', '.join(map(str, files))}")
-    return subjects
-
-
-def _unlike(detectors: list[Detector], force: bool) -> list[str]:
-    if not force:
-        check_comparable(detectors)
-    return [f"not the same work: {difference}" for difference in differences(detectors)]
-
-
-def _pictures(folder: Path | None, size: tuple[int, int], batch: int) -> tuple[list[np.ndarray], str]:
-    if folder is None:
-        return random_images(size), f"4 random images of {size[1]} x {size[0]} pixels (seed 0)"
-    pictures = [read_image(path) for path in list_images(folder)[:MOST_IMAGES]]
-    if batch > 1:  # a batch is one array
-        pictures = [picture for picture in pictures if picture.shape == pictures[0].shape]
-    return pictures, f"{len(pictures)} images of {folder}"
-
-
-def _cold_starts(subjects: list[Subject]) -> tuple[dict[tuple[str, str], ColdStart], list[str]]:
-    found, failures = {}, []
-    for subject in subjects:
-        try:
-            start = measure_cold(subject.path, subject.backend, subject.options)
-        except DeployError as error:
-            failures.append(str(error))
-        else:
-            found[str(subject.path), subject.backend] = start
-    return found, failures
-
-
-def _notes(detectors: list[Detector]) -> list[str]:
-    first = detectors[0]
-    checkpoints = [detector for detector in detectors if detector.backend.name == "pytorch"]
-    if not checkpoints:
-        return ["add --reference CHECKPOINT to time PyTorch in the same run"]
-    return [
-        f"{detector.backend.path} is not the checkpoint that {first.backend.path} was exported from (sha256 differs)"
-        for detector in checkpoints
-        if detector.manifest.sha256 != first.manifest.sha256
-    ]

@@ -11,9 +11,9 @@ import click
 
 from cskd_data.images import list_images
 from cskd_deploy.accuracy.compare import Comparison, compare_images, compare_layers
-from cskd_deploy.backends import NAMES, backend_for, backend_name, runs
+from cskd_deploy.backends import NAMES, backend_for, backend_name, beside, runs
 from cskd_deploy.backends.base import Backend
-from cskd_deploy.commands.options import beside, runtime_options
+from cskd_deploy.commands.options import runtime_options
 from cskd_deploy.detect.detector import Detector
 from cskd_deploy.errors import CheckFailed, DeployError
 from cskd_deploy.model.manifest import Manifest
@@ -77,15 +77,17 @@ def command(
                 f"{first} has the classes {', '.join(manifests[0].classes)}, {second} has "
                 f"{', '.join(manifests[1].classes)}: they cannot be compared"
             )
-        found = compare_images(detectors[0], detectors[1], paths, Progress("compare", "images"))
+        with Progress("compare", "images") as progress:
+            found = compare_images(detectors[0], detectors[1], paths, progress)
         devices = [detector.backend.device for detector in detectors]
         running = dict.fromkeys(note for detector in detectors for note in detector.backend.notes)
         notes = [*_notes(*manifests), *running]
     differing = None
     if layers:
-        differing = compare_layers(
-            first, second, paths, options["threads"], Progress("layers", "images"), options["allow_external_data"]
-        )
+        with Progress("layers", "images") as progress:
+            differing = compare_layers(
+                first, second, paths, options["threads"], progress, options["allow_external_data"]
+            )
     result = Comparison(str(first), str(second), found, differing, (devices[0], devices[1]))
     if as_json:
         click.echo(json.dumps({**result.to_dict(), "tolerance": tolerance, "notes": notes}, indent=2))

@@ -12,12 +12,12 @@ import click
 import cv2
 import numpy as np
 
+import cskd_deploy
 from cskd_data.errors import DataError
 from cskd_data.files import check_writable, write_atomically
 from cskd_data.images import find_images, read_image
-from cskd_deploy.backends import NAMES, backend_for
+from cskd_deploy.backends import NAMES
 from cskd_deploy.commands.options import runtime_options
-from cskd_deploy.detect.detector import Detector
 from cskd_deploy.detect.drawing import draw
 from cskd_deploy.detect.postprocess import Detections
 from cskd_deploy.errors import CheckFailed, DeployError
@@ -72,12 +72,10 @@ def command(
         check_writable(json_file)
     entries: list[dict[str, Any]] = []
     skipped: list[dict[str, str]] = []
-    progress = Progress("infer", "images")
-    with backend_for(model, backend, **options) as loaded:
-        detector = Detector(loaded)
+    with cskd_deploy.load(model, backend=backend, **options) as detector, Progress("infer", "images") as progress:
         manifest = detector.manifest
         threshold = _threshold(score_thr, manifest, model)
-        for note in loaded.notes:
+        for note in detector.backend.notes:
             click.echo(f"note: {note}", err=True)
         for done, path in enumerate(paths, start=1):
             try:
@@ -96,7 +94,7 @@ def command(
     if json_file is not None:
         result = {
             "model": str(model),
-            "device": loaded.device,
+            "device": detector.backend.device,
             "score_threshold": threshold,
             "images": entries,
             "skipped": skipped,

@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 from cskd_deploy.backends import BUFFERS, DEVICES
-from cskd_deploy.backends.base import Backend
 
 _OPTIONS = (
     click.option(
@@ -27,12 +26,3 @@ def runtime_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
-
-
-def beside(device: str | None, model: Backend) -> str | None:
-    """The device of a checkpoint that a loaded model is held against: the model's own, as far as PyTorch has it.
-
-    Args:
-        device: as the command was given it.
-    """
-    return "cpu" if model.device == "cpu" else device

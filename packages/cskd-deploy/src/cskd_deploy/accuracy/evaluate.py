@@ -1,0 +1,222 @@
+"""An evaluation from files to its result: the model, the data set, and the reference that it is compared with."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cskd_data
+from cskd_data import CocoResult, Dataset
+from cskd_data.clean import usable
+from cskd_data.evaluate import load_detections
+from cskd_data.files import check_writable, sha256_of_file, write_atomically
+from cskd_deploy.accuracy.eval import EvaluationResult, detect, differently_padded, load_dataset, measure
+from cskd_deploy.accuracy.former import SUFFIX, annotations_sha256, read_former
+from cskd_deploy.backends import backend_for, backend_name, beside
+from cskd_deploy.detect.detector import Detector
+from cskd_deploy.errors import DeployError
+from cskd_deploy.exporter.student import evaluate_student, load_student, torch_device, training_packages
+from cskd_deploy.measure.bench import differences
+from cskd_deploy.progress import Begin, silent
+
+Warn = Callable[[str], None]
+
+
+def evaluate_detections(
+    detections: Path,
+    ann: Path,
+    images: Path | None = None,
+    reference: Path | None = None,
+    *,
+    skip_broken: bool = False,
+    warn: Warn = lambda line: None,
+    progress: Begin = silent,
+    **options: Any,
+) -> EvaluationResult:
+    """The metrics of a file of detections in COCO's results format, with the data set's own classes.
+
+    Only a reference, and skipping images that cannot be used, needs the images. Arguments as `evaluate_model`.
+
+    Raises:
+        DataError, DeployError, BackendMissing: as `evaluate_model`; also when the detections cannot be used.
+    """
+    dataset = cskd_data.read(ann, images, skip_missing=skip_broken)
+    if skip_broken:
+        dataset = usable(dataset, use_memory=True).dataset
+    for note in dataset.notes:
+        warn(str(note))
+    result = EvaluationResult(
+        str(detections),
+        cskd_data.evaluate(dataset, load_detections(detections)),
+        file_sha256=sha256_of_file(detections),
+        annotations_sha256=annotations_sha256(dataset),
+    )
+    if reference is None:
+        return result
+    with contextlib.ExitStack() as stack:
+        other = _Reference(reference, options, options.get("device"), stack)
+        other.check(dataset)
+        result = other.added_to(result, dataset, progress)
+        return replace(result, notes=(*result.notes, *other.notes(None, dataset)))
+
+
+def evaluate_model(
+    model: Path,
+    ann: Path,
+    images: Path | None = None,
+    reference: Path | None = None,
+    *,
+    backend: str | None = None,
+    limit: int | None = None,
+    skip_broken: bool = False,
+    output: Path | None = None,
+    warn: Warn = lambda line: None,
+    progress: Begin = silent,
+    **options: Any,
+) -> EvaluationResult:
+    """The metrics of a model and of its reference on the same images.
+
+    Args:
+        images: folder of the images; None looks for it beside `ann`.
+        reference: another model, a checkpoint, or the JSON of a former evaluation.
+        limit: only the first so many images.
+        skip_broken: leave out images that cannot be used; the result counts them.
+        output: where to write the detections in COCO's results format.
+        warn: called with a line for each oddity of the data set, before the model runs.
+        progress: as `cskd_deploy.progress.Progress`.
+        options: of `backends.backend_for`.
+
+    Raises:
+        DataError: the data set cannot be used.
+        DeployError: the model, the reference or `output` cannot be used, or there is no box to compute mAP from.
+        BackendMissing: a runtime is not installed.
+    """
+    if output is not None:
+        check_writable(output)
+    with contextlib.ExitStack() as stack:
+        detector = Detector(stack.enter_context(backend_for(model, backend, **options)))
+        dataset, warnings = load_dataset(ann, images, detector.manifest.classes, limit, skip_broken)
+        for warning in warnings:
+            warn(warning)
+        if not dataset.annotated and reference is not None:
+            raise DeployError(f"--reference compares mAP, and {dataset.nothing_counts()}")
+        if dataset.annotated and not dataset.countable:
+            raise DeployError(f"mAP cannot be computed: {dataset.nothing_counts()}")
+        # Before the model runs: a reference that cannot be had should not cost an evaluation.
+        other = None
+        if reference is not None:
+            other = _Reference(reference, options, beside(options.get("device"), detector.backend), stack)
+            other.check(dataset)
+        begin = time.perf_counter()
+        with progress("eval", "images") as count:
+            detections = detect(detector, dataset, count)
+        seconds = time.perf_counter() - begin
+        if dataset.annotated:
+            metrics = cskd_data.evaluate(dataset, detections, seconds=seconds)
+        else:
+            metrics = CocoResult({}, {}, "", len(dataset.images), len(detections), seconds, len(dataset.left_out))
+        if output is not None:
+            content = json.dumps(detections).encode()
+            write_atomically(output, lambda file: file.write(content))
+        result = EvaluationResult(
+            str(model),
+            metrics,
+            file_sha256=sha256_of_file(model),
+            device=detector.backend.device,
+            annotations_sha256=annotations_sha256(dataset),
+            notes=tuple(detector.backend.notes),
+        )
+        if other is not None:
+            result = other.added_to(result, dataset, progress)
+            result = replace(result, notes=(*result.notes, *other.notes(detector, dataset)))
+    return result
+
+
+class _Reference:
+    """What a model is compared with: a checkpoint, another exported file, or the result of either.
+
+    Args:
+        device: that it runs on; None chooses by its runtime.
+        stack: closes the file's backend.
+    """
+
+    def __init__(self, path: Path, options: Mapping[str, Any], device: str | None, stack: contextlib.ExitStack) -> None:
+        self._path = path
+        self._threads = options.get("threads")
+        self._student = self._detector = self._former = None
+        self._device = device
+        if path.suffix.lower() == SUFFIX:
+            self._former = read_former(path)
+        elif backend_name(path) == "pytorch":
+            self._student = load_student(path)
+            with training_packages("evaluating the reference"):
+                self._device = torch_device(device)
+        else:
+            self._detector = Detector(stack.enter_context(backend_for(path, **options)))
+            self._device = self._detector.backend.device
+
+    def check(self, dataset: Dataset) -> None:
+        """Refuse a former result of other images, classes or boxes.
+
+        Raises:
+            DeployError: says what differs.
+        """
+        if self._former is not None:
+            self._former.check(dataset)
+
+    def added_to(self, result: EvaluationResult, dataset: Dataset, progress: Begin) -> EvaluationResult:
+        """A model's result with that of the reference, evaluated now unless it is a former one."""
+        former = self._former
+        return replace(
+            result,
+            reference=str(self._path) if former is None else former.model,
+            reference_metrics=self._evaluate(dataset, progress) if former is None else former.metrics,
+            reference_sha256=sha256_of_file(self._path) if former is None else former.file_sha256,
+            reference_device=self._device if former is None else former.device,
+        )
+
+    def _evaluate(self, dataset: Dataset, progress: Begin) -> CocoResult:
+        with progress("reference", "images") as count:
+            if self._detector is not None:
+                return measure(self._detector, dataset.select(self._detector.manifest.classes), count)
+            assert self._student is not None
+            assert self._device is not None
+            chosen = dataset.select(self._student.classes)
+            return evaluate_student(self._student, chosen, count, self._threads, self._device)
+
+    def notes(self, detector: Detector | None, dataset: Dataset) -> list[str]:
+        """Why the two are not the same but for their form.
+
+        Args:
+            detector: the model; None of a predictions file.
+        """
+        if self._former is not None:
+            former = self._former
+            return [f"the reference is the result of {former.model} in {former.path}; it was not evaluated again"]
+        if detector is None:
+            return []
+        manifest = detector.manifest
+        if self._detector is not None:
+            notes = [f"not the same work: {difference}" for difference in differences([detector, self._detector])]
+            if self._detector.manifest.sha256 != manifest.sha256:
+                notes.append(f"{self._path} was exported from another checkpoint than the model (sha256 differs)")
+            return [*notes, *self._detector.backend.notes]
+        assert self._student is not None
+        notes = []
+        if self._student.sha256 != manifest.sha256:
+            notes.append(f"{self._path} is not the checkpoint that the model was exported from (sha256 differs)")
+        own = self._student.manifest().graph.proposals
+        if manifest.graph.proposals not in (None, own):
+            notes.append(f"the model keeps {manifest.graph.proposals} proposals of an image, the reference {own}")
+        padded = differently_padded(dataset, detector)
+        if padded:
+            notes.append(
+                f"{padded} of {len(dataset.images)} images are padded or scaled otherwise than for the reference: "
+                "the graph's input has a fixed size. That alone moves mAP a little"
+            )
+        return notes
