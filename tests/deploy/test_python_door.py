@@ -10,15 +10,18 @@ import sys
 import textwrap
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 import cskd_deploy
+from cskd_data import CskdError
 from cskd_data.images import list_images, read_image
 from cskd_deploy import DeployError
 
 from .conftest import ABSENT
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*boxes over the edge of the image")
 README = Path(__file__).parents[2] / "README.md"
 
 
@@ -191,3 +194,107 @@ def test_a_form_that_no_graph_has_is_refused(options, message, checkpoint, tmp_p
     with pytest.raises(DeployError, match=message):
         cskd_deploy.export(checkpoint, tmp_path / "student.onnx", **options)
     assert not list(tmp_path.iterdir())
+
+
+# evaluate
+
+
+def test_an_evaluation_is_what_eval_prints(
+    deploy, model_file, exported, found_annotations, shapes_root, tmp_path, capsys
+):
+    images, reference = shapes_root / "images", exported("FCOS").model
+    words = ("--ann", found_annotations, "--images", images, "--reference", reference, "--limit", 4, "--max-drop", 100)
+    printed = json.loads(deploy("eval", model_file, *words, "--json").out)
+    found = str(tmp_path / "found.json")
+    result = cskd_deploy.evaluate(
+        str(model_file), str(found_annotations), str(images), str(reference), limit=4, output=found
+    )
+    assert isinstance(result, cskd_deploy.EvaluationResult)
+    assert result.drop == printed["drop_points"] != 0
+    assert result.metrics.images == 4
+    facts = result.to_dict()
+    timed = ("seconds", "reference_metrics", "max_drop")
+    assert {name: facts.get(name) for name in printed if name not in timed} == {
+        name: value for name, value in printed.items() if name not in timed
+    }
+    assert any("not the same work" in note for note in result.notes)
+    assert f"{100 * result.metrics.mean_average_precision:.2f}" in str(result)
+    assert len(json.loads(Path(found).read_text())) == result.metrics.detections
+    assert capsys.readouterr() == ("", "")
+
+
+def test_progress_is_shown_where_it_is_asked_for(model_file, found_annotations, shapes_root, capsys):
+    cskd_deploy.evaluate(model_file, found_annotations, shapes_root / "images", limit=2, show_progress=True)
+    assert "eval 2/2 images" in capsys.readouterr().err
+    cskd_deploy.benchmark(model_file, duration=0, iterations=1, warmup=0, cold=False, show_progress=True)
+    assert "bench 1/1 s measured" in capsys.readouterr().err
+
+
+def test_what_is_odd_about_a_data_set_is_a_warning_of_the_line_that_asked(model_file, found_annotations, shapes_root):
+    with pytest.warns(UserWarning, match="boxes over the edge of the image") as caught:
+        cskd_deploy.evaluate(model_file, found_annotations, shapes_root / "images")
+    assert {warning.filename for warning in caught} == {__file__}
+
+
+def test_an_evaluation_that_cannot_be_done_is_an_error_of_this_package(model_file, found_annotations, shapes_root):
+    for options, message in (
+        ({"ann": "nowhere.json"}, "nowhere.json"),
+        ({"reference": "nowhere.onnx"}, "nowhere.onnx does not exist"),
+        ({"backend": "pytorch"}, "pytorch does not run"),
+    ):
+        arguments = {"ann": found_annotations, "images": shapes_root / "images", **options}
+        with pytest.raises(CskdError, match=message):
+            cskd_deploy.evaluate(model_file, **arguments)
+
+
+# benchmark
+
+
+def test_a_benchmark_times_what_it_is_given_as_it_is_told(model_file, exported, shapes_root):
+    before = cv2.getNumThreads()
+    report = cskd_deploy.benchmark(
+        [str(model_file), exported("FCOS").model],
+        str(shapes_root / "images"),
+        reference=str(exported("FCOS").checkpoint),
+        duration=0,
+        iterations=3,
+        warmup=0,
+        cold=False,
+        force=True,
+        device="cpu",
+        threads=1,
+        ort=["spinning=off"],
+    )
+    assert isinstance(report, cskd_deploy.BenchReport)
+    assert [(Path(one.path).name, one.backend, one.device) for one in report.results] == [
+        ("student.onnx", "onnxruntime", "cpu"),
+        ("student.onnx", "onnxruntime", "cpu"),
+        ("best.pth", "pytorch", "cpu"),
+    ]
+    assert all(one.count >= 3 and one.cold is None for one in report.results)
+    facts = report.to_dict()
+    assert (facts["environment"]["threads"], facts["environment"]["onnxruntime_settings"]) == (
+        1,
+        "graph=all arena=on spinning=off",
+    )
+    assert str(shapes_root / "images") in facts["images"]
+    assert facts["results"][1]["speedup"]["total"] > 0
+    assert any("not the same work" in note for note in facts["notes"])
+    assert cv2.getNumThreads() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "do different work"),
+        ({"backends": ["tensorrt"]}, "runs in onnxruntime, not in tensorrt"),
+        ({"force": True, "batches": (1, 4)}, "takes batches of 1 only, asked for 4"),
+        ({"ort": ["speed=high"]}, "'speed=high' is no setting"),
+        ({"images": "nowhere"}, "nowhere does not exist"),
+    ],
+)
+def test_a_benchmark_that_cannot_be_done_is_refused(options, message, model_file, exported):
+    models = [model_file, exported("FCOS").model]
+    options = {"force": "backends" not in options and bool(options), "cold": False, "duration": 60, **options}
+    with pytest.raises(CskdError, match=message):
+        cskd_deploy.benchmark(models, **options)
