@@ -14,7 +14,7 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 DISTRIBUTIONS = ("torch", "torchvision", "mmdet", "mmcv-full", "mmcv", "numpy")
-INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")
+INSTRUCTIONS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimddp", "i8mm")
 
 
 def describe(device: str) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def processor() -> dict[str, Any]:
     for line in info.read_text().splitlines() if info.exists() else []:
         key, _, value = line.partition(":")
         fields.setdefault(key.strip(), value.strip())
-    flags = fields.get("flags", "").split()
+    flags = fields.get("flags", fields.get("Features", "")).split()  # x86, ARM
     name = fields.get("model name", platform.machine())
     return {"processor": name, "instructions": [one for one in INSTRUCTIONS if one in flags]}
 

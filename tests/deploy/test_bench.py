@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import runpy
 import sys
-from pathlib import Path
 from typing import ClassVar
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -37,8 +34,6 @@ MANIFEST = Manifest(
     versions={},
 )
 
-BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "deploy.py"
-CONFIGS = Path(__file__).parents[2] / "configs"
 QUICK = ("--duration", 0, "--iterations", 3, "--no-cold")
 
 
@@ -301,24 +296,3 @@ def test_stages_are_drawn_without_evaluations_and_a_missing_matplotlib_is_exit_c
     done = deploy("bench", model_file, *QUICK, "--plot", picture)
     assert done.code == 3
     assert "pip install matplotlib" in done.err
-
-
-def test_the_benchmark_of_exports_prints_a_row_a_file_with_its_ratios(checkpoint, tmp_path, monkeypatch, capsys):
-    out = tmp_path / "deploy.jsonl"
-    config = CONFIGS / "demo" / "fcos_r18_shapes.py"  # gets random weights
-    cv2.imwrite(str(tmp_path / "grey.png"), np.full((96, 128, 3), 110, np.uint8))
-    arguments = (checkpoint, config, "--duration", 0, "--iterations", 2, "--threads", 1, "--json", out)
-    arguments += ("--calibration-images", tmp_path)
-    monkeypatch.setattr(sys, "argv", ["deploy.py", *map(str, arguments)])
-    before = cv2.getNumThreads()
-    runpy.run_path(str(BENCHMARK), run_name="__main__")
-    cv2.setNumThreads(before)
-    rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [(row["family"], row["precision"]) for row in rows] == [
-        (family, precision) for family in ("retinanet", "fcos") for precision in ("fp32", "int8-cpu")
-    ]
-    printed = capsys.readouterr().out
-    for row in rows:
-        assert row["total"] == pytest.approx(row["pytorch_p50_ms"] / row["p50_ms"])
-        assert 0 < row["overhead"] < 1
-        assert f"| {row['total']:.2f} |" in printed
