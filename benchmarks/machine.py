@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
+from cskd_deploy.measure.environment import instruction_sets, processor_name
+
 ROOT = Path(__file__).parents[1]
 DISTRIBUTIONS = ("torch", "torchvision", "mmdet", "mmcv-full", "mmcv", "numpy")
-INSTRUCTIONS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimddp", "i8mm")
 
 
 def describe(device: str) -> dict[str, Any]:
@@ -45,14 +46,7 @@ def versions() -> dict[str, str | None]:
 
 def processor() -> dict[str, Any]:
     """The processor's model and those of its instruction sets that decide how fast it is."""
-    info = Path("/proc/cpuinfo")
-    fields: dict[str, str] = {}
-    for line in info.read_text().splitlines() if info.exists() else []:
-        key, _, value = line.partition(":")
-        fields.setdefault(key.strip(), value.strip())
-    flags = fields.get("flags", fields.get("Features", "")).split()  # x86, ARM
-    name = fields.get("model name", platform.machine())
-    return {"processor": name, "instructions": [one for one in INSTRUCTIONS if one in flags]}
+    return {"processor": processor_name(), "instructions": list(instruction_sets())}
 
 
 def driver() -> str | None:

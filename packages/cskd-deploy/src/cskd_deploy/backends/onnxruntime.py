@@ -12,7 +12,7 @@ from cskd_deploy.backends import onnxruntime_cuda as cuda
 from cskd_deploy.backends.base import INPUT, Arrays, Backend, input_shapes, is_input_of, needed_outputs
 from cskd_deploy.backends.onnxruntime_settings import OrtSettings
 from cskd_deploy.errors import BackendMissing, DeployError
-from cskd_deploy.measure.environment import usable_cores
+from cskd_deploy.measure.environment import instruction_sets, lacks, usable_cores
 from cskd_deploy.model.manifest import Manifest, manifest_from_metadata
 from cskd_deploy.model.onnx_file import check_manifest, check_metadata, check_model_file
 
@@ -83,6 +83,14 @@ class OnnxRuntimeBackend(Backend):
             self._bound = cuda.BoundRun(runtime, session, "cuda", self._inputs, self._outputs)
             left = cuda.nodes_on_cpu(session)
             self.notes = (f"{self.path}: {left}",) if left else ()
+        self.notes += self._notes_on_processor()
+
+    def _notes_on_processor(self) -> tuple[str, ...]:
+        missing = lacks(self.manifest.requires, instruction_sets()) if self.device == "cpu" else ()
+        if not missing:
+            return ()
+        names = ", ".join(name.upper() for name in missing)
+        return (f"{self.path}: its numbers differ on this processor, which lacks {names}: export it again",)
 
     def _choose_device(self, runtime: Any) -> None:
         self.device = self._asked or "cpu"

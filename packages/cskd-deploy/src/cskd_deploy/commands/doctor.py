@@ -19,7 +19,7 @@ from cskd_deploy.backends.tensorrt.memory import INSTALL as INSTALL_BUFFERS
 from cskd_deploy.backends.tensorrt.worker import run_in_worker
 from cskd_deploy.errors import BackendMissing, DeployError
 from cskd_deploy.exporter.student import INSTALL
-from cskd_deploy.measure.environment import processor_name, usable_cores, version_of
+from cskd_deploy.measure.environment import instruction_sets, processor_name, usable_cores, version_of
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def command(as_json: bool) -> None:
     runtime, tensorrt, buffers = _onnxruntime(), _tensorrt(driver), _buffers()
     findings = [
         Finding("python", "ok", platform.python_version()),
-        Finding("processor", "ok", f"{processor_name()}, {usable_cores()} cores usable"),
+        Finding("processor", "ok", _processor()),
         runtime,
         _onnxruntime_cuda(runtime, driver),
         _package("torch", "export, --reference", INSTALL),
@@ -70,6 +70,11 @@ def command(as_json: bool) -> None:
                 click.echo(f"{'':<20} fix: {finding.fix}")
     if runtime.state != "ok" and not tensorrt.state == buffers.state == "ok":
         raise SystemExit(3)
+
+
+def _processor() -> str:
+    sets = instruction_sets()
+    return f"{processor_name()}, {usable_cores()} cores usable" + (f"; {', '.join(sets)}" if sets else "")
 
 
 def _onnxruntime() -> Finding:

@@ -41,6 +41,43 @@ def processor_name() -> str:
     return facts.get("model name") or facts.get("hardware") or platform.processor() or platform.machine()
 
 
+# As Linux calls them, and as they are called here; those that decide how fast or how exact a network runs.
+_INSTRUCTION_SETS = {
+    **{name: name for name in ("sse4_1", "avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni")},
+    **{name: name for name in ("amx_int8", "amx_bf16", "i8mm", "sve", "bf16")},
+    **{"asimd": "neon", "asimddp": "dotprod"},
+}
+_VNNI = {"avx512_vnni", "avx_vnni", "amx_int8"}  # sums of products of 8 bits in 32 bits
+
+
+def instruction_sets(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
+    """Those of the processor's instruction sets that matter to a network; none where the system does not tell.
+
+    Args:
+        cpuinfo: Linux's description of the processor, with `flags` on x86 and `Features` on ARM.
+    """
+    with contextlib.suppress(OSError):
+        for line in cpuinfo.read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() in ("flags", "Features"):
+                there = set(value.split())
+                return tuple(name for flag, name in _INSTRUCTION_SETS.items() if flag in there)
+    return ()
+
+
+def lacks(requires: Sequence[str], there: Sequence[str]) -> tuple[str, ...]:
+    """Which of the instruction sets that a file requires (`Manifest.requires`) a processor has not.
+
+    `vnni` is any of x86's forms of it. ARM needs none: it adds in 32 bits anyway.
+
+    Args:
+        there: as `instruction_sets` gives them; where it gives none, nothing is missed.
+    """
+    x86 = any(name.startswith(("sse", "avx", "amx")) for name in there)
+    met = {*there, *(("vnni",) if _VNNI.intersection(there) or not x86 else ())}
+    return tuple(name for name in requires if there and name not in met)
+
+
 def usable_cores() -> int:
     """Logical cores that this process may run on (a container often has fewer than the machine)."""
     if hasattr(os, "sched_getaffinity"):
@@ -133,6 +170,7 @@ def describe(threads: int) -> dict[str, Any]:
     seen, model = gpus(), board()
     return {
         "processor": processor_name(),
+        "instruction_sets": list(instruction_sets()),
         "cores": usable_cores(),
         "threads": threads,
         "clocks": clocks(),

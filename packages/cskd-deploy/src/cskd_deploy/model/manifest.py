@@ -17,7 +17,8 @@ from cskd_deploy import __version__
 from cskd_deploy.errors import DeployError
 
 MANIFEST_KEY = "cskd_manifest"
-# 2 added `postprocessing.threshold_on`, 3 `graph`, 4 `preprocessing.canvases`, `graph.batch` and `graph.proposals`
+# 2 added `postprocessing.threshold_on`, 3 `graph`, 4 `preprocessing.canvases`, `graph.batch`, `graph.proposals`,
+# `agreement` and `requires`
 SCHEMA = 4
 SCHEMAS = (1, 2, 3, 4)  # that are read
 INPUTS = ("float", "uint8")
@@ -107,6 +108,31 @@ class GraphForm:
 
 
 @dataclass(frozen=True)
+class AgreementWithFp32:
+    """How far a file of lower precision agreed with its FP32 file before it got its name (`accuracy.against_fp32`)."""
+
+    sha256: str  # of the FP32 file
+    images: int
+    random: bool  # they were seeded random images, no pictures
+    detections: int  # of both files together, but for those whose score is at the cut
+    matched: float  # share of them
+    overlap: float  # mean IoU of the matched
+    correlation: dict[str, tuple[float | None, ...]]  # of class logits, by layer, level by level; None: all are equal
+    difference: dict[str, tuple[float, ...]]  # root mean square of the logits' differences
+
+    def __str__(self) -> str:
+        images = f"{self.images} random images" if self.random else f"{self.images} images"
+        lines = [
+            f"agrees with FP32 on {images}: {100 * self.matched:.1f} % of {self.detections} detections, IoU "
+            f"{self.overlap:.3f}"
+        ]
+        for layer, levels in self.correlation.items():
+            shown = " ".join("-" if value is None else f"{value:.5f}" for value in levels)
+            lines.append(f"correlation of {layer}: {shown}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The whole of it. `checkpoint` and `sha256` name the file that was exported."""
 
@@ -121,6 +147,8 @@ class Manifest:
     versions: dict[str, str]
     graph: GraphForm = GraphForm()
     schema: int = SCHEMA
+    agreement: AgreementWithFp32 | None = None  # None: not of lower precision, or of an earlier schema
+    requires: tuple[str, ...] = ()  # instruction sets without which a processor computes other numbers
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as it stands in the file."""
@@ -160,6 +188,8 @@ def manifest_from_metadata(metadata: Mapping[str, str], path: object) -> Manifes
             versions={str(name): str(version) for name, version in _typed(data, "versions", dict).items()},
             graph=GraphForm() if schema < 3 else _graph(_typed(data, "graph", dict), schema, data["family"]),
             schema=schema,
+            agreement=None if schema < 4 or data.get("agreement", 0) is None else _agreement(data),
+            requires=_requires(data, schema),
         )
     except (ValueError, TypeError) as error:
         raise DeployError(f"the metadata {MANIFEST_KEY!r} of {path} cannot be read: {error}") from error
@@ -232,6 +262,30 @@ def _graph(data: Mapping[str, Any], schema: int, family: str) -> GraphForm:
 
 def _int_or_none(data: Mapping[str, Any], key: str) -> int | None:
     return None if data.get(key, 0) is None else _typed(data, key, int)
+
+
+def _agreement(manifest: Mapping[str, Any]) -> AgreementWithFp32:
+    data = _typed(manifest, "agreement", dict)
+    correlation, difference = _typed(data, "correlation", dict), _typed(data, "difference", dict)
+    return AgreementWithFp32(
+        sha256=_typed(data, "sha256", str),
+        images=_typed(data, "images", int),
+        random=_typed(data, "random", bool),
+        detections=_typed(data, "detections", int),
+        matched=_typed(data, "matched", float),
+        overlap=_typed(data, "overlap", float),
+        correlation={
+            layer: tuple(None if value is None else _checked(value, "correlation", float) for value in levels)
+            for layer, levels in ((layer, _typed(correlation, layer, list)) for layer in correlation)
+        },
+        difference={layer: tuple(_typed_list(difference, layer, float)) for layer in difference},
+    )
+
+
+def _requires(data: Mapping[str, Any], schema: int) -> tuple[str, ...]:
+    if schema < 4:  # weights of 8 bits for ONNX Runtime's processor kernels
+        return ("vnni",) if data["precision"] == "int8-cpu" else ()
+    return tuple(_typed_list(data, "requires", str))
 
 
 def _typed(data: Mapping[str, Any], key: str, kind: type) -> Any:
