@@ -18,6 +18,7 @@ from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend
 from cskd_deploy.detect.detector import Detector
 from cskd_deploy.detect.postprocess import Detections
 from cskd_deploy.errors import BackendMissing, DeployError
+from cskd_deploy.lower.layers import HALF, WEIGHTED, as_seen, network
 
 IOU = 0.99
 ANY_SCORE = 1.0  # detections are paired by their boxes; how far their scores lie apart is what is asked
@@ -107,13 +108,6 @@ def _triple(found: Detections) -> Boxes:
     return found.boxes, found.scores, found.labels
 
 
-LAYERS = ("Conv", "Gemm", "MatMul", "ConvTranspose")
-# Quantisation may merge an activation into its layer, which then has the activation's name.
-_ACTIVATIONS = ("Relu", "Clip", "Sigmoid", "Add")
-_CHOICES = ("TopK", "NonMaxSuppression")
-HALF = "_fp16"  # after the name of a tensor in an FP16 file
-
-
 @dataclass(frozen=True)
 class LayerDifference:
     """How far a layer's output lies apart in two files, over all images."""
@@ -188,26 +182,29 @@ def _read(path: Path, allow_external_data: bool) -> Any:
 
 
 def _common_names(first: dict[str, Output], second: dict[str, Output]) -> list[str]:
-    """Outputs of a layer in either graph that are tensors of both, in the order of the first."""
+    """Outputs of a layer with weights in either graph that are tensors of both, in the order of the first.
+
+    Quantisation may merge an activation into its layer, which then has the activation's name.
+    """
     return [
         name
         for name, one in first.items()
-        if name in second and (one.operator in LAYERS or second[name].operator in LAYERS)
+        if name in second and (one.operator in WEIGHTED or second[name].operator in WEIGHTED)
     ]
 
 
 def _outputs(graph: Any) -> dict[str, Output]:
-    """The outputs of layers and activations by the name that they have in the FP32 file."""
-    quantised = {node.input[0]: node.output[0] for node in graph.node if node.op_type == "QuantizeLinear"}
-    restored = {node.input[0]: node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
-    chosen: set[str] = set()  # tensors that hang on a choice
+    """The outputs of the network before proposals are pooled, by the name that they have in the FP32 file."""
+    seen = as_seen(graph)
+    pooled: set[str] = set()
     found = {}
-    for node in graph.node:  # in topological order
-        if node.op_type in _CHOICES or chosen.intersection(node.input):
-            chosen.update(node.output)
-        elif node.op_type in (*LAYERS, *_ACTIVATIONS):
+    for node in network(graph):
+        if node.op_type == "RoiAlign" or pooled.intersection(node.input):
+            pooled.update(node.output)
+        else:
             for name in node.output:
-                found[name.removesuffix(HALF)] = Output(node.op_type, restored.get(quantised.get(name, ""), name))
+                plain = name.removesuffix(HALF)
+                found[plain] = Output(node.op_type, seen[plain])
     return found
 
 

@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 
 from cskd_deploy.errors import CheckFailed
-from cskd_deploy.lower.layers import layers
+from cskd_deploy.lower.layers import HALF, layers
 
 # Inputs that are float32 by the standard, whatever the first input is.
 _ALWAYS_FLOAT = {"Resize": (1, 2)}
 # Boxes have the type of the features here.
 _FLOAT_OPERATORS = ("RoiAlign",)
-_SUFFIX = "_fp16"  # of the names of tensors in half precision
 _LARGEST = float(np.finfo(np.float16).max)
 
 
@@ -72,7 +71,7 @@ def half_layers(model: Any) -> dict[str, list[str]]:
     return {
         name: halves
         for name, nodes in layers(model.graph).items()
-        if (halves := [out for node in nodes for out in node.output if out.endswith(_SUFFIX)])
+        if (halves := [out for node in nodes for out in node.output if out.endswith(HALF)])
     }
 
 
@@ -87,7 +86,7 @@ class _Builder:
         self._there: set[str] = set()
 
     def half_name(self, name: str) -> str:
-        return name + _SUFFIX
+        return name + HALF
 
     def as_half(self, name: str) -> str:
         """The name of a tensor's FP16 form, which is there from now on."""

@@ -14,6 +14,7 @@ from typing import Any
 from cskd_deploy.errors import DeployError
 
 WEIGHTED = ("Conv", "Gemm")
+HALF = "_fp16"  # after the name of a tensor in an FP16 file
 # Operators that pick values by index, or look at shapes: what they give is no feature map any more.
 _NO_MAP = ("TopK", "Gather", "GatherElements", "GatherND", "NonMaxSuppression", "Shape")
 # Operators whose further inputs are weights, shapes or boxes.
@@ -63,6 +64,34 @@ def layers(graph: Any) -> dict[str, list[Any]]:
         # Of conv, conv_1, ... (one a level, in any order) the first one is the module's own name.
         name = name or _path(min((node.name for node in nodes), key=len)).removesuffix(f".{nodes[0].op_type}")
         found.setdefault(name, []).extend(nodes)
+    return found
+
+
+def class_logits(graph: Any) -> dict[str, list[str]]:
+    """The tensors of class logits, one a pyramid level, by the layer that gives them, of an FP32 graph.
+
+    mmdet calls such a layer so in every head: `bbox_head.retina_cls`, of Faster R-CNN `rpn_head.rpn_cls` and, for the
+    proposals, `bbox_head.fc_cls`.
+    """
+    found = {}
+    for name, nodes in layers(graph).items():
+        if name.endswith("_cls") and nodes[0].op_type in WEIGHTED:
+            by_level = sorted(nodes, key=lambda node: (len(node.name), node.name))  # Conv, Conv_1, ...
+            found[name] = [node.output[0] for node in by_level]
+    return found
+
+
+def as_seen(graph: Any) -> dict[str, str]:
+    """What further nodes see of a tensor, by its name in the FP32 file: it, its FP16 form or what quantisation leaves.
+
+    An activation that quantisation merged into a layer happens on the way.
+    """
+    quantised = {node.input[0]: node.output[0] for node in graph.node if node.op_type == "QuantizeLinear"}
+    restored = {node.input[0]: node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    found: dict[str, str] = {}
+    for node in graph.node:
+        for name in node.output:
+            found.setdefault(name.removesuffix(HALF), restored.get(quantised.get(name, ""), name))
     return found
 
 
