@@ -146,9 +146,10 @@ def test_pytorch_computes_with_the_threads_of_the_command_and_gives_them_back(
 
 def test_opencv_prepares_images_with_the_threads_of_a_benchmark(deploy, graph, monkeypatch):
     taken: list[int] = []
+    before = cv2.getNumThreads()
     monkeypatch.setattr(cv2, "setNumThreads", taken.append)
     facts = json.loads(deploy("bench", graph, *ONE_RUN, "--threads", 3, "--json").out)
-    assert (taken, facts["environment"]["threads"]) == ([3], 3)
+    assert (taken, facts["environment"]["threads"]) == ([3, before], 3)
 
 
 # Settings of ONNX Runtime

@@ -1,4 +1,4 @@
-"""Engines as models: they detect what their ONNX files detect, and what no manifest vouches for is refused."""
+"""Engines as models, run by a double that computes with ONNX Runtime: what no manifest vouches for is refused."""
 
 from __future__ import annotations
 
@@ -94,7 +94,9 @@ def engine(trt, graph, tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("family", ["RetinaNet", "FCOS", "FasterRCNN"])
-def test_an_engine_detects_what_its_onnx_file_detects(family, exported, shapes_root, tmp_path, trt, deploy):
+def test_an_engine_of_the_double_which_runs_onnx_runtime_detects_what_onnx_runtime_detects(
+    family, exported, shapes_root, tmp_path, trt, deploy
+):
     path = tmp_path / "student.engine"
     assert deploy("export", "--onnx", exported(family).model, "--format", "trt", "--output", path).code == 0
     image = read_image(sorted((shapes_root / "images").iterdir())[0])

@@ -126,6 +126,7 @@ def export(
     graph_input: str = "uint8",
     nms: str = "outside",
     batch: int | None = 1,
+    device: str = "cpu",
     progress: Callable[[str], None] = lambda line: None,
 ) -> ExportResult:
     """Export a student to an ONNX file, which gets its name after it has been compared with mmdet.
@@ -140,6 +141,7 @@ def export(
             images `(N, 3, H, W)`.
         nms: "outside", or "graph" for ONNX's NonMaxSuppression and a fixed number of detections.
         batch: images at a time; None takes any number. With Faster R-CNN or `nms="graph"` 1.
+        device: where the file is compared with mmdet, "cpu" or "cuda".
         progress: called with a line for each step.
 
     Raises:
@@ -168,6 +170,7 @@ def export(
         sizes,
         progress,
         form,
+        device,
     )
 
 

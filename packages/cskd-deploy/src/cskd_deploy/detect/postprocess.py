@@ -84,8 +84,7 @@ def suppress_overlaps(
 
     Boxes of different `labels` do not suppress each other: as in mmcv's `batched_nms`, each class is moved to its own
     place in the plane, in float32, so that overlaps near the threshold fall as they do there. Boxes are taken a chunk
-    at a time, best first: what the kept ones leave of it, then greedily among themselves, until the last box is found
-    that can be kept.
+    at a time, best first: what the kept ones leave of it, then greedily among themselves, until the last box is kept.
     """
     if len(boxes) == 0:
         return np.zeros(0, dtype=np.int64)

@@ -108,7 +108,7 @@ def _parser_errors(parser: Any) -> str:
 
 
 def _check_suppression(trt: Any, network: Any) -> list[str]:
-    """Refuse NMS among more boxes than TensorRT looks at. Returns a note where their number is not known before a run.
+    """Refuse NMS among more boxes than TensorRT looks at. Returns a note where their number depends on the image.
 
     Raises:
         DeployError: there are more, and the engine would lose detections without a word.
@@ -164,7 +164,7 @@ def _use_timing_cache(config: Any, content: bytes) -> list[str]:
     if cache is not None and config.set_timing_cache(cache, False):
         return []
     config.set_timing_cache(config.create_timing_cache(b""), False)
-    return ["the timing cache is of another GPU, another TensorRT, or damaged: a new one takes its place"]
+    return ["the timing cache is of another GPU, another TensorRT, or damaged: a new one replaces it"]
 
 
 def _hint(settings: BuildSettings) -> str:

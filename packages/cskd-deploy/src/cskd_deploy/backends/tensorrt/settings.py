@@ -102,9 +102,9 @@ KEYS = {
         "optimization_level", "0..5", "a higher one searches longer for faster kernels [3]", _level
     ),
     "noTF32": Key("tf32", "", "FP32 with all its digits on Ampere and newer; slower", _off),
-    "minShapes": Key("min_shapes", _SHAPES, "least shapes of dynamic inputs, as in image:1x320x320x3", parse_shapes),
+    "minShapes": Key("min_shapes", _SHAPES, "of dynamic inputs, as in image:1x320x320x3", parse_shapes),
     "optShapes": Key("opt_shapes", _SHAPES, "shapes to be fastest at", parse_shapes),
-    "maxShapes": Key("max_shapes", _SHAPES, "largest shapes of dynamic inputs", parse_shapes),
+    "maxShapes": Key("max_shapes", _SHAPES, "of dynamic inputs", parse_shapes),
 }
 
 
