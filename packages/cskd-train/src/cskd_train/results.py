@@ -42,6 +42,7 @@ class RunResult:
     skipped_steps: int = 0  # whose float16 gradients overflowed
     images: Mapping[str, int] = field(default_factory=dict)  # by split
     skipped_images: Mapping[str, int] = field(default_factory=dict)  # by split, beside `images`: they cannot be used
+    start: Mapping[str, Any] = field(default_factory=dict)  # what was taken from load_from, and what not
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""

@@ -20,6 +20,12 @@ import click
     metavar="FILE",
     help="The teacher's weights, a file or a URL; one of cskd-train has its config.",
 )
+@click.option(
+    "--init",
+    "load_from",
+    metavar="FILE",
+    help="Start from another detector's weights: a file, a URL, or mmdet::FOLDER/FILE.py of mmdet's zoo.",
+)
 @click.option("--resume", is_flag=True, help="Go on from last.pth in the work dir, if there is one.")
 @click.option("--overwrite", is_flag=True, help="Replace an older run in the work dir.")
 @click.option("--dry-run", is_flag=True, help="Build everything, take two steps, print the plan; write nothing.")
@@ -73,11 +79,16 @@ def command(
     has saved its last step; --resume goes on from there. CONFIG is a file, or mmdet::FOLDER/FILE.py for one that mmdet
     ships.
 
+    --init (load_from in CONFIG) takes what fits of a detector with a backbone of the same kind, depth and width; of its
+    classifier the rows of those classes that have the same name in the data. What begins afresh is said, with the
+    reason, and kept in result.json.
+
     \b
     Examples:
       cskd-train run configs/demo/retinanet_r18_shapes.py
       cskd-train run configs/demo/retinanet_r18_shapes.py --resume --epochs 20
       cskd-train run configs/bccd/retinanet_r18_bccd.py --seed 1 --set data_root=data/bccd
+      cskd-train run mine.py --init mmdet::retinanet/retinanet_r18_fpn_1x_coco.py --dry-run
       cskd-train run configs/cskd/cskd_retina_r50_distill_r18_fpn_coco_1x.py --gpus 8 --amp --checkpoint-every 1000
       cskd-train run mmdet::gfl/gfl_r50_fpn_1x_coco.py --teacher mmdet::gfl/gfl_r101_fpn_mstrain_2x_coco.py \\
           --teacher-checkpoint gfl_r101.pth --set distill.preset=cskd-fixed
@@ -156,6 +167,7 @@ def _overrides(
     amp: str | None,
     ema: bool,
     skip_broken: bool,
+    load_from: str | None,
 ) -> dict[str, Any]:
     """The settings of a config that have an option of their own."""
     named: dict[str, Any] = {
@@ -170,5 +182,6 @@ def _overrides(
         "amp": amp,
         "ema": {} if ema else None,
         "data.skip_broken": skip_broken or None,
+        "load_from": load_from,
     }
     return {key: value for key, value in named.items() if value is not None}

@@ -21,11 +21,11 @@ from cskd_train.engine.loader import TrainLoader
 from cskd_train.engine.runner import HookRunner, build_runner
 from cskd_train.engine.step import AveragedStudent, TrainStep
 from cskd_train.errors import TrainError
-from cskd_train.files.checkpoints import load_checkpoint, load_weights
-from cskd_train.files.downloads import local_file
 from cskd_train.mm import data_sources, datasets
-from cskd_train.mm.detector import build_distilled, build_student
+from cskd_train.mm.detector import build_distilled
 from cskd_train.mm.ops import serve
+from cskd_train.mm.plain import build_without_pretrained
+from cskd_train.mm.start import Start, started_student
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Parts:
     learning_rate: float  # after scaling
     training: Any  # mmdet's dataset
     validation: Any  # mmdet's test dataset, or None without a validation split
+    start: Start | None  # None without a load_from, or where it was not read
 
     @property
     def images(self) -> dict[str, tuple[int, int]]:
@@ -68,18 +69,19 @@ def download(cfg: Config) -> None:
     Raises:
         TrainError: one of them cannot be had.
     """
-    if cfg.get("load_from"):
-        local_file(cfg.load_from, "load_from")
-    build_student(cfg)
+    started_student(cfg, ())
 
 
-def build_parts(cfg: Config, seed: int, world: World, work_dir: str, say: Callable[[str], None]) -> Parts:
+def build_parts(
+    cfg: Config, seed: int, world: World, work_dir: str, say: Callable[[str], None], resumed: bool = False
+) -> Parts:
     """Build everything that a run needs, its random weights from `seed`.
 
     The student is built first: it starts from the same weights with and without a `distill` block.
 
     Args:
         say: takes what the user should know about how the parts were fitted together.
+        resumed: the student's weights are about to come from a `last.pth`: no others are read.
 
     Raises:
         TrainError: a part cannot be built, or model and data do not fit.
@@ -94,12 +96,16 @@ def build_parts(cfg: Config, seed: int, world: World, work_dir: str, say: Callab
     validation = build_split(cfg, "val", train_set.CLASSES) if has_split(cfg, "val") else None
     serve(world.device)
     notes: list[str] = []
-    student = build_student(cfg, notes.append)
     classes = tuple(train_set.CLASSES)
+    start = None
+    if resumed:
+        student = build_without_pretrained(cfg.model)
+        if cfg.get("load_from"):
+            notes.append(f"--resume goes on from last.pth: load_from = {cfg.load_from} is not read")
+    else:
+        student, start = started_student(cfg, classes, notes.append)
     check_classes(student, classes)
     student.CLASSES = classes  # type: ignore[assignment]
-    if cfg.get("load_from"):
-        load_weights(student, load_checkpoint(local_file(cfg.load_from, "load_from"), require_config=False))
     student.to(world.device)
     distilled = build_distilled(student, cfg, world.device) if cfg.get("distill") else None
     trained: nn.Module = student if distilled is None else distilled
@@ -119,10 +125,15 @@ def build_parts(cfg: Config, seed: int, world: World, work_dir: str, say: Callab
         amp=cfg.get("amp"),
         average=average,
     )
-    for note in (*notes, *(() if distilled is None else distilled.remarks), sentence):
+    for note in (
+        *notes,
+        *([] if start is None else [str(start)]),
+        *(() if distilled is None else distilled.remarks),
+        sentence,
+    ):
         say(note)
     distiller = None if distilled is None else distilled.distiller
-    return Parts(student, trained, classes, distiller, runner, step, loader, lr, train_set, validation)
+    return Parts(student, trained, classes, distiller, runner, step, loader, lr, train_set, validation, start)
 
 
 def scaled_learning_rate(cfg: Config, images: int, counts: tuple[int, int, int]) -> tuple[float, str]:

@@ -144,6 +144,11 @@ class Resumption:
         return int(self._checkpoint.meta["seed"])
 
     @property
+    def start(self) -> dict[str, Any]:
+        """What the run started from (see `mm.start`); nothing in a file of before there was this."""
+        return dict(self._checkpoint.meta.get("start") or {})
+
+    @property
     def images_per_step(self) -> int:
         """Of the session that was interrupted."""
         return int(self._contents["run"]["batch_size"])

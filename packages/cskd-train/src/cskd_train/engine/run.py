@@ -98,7 +98,7 @@ class Run:
             done = f"step {self.position.step}"
             say(self.console, f"warning: a process of the run failed: all are started again, from {done}")
         if world.size > 1:  # one process of each machine downloads, the others find what it has brought
-            world.together(lambda: download(self.cfg) if world.local_rank == 0 else None)
+            world.together(lambda: download(self.cfg) if world.local_rank == 0 and not resumption else None)
         self.parts = world.together(lambda: self._build(resumption))
         validation = self.parts.validation
         sizes = {"training batches": self.parts.loader.batches, "validation images": len(validation or ())}
@@ -208,7 +208,8 @@ class Run:
         cfg, world, work_dir, step = self.cfg, self.world, self.work_dir, self.position.step
         self.seed = seed_of(self.options, cfg, resumption)
         tell = partial(say, self.console)
-        parts = build_parts(cfg, self.seed, world, str(work_dir.root), tell)
+        parts = build_parts(cfg, self.seed, world, str(work_dir.root), tell, resumption is not None)
+        self.start = parts.start.to_dict() if parts.start else resumption.start if resumption else {}
         loader, images = parts.loader, parts.loader.images_per_step
         if resumption:
             resumption.check_epoch(loader)
@@ -253,6 +254,7 @@ class Run:
             "seed": self.seed,
             "versions": versions(),
             "distilled": self.parts.distiller is not None,
+            "start": self.start,
         }
 
     def _kept(self) -> str:
@@ -281,5 +283,6 @@ class Run:
             skipped_images={split: skipped for split, (_, skipped) in self.parts.images.items()},
             command=self.options.command,
             started=self.started,
+            start=self.start,
             versions=versions(),
         )

@@ -1,6 +1,7 @@
 """Checkpoints: a plain student that stock mmdet loads, with its config as data beside it.
 
 Nothing in a checkpoint is ever executed: files are read with `weights_only=True`, and a stored config is plain data.
+Every file of weights comes in through here, whoever wrote it and whatever it is for: see `foreign`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from cskd_data.files import write_atomically
 from cskd_train.errors import TrainError
+from cskd_train.files.foreign import STAND_INS, layout_of, unwrap
 
 FORMAT = "cskd"
 FORMAT_VERSION = 1
@@ -35,6 +37,7 @@ class Checkpoint:
     metrics: Mapping[str, float]  # COCO box metrics in [0, 1]
     meta: Mapping[str, Any]
     path: Path
+    remarks: tuple[str, ...] = ()  # what of the file's weights was left out, beside the published distillation
 
     @cached_property
     def sha256(self) -> str:
@@ -59,7 +62,8 @@ def save(path: str | Path, contents: Mapping[str, Any]) -> None:
 
 
 def load_checkpoint(path: str | Path, require_config: bool = True) -> Checkpoint:
-    """Read a detector's checkpoint: ours, mmdet's, the published research code's (its distillation is dropped).
+    """Read a detector's checkpoint: ours, mmdet's of either line, the published research code's (its distillation is
+    dropped), or the detector inside a wrapper.
 
     Args:
         require_config: False also takes a plain mmdet checkpoint or a bare state dict; `config`, `meta` and `metrics`
@@ -87,18 +91,22 @@ def parse(contents: Mapping[str, Any], file: Path, require_config: bool = True) 
             f"checkpoint {file}: format version {meta.get('version')!r}, this program reads {FORMAT_VERSION}: "
             "install the cskd-train that wrote it"
         )
+    weights, remarks = _weights(contents, file)
     return Checkpoint(
-        state_dict=weights_of(contents, file),
+        state_dict=weights,
         config=dict(meta.get("config", {})),
         classes=_classes_of(found),
         metrics=meta.get("metrics", {}),
         meta=meta,
         path=file,
+        remarks=remarks,
     )
 
 
 def read(path: str | Path) -> dict[str, Any]:
     """The raw contents of a checkpoint file, ours or any other, without running anything in it.
+
+    Objects that training programs store beside the weights come as `foreign.Inert`, which is none of them.
 
     Raises:
         TrainError: as `load_checkpoint`, apart from the config.
@@ -107,7 +115,8 @@ def read(path: str | Path) -> dict[str, Any]:
     if not file.is_file():
         raise TrainError(f"checkpoint {file}: no such file (looked in {Path.cwd()})")
     try:
-        contents = torch.load(file, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(STAND_INS):
+            contents = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         raise TrainError(f"checkpoint {file}: {_why_unreadable(file, error)}") from error
     if not isinstance(contents, dict):
@@ -130,6 +139,11 @@ def _why_unreadable(file: Path, error: Exception) -> str:
         )
     if head == b"PK\x03\x04" and not zipfile.is_zipfile(file):
         return f"cut short ({file.stat().st_size} bytes; the end of the archive is missing). Copy or download it again"
+    if file.suffix == ".pkl":
+        return (
+            "is no PyTorch checkpoint: a .pkl as Detectron2's model zoo has it, perhaps. Take mmdet's own detector of "
+            "the same kind, mmdet::FOLDER/FILE.py"
+        )
     if isinstance(error, pickle.UnpicklingError) and head[:1] == b"\x80":
         return f"refused: {text.splitlines()[0]}"
     return "is not a PyTorch checkpoint, or is damaged. Expected a .pth file of cskd-train or mmdet"
@@ -147,23 +161,29 @@ def sha256(path: str | Path) -> str:
 def weights_of(contents: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     """The weights inside any checkpoint: under `state_dict` (mmdet's and ours) or `model`, or the whole file.
 
-    A `module.` in front of every key (a checkpoint of a parallel wrapper) is taken off; see `to_stock_keys` for more.
+    Their keys are a stock detector's, or those of a part of one: see `foreign.unwrap` and `to_stock_keys`.
 
     Raises:
         TrainError: there are none.
     """
+    return _weights(contents, path)[0]
+
+
+def _weights(contents: Mapping[str, Any], path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     weights = contents.get("state_dict", contents.get("model", contents))
     if not isinstance(weights, Mapping) or not weights or not all(isinstance(v, Tensor) for v in weights.values()):
         keys = ", ".join(map(str, list(contents)[:5])) or "none"
         raise TrainError(f"checkpoint {path}: holds no weights (keys: {keys}); expected a state_dict of tensors")
-    prefix = "module."
-    wrapped = all(key.startswith(prefix) for key in weights)
-    return to_stock_keys({key.removeprefix(prefix) if wrapped else key: value for key, value in weights.items()})
+    found, remarks = unwrap({str(key): value for key, value in weights.items()})
+    return to_stock_keys(found), remarks
 
 
 def _classes_of(meta: Any) -> tuple[str, ...]:
-    """The class names that cskd-train and mmdet store alike; () where there are none."""
+    """The class names that cskd-train and mmdet 2 store alike, or mmdet 3's; () where there are none."""
     names = meta.get("CLASSES") if isinstance(meta, Mapping) else None
+    data = meta.get("dataset_meta") if isinstance(meta, Mapping) else None
+    if names is None and isinstance(data, Mapping):
+        names = data.get("classes", data.get("CLASSES"))
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
         return ()
     return tuple(names)
@@ -189,9 +209,14 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
         shown = "; ".join(faults[:5]) + (f"; and {len(faults) - 5} more" if len(faults) > 5 else "")
         raise TrainError(
             f"checkpoint {checkpoint.path} is of another architecture than this {type(model).__name__}: {shown}. "
-            "Give the config that it was trained with"
+            f"{_advice(weights)}"
         )
     model.load_state_dict(dict(weights))
+
+
+def _advice(weights: Mapping[str, Tensor]) -> str:
+    layout = layout_of(weights)
+    return "Give the config that it was trained with" if layout is None else f"{layout[0].upper()}{layout[1:]}"
 
 
 # What the published research code trains beside the student and drops for inference (docs/algorithm.md 7.2).

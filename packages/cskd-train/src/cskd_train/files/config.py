@@ -60,7 +60,7 @@ def resolve_config_path(path: str | Path) -> Path:
         if file.suffix not in (".py", ".json", ".yaml", ".yml"):
             raise TrainError(f"config {name}: expected a .py, .yaml or .json file; to evaluate a checkpoint use `test`")
         return file
-    root = _shipped_configs()
+    root = shipped_configs()
     file = root / name.removeprefix(MMDET_PREFIX)
     if file.is_file():
         return file
@@ -70,7 +70,12 @@ def resolve_config_path(path: str | Path) -> Path:
     raise TrainError(f"config {name}: mmdet ships no such file{f'; near ones: {offers}' if offers else ''}")
 
 
-def _shipped_configs() -> Path:
+def shipped_configs() -> Path:
+    """The folder of the configs that the mmdet package ships.
+
+    Raises:
+        TrainError: it ships none.
+    """
     spec = importlib.util.find_spec("mmdet")
     for location in (spec.submodule_search_locations or []) if spec else []:
         if (root := Path(location) / ".mim" / "configs").is_dir():

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from cskd_data.files import sweep, write_atomically
 from cskd_train.errors import TrainError
 from cskd_train.files.checkpoints import sha256
+from cskd_train.files.config import MMDET_PREFIX
 from cskd_train.files.model_zoo import address_of
 
 CACHE_VARIABLE = "CSKD_CACHE"
@@ -40,7 +41,7 @@ def fetch(checkpoint: str, config: str | None = None) -> Path:
         TrainError: as `local_file`.
     """
     path = Path(checkpoint).expanduser()
-    if "://" in checkpoint or path.is_file():
+    if _is_name(checkpoint) or path.is_file():
         return local_file(checkpoint, _TEACHER, _TEACHER_KEY)
     train = "train the teacher first"
     if path.name in ("best.pth", "last.pth"):
@@ -59,7 +60,7 @@ def local_file(source: str, what: str, key: str | None = None) -> Path:
     as it is.
 
     Args:
-        source: a path, an http(s) URL, or a name of pretrained weights (`torchvision://resnet18`).
+        source: a path, an http(s) URL, or a name of weights (`torchvision://resnet18`, `mmdet::FOLDER/FILE.py`).
         what: what the file is, for messages: "the teacher's checkpoint".
         key: of the config, where another file can be named; without it, `what` is such a key.
 
@@ -106,11 +107,16 @@ def _training_command(work_dir: Path, config: str | None) -> str:
     return shlex.join(command)
 
 
+def _is_name(source: str) -> bool:
+    """Whether a source is something else than a path."""
+    return "://" in source or source.startswith(MMDET_PREFIX)
+
+
 def _url(source: str, what: str, instead: str) -> str | None:
     """The URL of a source; None for a path."""
     if source.startswith(("http://", "https://")):
         return source
-    if "://" not in source:
+    if not _is_name(source):
         return None
     try:
         return address_of(source)

@@ -1,13 +1,20 @@
-"""The addresses behind names of pretrained weights: `torchvision://resnet18`, `open-mmlab://detectron/resnet50_caffe`.
+"""The addresses behind names of weights: `torchvision://resnet18`, `open-mmlab://resnet18_v1c`, `mmdet::FOLDER/FILE.py`.
 
-Those that configs of mmdet 2.28 use. Every file's name ends in the first digits of its SHA-256.
+Backbones are those that configs of mmdet 2.28 use; detectors those whose checkpoints mmdet's own metafiles name. Every
+file's name ends in the first digits of its SHA-256.
 """
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
 
 from cskd_train.errors import TrainError
+from cskd_train.files.config import MMDET_PREFIX, resolve_config_path, shipped_configs
 
 _TORCHVISION = "https://download.pytorch.org/models/"
 _OPENMMLAB = "https://download.openmmlab.com/pretrain/third_party/"
@@ -73,11 +80,13 @@ def address_of(name: str) -> str:
     """The URL of a file of pretrained weights.
 
     Args:
-        name: with its scheme, as configs write it.
+        name: with its scheme, as configs write it; or `mmdet::FOLDER/FILE.py`, for the checkpoint of that config.
 
     Raises:
         TrainError: a name that is not in the list; the nearest ones are given.
     """
+    if name.startswith(MMDET_PREFIX):
+        return _published(name)
     current = name
     for old, new in _SCHEMES.items():
         if name.startswith(old):
@@ -88,3 +97,39 @@ def address_of(name: str) -> str:
         nearest = f"; the nearest known names: {', '.join(near)}" if near else ""
         raise TrainError(f"{name} is no known name of pretrained weights{nearest}")
     return _FILES[current]
+
+
+def _published(name: str) -> str:
+    """The URL of the checkpoint that mmdet publishes for one of its configs."""
+    file = resolve_config_path(name)
+    found = {f"configs/{file.parent.name}/{file.name}": None} | {
+        str(model.get("Config")): str(model["Weights"]) for model in _models(file.with_name("metafile.yml"))
+    }
+    address = found.pop(f"configs/{file.parent.name}/{file.name}")
+    if address is None:
+        near = difflib.get_close_matches(file.name, [Path(config).name for config in found], n=3, cutoff=0.3)
+        nearest = (
+            f"; it does for {', '.join(f'{MMDET_PREFIX}{file.parent.name}/{one}' for one in near)}" if near else ""
+        )
+        raise TrainError(f"{name}: mmdet publishes no checkpoint for this config{nearest}")
+    return address
+
+
+def is_of_coco(checkpoint: Path) -> bool:
+    """Whether a file has the name, with its hash, of a detector of mmdet's zoo that was trained on COCO."""
+    metafiles = (
+        file for file in sorted(shipped_configs().glob("*/metafile.yml")) if checkpoint.name in file.read_text()
+    )
+    models = (model for file in metafiles for model in _models(file))
+    return any(
+        str(model["Weights"]).endswith(f"/{checkpoint.name}")
+        and {result.get("Dataset") for result in model.get("Results") or []} == {"COCO"}
+        for model in models
+    )
+
+
+def _models(metafile: Path) -> Iterator[Mapping[str, Any]]:
+    """The models of a metafile that have a checkpoint."""
+    content = yaml.safe_load(metafile.read_text(encoding="utf-8")) if metafile.is_file() else None
+    models = content.get("Models") if isinstance(content, Mapping) else content
+    yield from (model for model in models or [] if isinstance(model, Mapping) and model.get("Weights"))

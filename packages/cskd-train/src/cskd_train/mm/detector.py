@@ -31,9 +31,10 @@ def build_student(cfg: Any, note: Callable[[str], None] = lambda line: None) -> 
     Raises:
         TrainError: the model cannot be built or initialised, or its pretrained weights cannot be had.
     """
-    student = build_detector(cfg.model)
+    model = cfg["model"]
+    student = build_detector(model)
     try:
-        init_weights(student, cfg.model, note)
+        init_weights(student, model, note)
     except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise TrainError(f"the config's model cannot be initialised as an init_cfg in it says: {error}") from error
     return student

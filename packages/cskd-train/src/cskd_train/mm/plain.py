@@ -42,6 +42,12 @@ def build_without_pretrained(model: Any) -> nn.Module:
     return build_detector(ConfigDict(_strip(model)))
 
 
+def without_pretrained_backbone(model: Any) -> Any:
+    """The `model` config without the pretrained weights of its backbone, which others are about to replace."""
+    kept = {key: _strip(value) if key == "backbone" else value for key, value in model.items() if key != "pretrained"}
+    return ConfigDict(kept)
+
+
 def _strip(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _strip(item) for key, item in value.items() if not _asks_for_pretrained(key, item)}

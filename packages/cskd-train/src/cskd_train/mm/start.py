@@ -1,0 +1,308 @@
+"""Start a detector from another's checkpoint: what fits is taken, a classifier's rows by the names of their classes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from mmdet.datasets import CocoDataset
+from torch import Tensor, nn
+
+from cskd_train.errors import TrainError
+from cskd_train.files.checkpoints import Checkpoint, load_checkpoint
+from cskd_train.files.downloads import local_file
+from cskd_train.files.foreign import layout_of
+from cskd_train.files.model_zoo import is_of_coco
+from cskd_train.mm.detector import build_student
+from cskd_train.mm.plain import build_without_pretrained, without_pretrained_backbone
+
+_SHOWN = 4  # groups, classes or keys in a line
+# The last layers of heads that have a row, or one for each anchor, a class: RetinaNet, FCOS, GFL, Faster R-CNN; ATSS.
+_CLASSIFIERS = ("retina_cls", "conv_cls", "gfl_cls", "fc_cls", "atss_cls")
+
+
+@dataclass
+class Start:
+    """What a detector starts from; `result.json` holds `to_dict()`.
+
+    Attributes:
+        source: the file, as it was found on disk.
+        taken: how many of the detector's tensors were taken, whole or in part.
+        tensors: how many it has, counts of batches apart.
+        fresh: part of the detector -> why it begins as it was initialised.
+        left_out: part of the file -> why it was not taken.
+        classes_kept: classes whose rows of the classifier were taken, by name.
+        classes_fresh: the other classes of the run.
+        rows: what became of the classifier, for a person.
+    """
+
+    source: str
+    taken: int = 0
+    tensors: int = 0
+    fresh: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    classes_kept: list[str] = field(default_factory=list)
+    classes_fresh: list[str] = field(default_factory=list)
+    rows: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        parts = [f"{self.taken} of {self.tensors} tensors taken", self.rows]
+        parts += [f"{count} {name}: {_some(reasons)}" for name, count, reasons in self._rest()]
+        return f"starts from {self.source}: {'; '.join(part for part in parts if part)}"
+
+    def _rest(self) -> list[tuple[str, int, Iterable[str]]]:
+        found = [("parts fresh", self.fresh), ("parts left out", self.left_out)]
+        return [
+            (name, len(parts), (f"{part} ({why})" if why else part for part, why in parts.items()))
+            for name, parts in found
+            if parts
+        ]
+
+
+def started_student(
+    cfg: Any, classes: Sequence[str], note: Callable[[str], None] = lambda line: None
+) -> tuple[nn.Module, Start | None]:
+    """The student of a run that begins, from the weights of the config's `load_from` where it names some.
+
+    Pretrained weights of a backbone that `load_from` has whole are not fetched.
+
+    Args:
+        classes: of the run; without any, no rows of a classifier are taken.
+        note: as of `build_student`.
+
+    Raises:
+        TrainError: the file cannot be had or read, or nothing of the backbone fits; as `build_student`.
+    """
+    if not cfg.get("load_from"):
+        return build_student(cfg, note), None
+    checkpoint = load_checkpoint(local_file(cfg.load_from, "load_from"), require_config=False)
+    fit = Fit(build_without_pretrained(cfg.model), checkpoint, classes, known_classes(checkpoint))
+    model = without_pretrained_backbone(cfg.model) if fit.backbone_is_whole else cfg.model
+    student = build_student({"model": model}, note)
+    return student, fit.load(student)
+
+
+def known_classes(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """COCO's classes for a file of mmdet's zoo that was trained on it and does not say so; () for any other."""
+    return tuple(CocoDataset.CLASSES) if not checkpoint.classes and is_of_coco(checkpoint.path) else ()
+
+
+class Fit:
+    """How a checkpoint fits a detector, found without a change to either.
+
+    A part of a detector is what stands under one name: a block of the backbone, one convolution with its normalisation.
+    It is taken whole or not at all: of a block with other layers, the tensors whose shapes agree mean something else.
+
+    Args:
+        model: a detector as its config builds it.
+        checkpoint: of whatever detector.
+        classes: of the run, in the order of its labels.
+        known: the checkpoint's classes, where it does not name them itself.
+
+    Raises:
+        TrainError: nothing of the backbone fits.
+    """
+
+    def __init__(
+        self, model: nn.Module, checkpoint: Checkpoint, classes: Sequence[str], known: Sequence[str] = ()
+    ) -> None:
+        self._expected = {key: value for key, value in model.state_dict().items() if not _is_count(key)}
+        self._weights = checkpoint.state_dict
+        self._path, self._remarks = checkpoint.path, checkpoint.remarks
+        self.ours, self.theirs = tuple(classes), checkpoint.classes or tuple(known)
+        self._assumed = not checkpoint.classes and bool(known)
+        self._heads = _class_heads(model)
+        self.faults: dict[str, str] = {}
+        self.whole: list[str] = []
+        by_part = _by_part(self._expected), _by_part(key for key in self._weights if not _is_count(key))
+        self._unknown = {part: keys for part, keys in by_part[1].items() if part not in by_part[0]}
+        for part, keys in by_part[0].items():
+            fault = self._fault(keys, by_part[1].get(part, []))
+            if fault is not None:
+                self.faults[part] = fault
+            else:
+                self.whole += keys
+        self._check_backbone(model, by_part[0])
+
+    @property
+    def backbone_is_whole(self) -> bool:
+        """Whether nothing of the backbone needs weights from elsewhere."""
+        return not any(part.startswith("backbone.") for part in self.faults)
+
+    def _fault(self, ours: list[str], theirs: list[str]) -> str | None:
+        """Why a part cannot be taken."""
+        if not theirs:
+            return "not in the file"
+        for key in ours:
+            if key not in self._weights:
+                return f"{key} is not in the file"
+            # The rows of a classifier are compared one by one, later on.
+            inner = slice(1, None) if self._head_of(key) is not None else slice(None)
+            shapes = self._weights[key].shape, self._expected[key].shape
+            if len(shapes[0]) != len(shapes[1]) or shapes[0][inner] != shapes[1][inner]:
+                return f"{key.rpartition('.')[2]} {_size(shapes[0])} in the file, {_size(shapes[1])} here"
+        extra = [key for key in theirs if key not in self._expected]
+        return f"the file has {extra[0]} too" if extra else None
+
+    def _check_backbone(self, model: nn.Module, parts: Mapping[str, list[str]]) -> None:
+        own = [part for part in parts if part.startswith("backbone.")]
+        blocks = [part for part in own if re.search(r"\.\d+$", part)] or own
+        if not own or any(part not in self.faults for part in blocks):
+            return
+        layout = layout_of(self._weights)
+        told = _some(f"{part}: {self.faults[part]}" for part in blocks)
+        raise TrainError(
+            f"load_from {self._path}: nothing of the backbone of this {type(model).__name__} fits ({told}). "
+            + (
+                layout[0].upper() + layout[1:]
+                if layout
+                else "Name a checkpoint with a backbone of the same kind, depth"
+            )
+            + ("" if layout else " and width, or take load_from out (--set load_from=None)")
+        )
+
+    def _head_of(self, key: str) -> Any:
+        """The head whose classes the rows of a tensor stand for; None for all other tensors."""
+        layer, _, _ = key.rpartition(".")
+        path, _, name = layer.rpartition(".")
+        head = self._heads.get(path)
+        if head is None:
+            return None
+        by_class = name == "fc_reg" and not getattr(head, "reg_class_agnostic", True)
+        return head if name in _CLASSIFIERS or by_class else None
+
+    def load(self, model: nn.Module) -> Start:
+        """Take what fits into the detector, which has been initialised by now."""
+        start = Start(str(self._path), tensors=len(self._expected), fresh=dict(self.faults))
+        start.left_out = dict.fromkeys(self._remarks, "")
+        start.left_out |= dict.fromkeys(self._unknown, "not in this detector")
+        own = model.state_dict()  # shares memory with the model
+        pairs = [(index, self.theirs.index(name)) for index, name in enumerate(self.ours) if name in self.theirs]
+        kept, refused = False, ""
+        for key in self.whole:
+            head = self._head_of(key)
+            part = key.rpartition(".")[0]
+            if head is not None:
+                why = self._rows_refused(key, head)
+                if why is None and pairs:
+                    _take_rows(own[key], self._weights[key], _rows(head, part, pairs, len(self.theirs)))
+                    kept = True
+                else:
+                    refused = why or refused
+                    start.fresh[part] = why or "no class of this run"
+                    continue
+            elif self._foreign_classes(part):
+                start.fresh[part] = "a layer of another kind of head, for other classes"
+                continue
+            else:
+                with torch.no_grad():
+                    own[key].copy_(self._weights[key])
+            start.taken += 1
+        for key in self._counts(own):
+            own[key].copy_(self._weights[key])
+        names = [self.ours[index] for index, _ in pairs] if kept else []
+        start.classes_kept, start.classes_fresh = names, [name for name in self.ours if name not in names]
+        start.rows = self._rows_said(start, refused)
+        return start
+
+    def _counts(self, own: Mapping[str, Tensor]) -> list[str]:
+        layers = {key.rpartition(".")[0] for key in self.whole}
+        return [key for key in own if _is_count(key) and key in self._weights and key.rpartition(".")[0] in layers]
+
+    def _rows_refused(self, key: str, head: Any) -> str | None:
+        if not self.theirs:
+            return "the file names no classes"
+        layer = key.rpartition(".")[0].rpartition(".")[2]
+        rows, width = self._weights[key].shape[0], _width(head, layer, len(self.theirs))
+        groups = self._expected[key].shape[0] // _width(head, layer, len(self.ours))
+        if rows != groups * width:
+            return f"{rows} rows in the file, expected {groups} x {width} for its {len(self.theirs)} classes"
+        return None
+
+    def _foreign_classes(self, part: str) -> bool:
+        """Whether a part is of a head whose classifier is not known here, and classes differ."""
+        path = next((path for path in self._heads if part.startswith(f"{path}.")), None)
+        if path is None or self.ours == self.theirs:
+            return False
+        return not any(f"{path}.{name}.weight" in self._expected for name in _CLASSIFIERS)
+
+    def _rows_said(self, start: Start, refused: str) -> str:
+        if not self._heads:
+            return ""
+        total = f"of {len(self.ours)} classes"
+        assumed = " (the file names none; mmdet's zoo says COCO)" if self._assumed else ""
+        if start.classes_kept:
+            fresh = f", fresh for {_some(start.classes_fresh)}" if start.classes_fresh else ""
+            return (
+                f"rows of {len(start.classes_kept)} {total} kept by name ({_some(start.classes_kept)}){fresh}{assumed}"
+            )
+        why = refused or f"the file's are {_some(self.theirs)}"
+        return f"rows of 0 {total} kept: {why}{assumed}"
+
+
+def _class_heads(model: nn.Module) -> dict[str, Any]:
+    """Path -> head, of those that tell classes apart: not of the RPN, whose one class is `object`."""
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(getattr(module, "num_classes", None), int) and path.rpartition(".")[2] != "rpn_head"
+    }
+
+
+def _width(head: Any, layer: str, classes: int) -> int:
+    """Rows that belong together: one a class, and perhaps the background's, the last; four a class of `fc_reg`."""
+    if layer == "fc_reg":
+        return 4 * classes
+    # One-stage heads with a sigmoid have no background class; all others have one.
+    return classes if getattr(head, "use_sigmoid_cls", False) else classes + 1
+
+
+def _rows(head: Any, part: str, pairs: Sequence[tuple[int, int]], theirs: int) -> tuple[Tensor, Tensor, int, int]:
+    """Rows of the model and of the file that stand for the same, within one group, and how many a group has in each."""
+    layer = part.rpartition(".")[2]
+    widths = _width(head, layer, head.num_classes), _width(head, layer, theirs)
+    indices = torch.tensor(pairs)
+    if layer == "fc_reg":
+        rows = (indices.unsqueeze(2) * 4 + torch.arange(4)).transpose(1, 2).reshape(-1, 2)
+    elif widths[0] > head.num_classes:
+        rows = torch.cat([indices, torch.tensor([[head.num_classes, theirs]])])
+    else:
+        rows = indices
+    return rows[:, 0], rows[:, 1], *widths
+
+
+def _take_rows(target: Tensor, source: Tensor, rows: tuple[Tensor, Tensor, int, int]) -> None:
+    """Copy rows of every group; a group is an anchor: mmdet's channels go anchor by anchor, in each class by class."""
+    ours, theirs, width, their_width = rows
+    groups = target.shape[0] // width
+    with torch.no_grad():
+        grouped = source.reshape(groups, their_width, *source.shape[1:])
+        target.view(groups, width, *target.shape[1:])[:, ours] = grouped[:, theirs].to(target)
+
+
+def _by_part(keys: Iterable[str]) -> dict[str, list[str]]:
+    parts: dict[str, list[str]] = {}
+    for key in keys:
+        numbered = re.match(r"(.*?\.\d+)\.", key)
+        parts.setdefault(numbered[1] if numbered else key.rpartition(".")[0] or key, []).append(key)
+    return parts
+
+
+def _is_count(key: str) -> bool:
+    return key.endswith("num_batches_tracked")  # older files have none
+
+
+def _size(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape)) or "a number"
+
+
+def _some(items: Iterable[str]) -> str:
+    listed = list(items)
+    return ", ".join(listed[:_SHOWN]) + (f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else "")
