@@ -128,5 +128,5 @@ def test_the_step_is_found_inside_wrappers(place):
 
 
 def test_a_step_without_three_numbers_is_refused():
-    with pytest.raises(TrainError, match=r"Normalize step has mean = 114: expected three numbers"):
+    with pytest.raises(TrainError, match=r"normalisation has mean = 114: expected three numbers"):
         Normalization.of_config({"train_pipeline": [{"type": "Normalize", "mean": 114, "std": [1, 1, 1]}]})

@@ -87,7 +87,7 @@ def evaluate_checkpoint(
     Args:
         overrides: dotted key -> value, as `--set` gives them.
         config: a config file; with it a plain mmdet checkpoint serves too.
-        warn: called with each warning about the annotations.
+        warn: called with each warning about the annotations, and with what of the checkpoint was left out.
         out: a file for the detections, in COCO's results format.
         world: the processes that share the images; each gets the result, the main one writes `out`.
 
@@ -100,7 +100,7 @@ def evaluate_checkpoint(
     classes = checkpoint.classes or ()
     world = world or World()
     agree_on_broken(cfg, [split], world)
-    for warning in check_split(cfg, split, classes, scored=False):
+    for warning in (*checkpoint.remarks, *check_split(cfg, split, classes, scored=False)):
         if warn is not None:
             warn(warning)
     begin = time.perf_counter()

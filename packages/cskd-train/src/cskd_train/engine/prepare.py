@@ -24,7 +24,7 @@ from cskd_train.engine.signals import Interrupted, StopRequest
 from cskd_train.engine.workdir import WorkDir
 from cskd_train.errors import TrainError
 from cskd_train.files.config import load_config
-from cskd_train.files.downloads import fetch
+from cskd_train.files.downloads import fetch, local_file
 from cskd_train.files.settings import check_settings
 
 Say = Callable[[str], None]
@@ -52,10 +52,10 @@ def say(console: Console, line: str) -> None:
 
 
 def prepare(options: RunOptions, say: Say, look: bool = True) -> tuple[Config, WorkDir]:
-    """Read the config, and check it, the work dir, the data and the teacher's file, before anything is built.
+    """Read the config, and check it, the work dir, the data and the files of weights, before anything is built.
 
     Args:
-        look: False leaves out data and teacher, which another process of this machine looks at.
+        look: False leaves out data and weights, which another process of this machine looks at.
 
     Raises:
         TrainError: what is wrong, and what to do.
@@ -70,6 +70,8 @@ def prepare(options: RunOptions, say: Say, look: bool = True) -> tuple[Config, W
     if look:
         for warning in (*notes, *check_data(cfg)):
             say(f"warning: {warning}")
+        if cfg.get("load_from") and not (options.resume and work_dir.last.exists()):
+            local_file(cfg.load_from, "load_from")
         if cfg.get("distill"):
             teacher = DistillPlan.parse(cfg.distill).teacher
             fetch(teacher.checkpoint, teacher.config)

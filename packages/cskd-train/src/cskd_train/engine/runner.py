@@ -79,8 +79,9 @@ class HookRunner(EpochBasedRunner):
 
     @property
     def learning_rate(self) -> float:
-        """Of the optimizer's first group."""
-        return float(self.optimizer.param_groups[0]["lr"])
+        """Of the parameters that go by optimizer.lr itself, not by a multiple of it (paramwise_cfg)."""
+        groups, lr = self.optimizer.param_groups, self.optimizer.defaults["lr"]
+        return float(next((one for one in groups if one.get("initial_lr", one["lr"]) == lr), groups[0])["lr"])
 
 
 def build_runner(cfg: Config, model: nn.Module, lr: float, work_dir: str) -> HookRunner:

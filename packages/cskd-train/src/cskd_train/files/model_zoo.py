@@ -1,4 +1,4 @@
-"""The addresses behind names of weights: `torchvision://resnet18`, `open-mmlab://resnet18_v1c`, `mmdet::FOLDER/FILE.py`.
+"""The addresses behind names of weights: `torchvision://resnet18`, `open-mmlab://darknet53`, `mmdet::FOLDER/FILE.py`.
 
 Backbones are those that configs of mmdet 2.28 use; detectors those whose checkpoints mmdet's own metafiles name. Every
 file's name ends in the first digits of its SHA-256.

@@ -57,7 +57,7 @@ def build_distilled(student: nn.Module, cfg: Any, device: str | torch.device) ->
     chosen = match_classes(classes, teacher.classes, plan.teacher.class_map) if classes else None
     if chosen is not None and type(teacher.model) is type(student):
         keep_classes(teacher.model, chosen)
-    remarks = check_fit(student, teacher.model, plan)
+    remarks = [*teacher.remarks, *check_fit(student, teacher.model, plan)]
     if plan.init_student:
         remarks.append(str(inherit(student, teacher.model)))
     normalizations = None

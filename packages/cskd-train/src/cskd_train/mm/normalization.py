@@ -27,7 +27,8 @@ class Normalization:
         """The normalisation of the images that a config trains on; None for a config without a pipeline.
 
         The pipelines of `data.train`, `data.val` and `data.test` are searched in this order, then `train_pipeline` and
-        `test_pipeline`; dataset wrappers and steps that hold steps (`MultiScaleFlipAug`) are looked into.
+        `test_pipeline`; dataset wrappers and steps that hold steps (`MultiScaleFlipAug`) are looked into. Last comes
+        `model.data_preprocessor`, where mmdet 3 has it.
 
         Raises:
             TrainError: a `Normalize` step without three numbers for mean and for std.
@@ -37,7 +38,22 @@ class Normalization:
         for step in _steps([*places, cfg.get("train_pipeline"), cfg.get("test_pipeline")]):
             if step.get("type") == "Normalize":
                 return cls(_triple(step, "mean"), _triple(step, "std"), bool(step.get("to_rgb", True)))
-        return None
+        return cls.of_preprocessor((cfg.get("model") or {}).get("data_preprocessor") or {})
+
+    @classmethod
+    def of_preprocessor(cls, settings: Mapping[str, Any]) -> Normalization | None:
+        """The normalisation in a `data_preprocessor` of mmdet 3, of images read as BGR; None where it does none.
+
+        Raises:
+            TrainError: no three numbers for mean and for std.
+        """
+        if settings.get("mean") is None:
+            return None
+        return cls(_triple(settings, "mean"), _triple(settings, "std"), bool(settings.get("bgr_to_rgb", False)))
+
+    def as_step(self) -> str:
+        """The step of a pipeline, as a config has it."""
+        return f"dict(type='Normalize', mean={list(self.mean)}, std={list(self.std)}, to_rgb={self.to_rgb})"
 
 
 def renormalize(
@@ -91,6 +107,6 @@ def _triple(step: Mapping[str, Any], key: str) -> Triple:
         [value for value in values if isinstance(value, (int, float))] if isinstance(values, (list, tuple)) else []
     )
     if len(numbers) != 3:
-        raise TrainError(f"the config's Normalize step has {key} = {values!r}: expected three numbers")
+        raise TrainError(f"the config's normalisation has {key} = {values!r}: expected three numbers")
     first, second, third = map(float, numbers)
     return first, second, third

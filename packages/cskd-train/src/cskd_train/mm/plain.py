@@ -17,14 +17,23 @@ from torch import Tensor, nn
 from cskd_train.errors import TrainError
 from cskd_train.files.checkpoints import read, weights_of
 from cskd_train.files.downloads import local_file
+from cskd_train.mm.normalization import Normalization
 
 
 def build_detector(model: Any) -> nn.Module:
     """The detector of a `model` config, its weights not initialised.
 
     Raises:
-        TrainError: the model cannot be built, or reads a file of weights while it is (see `barred_mmcv_loader`).
+        TrainError: the model cannot be built, or reads a file of weights while it is (see `barred_mmcv_loader`); it
+            normalises images itself, as mmdet 3 has it, for which a pipeline here would have to know.
     """
+    if model.get("data_preprocessor"):
+        found = Normalization.of_preprocessor(model["data_preprocessor"])
+        step = "dict(type='Normalize', ...)" if found is None else found.as_step()
+        raise TrainError(
+            "model.data_preprocessor is mmdet 3's place for the normalisation of images; here it is a step of the "
+            f"pipelines. Take it out, and write {step} before Pad, in training and test"
+        )
     try:
         with barred_mmcv_loader():
             detector: nn.Module = models.build_detector(model)

@@ -185,7 +185,8 @@ class Fit:
         start.left_out |= dict.fromkeys(self._unknown, "not in this detector")
         own = model.state_dict()  # shares memory with the model
         pairs = [(index, self.theirs.index(name)) for index, name in enumerate(self.ours) if name in self.theirs]
-        kept, refused = False, ""
+        kept = False
+        refused = next((f"{part}: {why}" for part, why in self.faults.items() if self._head_of(f"{part}.weight")), "")
         for key in self.whole:
             head = self._head_of(key)
             part = key.rpartition(".")[0]
@@ -234,8 +235,8 @@ class Fit:
         return not any(f"{path}.{name}.weight" in self._expected for name in _CLASSIFIERS)
 
     def _rows_said(self, start: Start, refused: str) -> str:
-        if not self._heads:
-            return ""
+        if not any(self._head_of(key) for key in self._expected):
+            return ""  # of no known kind: taken whole or not at all
         total = f"of {len(self.ours)} classes"
         assumed = " (the file names none; mmdet's zoo says COCO)" if self._assumed else ""
         if start.classes_kept:

@@ -24,6 +24,7 @@ class Teacher:
     model: nn.Module
     classes: tuple[str, ...] | None
     normalization: Normalization | None
+    remarks: tuple[str, ...] = ()  # on what of the checkpoint was left out
 
 
 def build_teacher(plan: TeacherPlan) -> Teacher:
@@ -41,10 +42,12 @@ def build_teacher(plan: TeacherPlan) -> Teacher:
             "it was trained with, by --teacher CONFIG or in the recipe's distill.teacher.config"
         )
     cfg = load_config(plan.config) if plan.config else config_from_data(checkpoint.config)
-    teacher = build_without_pretrained(cfg.model)
+    # mmdet 3 has the normalisation in the model; the teacher's is done for it (see `normalization`).
+    teacher = build_without_pretrained({key: value for key, value in cfg.model.items() if key != "data_preprocessor"})
     load_weights(teacher, checkpoint)
     classes = checkpoint.classes or classes_of((cfg.get("data") or {}).get("train"))
-    return Teacher(teacher, classes or None, Normalization.of_config(cfg))
+    remarks = tuple(f"the teacher's checkpoint: {remark}" for remark in checkpoint.remarks)
+    return Teacher(teacher, classes or None, Normalization.of_config(cfg), remarks)
 
 
 _HEADS = ("bbox_head.", "rpn_head.", "roi_head.")
