@@ -11,7 +11,7 @@ import torch
 from cskd_deploy.accuracy.agreement import match
 from cskd_deploy.backends.base import OUTPUTS
 from cskd_deploy.backends.torch import mmdet_candidates
-from cskd_deploy.exporter.graph.candidates import best_pairs, best_priors
+from cskd_deploy.exporter.graph.candidates import CandidateGraph, best_pairs, best_priors
 from cskd_deploy.exporter.graph.operators import non_max_suppression, roi_align
 from cskd_deploy.exporter.graph.whole import build_graph
 from cskd_deploy.exporter.student import Student, load_student
@@ -37,7 +37,7 @@ def image() -> torch.Tensor:
 
 def graph_outputs(student: Student) -> dict[str, np.ndarray]:
     """Of the graph in PyTorch, boxes clipped to the image."""
-    graph = build_graph(student.model, student.config, SIZE)
+    graph = build_graph(student.model, student.config)
     with torch.no_grad():
         values = graph(*(image(), torch.from_numpy(SHAPE))[: len(graph.inputs)])
     outputs = {name: value.numpy() for name, value in zip((*graph.outputs, *graph.checked), values, strict=True)}
@@ -84,7 +84,7 @@ def test_class_scores_of_fcos_are_those_without_centerness(exported):
 
 def test_proposals_are_clipped_to_the_image_before_their_overlaps_are_removed(exported):
     student = load_student(exported("FasterRCNN").checkpoint)
-    graph = build_graph(student.model, student.config, SIZE)
+    graph = build_graph(student.model, student.config)
     with torch.no_grad():
         features = student.model.extract_feat(image())
         found, real = graph._proposals(features, torch.from_numpy(SHAPE))
@@ -100,7 +100,7 @@ def test_proposals_are_clipped_to_the_image_before_their_overlaps_are_removed(ex
 
 def test_pooled_features_are_those_of_the_extractor_on_all_levels(exported):
     student = load_student(exported("FasterRCNN").checkpoint)
-    graph = build_graph(student.model, student.config, SIZE)
+    graph = build_graph(student.model, student.config)
     extractor = student.model.roi_head.bbox_roi_extractor
     sides = torch.tensor([10.0, 30.0, 70.0, 115.0]).repeat(10)[:, None] * torch.tensor([1.0, 1.1])
     corners = torch.rand(40, 2, generator=torch.Generator().manual_seed(0)) * (torch.tensor(SIZE[::-1]) - sides)
@@ -121,7 +121,7 @@ def test_where_nms_leaves_few_proposals_or_none_empty_ones_fill_up(tmp_path):
     config["model"]["test_cfg"]["rpn"]["min_bbox_size"] = 70
     student = load_student(write_checkpoint(tmp_path / "student.pth", CLASSES, config))
     assert 0 < assert_same_candidates(student) < 100 * 3
-    graph = build_graph(student.model, student.config, SIZE)
+    graph = build_graph(student.model, student.config)
     with torch.no_grad():  # no proposal is 70 pixels high
         boxes, scores, *_ = graph(image(), torch.tensor([[60.0, 128.0]]))
     assert boxes.shape == (1, 300, 4)
@@ -219,3 +219,21 @@ def test_of_equal_scores_of_priors_the_first_is_taken_as_in_mmdet(tmp_path):
     expected, priors, _ = sorted_pairs(scores.numpy(), 1)
     np.testing.assert_array_equal(best, expected[:, :30])
     np.testing.assert_array_equal(places, priors[:, :30])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"type": "AnchorGenerator", "strides": [(8, 4), (16, 32)], "ratios": [0.5, 2.0], "scales": [4, 6, 9]},
+        {"type": "AnchorGenerator", "strides": [8, 16], "ratios": [1.0], "scales": [8], "center_offset": 0.5},
+        {"type": "MlvlPointGenerator", "strides": [(8, 4), (16, 32)], "offset": 0.25},
+    ],
+)
+def test_the_priors_of_chosen_places_are_those_of_mmdets_grid(settings):
+    from mmdet.core import build_prior_generator
+
+    generator = build_prior_generator(settings)
+    graph = CandidateGraph(torch.nn.Identity(), generator)
+    for level, expected in enumerate(generator.grid_priors([(3, 7), (5, 2)], device="cpu")):
+        places = torch.randint(len(expected), (2, 40), generator=torch.Generator().manual_seed(level))
+        assert torch.equal(graph.priors(level, places, (7, 2)[level]), expected[places])

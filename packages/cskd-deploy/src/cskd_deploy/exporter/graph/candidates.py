@@ -19,37 +19,40 @@ class CandidateGraph(nn.Module):
 
     Args:
         student: the detector, in eval mode.
-        input_size: (height, width) of the images, multiples of the padding's divisor.
-        dynamic: the graph takes other sizes too, and computes the priors of each.
+        generator: mmdet's, of the priors.
+        dynamic: the graph takes images of any size.
     """
 
     inputs: ClassVar[tuple[str, ...]] = (INPUT,)
     outputs: ClassVar[tuple[str, ...]] = OUTPUTS
     checked: ClassVar[tuple[str, ...]] = ()  # what `forward` gives beside them, for the check of the file alone
 
-    def __init__(self, student: nn.Module, input_size: tuple[int, int], dynamic: bool = False) -> None:
+    def __init__(self, student: nn.Module, generator: Any, dynamic: bool = False) -> None:
         super().__init__()
         self.student: Any = student
-        self.input_size = input_size
         self.dynamic = dynamic
-
-    def priors(self, level: int, values: Tensor) -> Tensor:
-        """The priors of a level `(n, 2)` or `(n, 4)`; `values` is a map of it, `(N, channels, H, W)`."""
-        if not self.dynamic:
-            return self.get_buffer(f"priors_{level}")
-        priors: Tensor = self._generator.single_level_grid_priors(values.shape[-2:], level, device="cpu")
-        return priors
-
-    def _keep_priors(self, generator: Any, head: Any) -> None:
-        """Set where priors come from: constants of the input size, or mmdet's `generator` in the graph."""
         self._generator = generator
-        if self.dynamic:
-            return
-        with torch.no_grad():
-            maps = head(self.student.extract_feat(torch.zeros(1, 3, *self.input_size)))[0]
-        sizes = [values.shape[-2:] for values in maps]
-        for level, priors in enumerate(generator.grid_priors(sizes, device="cpu")):
-            self.register_buffer(f"priors_{level}", priors, persistent=False)
+
+    def priors(self, level: int, places: Tensor, columns: Any) -> Tensor:
+        """Of a level the priors at `places` `(N, k)`: `(N, k, 2)` points, or `(N, k, 4)` anchors.
+
+        As mmdet's `grid_priors`, but of the chosen alone: a level of 100 x 168 cells with 9 anchors has 151200, and no
+        file of a fixed size need hold them, no other compute them for each image.
+
+        Args:
+            places: in the order of `grid_priors`.
+            columns: how many the level's map has.
+        """
+        generator = self._generator
+        stride = torch.tensor(generator.strides[level], dtype=torch.float32)
+        priors_a_cell = generator.num_base_priors[level]
+        cells = torch.div(places, priors_a_cell, rounding_mode="trunc")
+        rows = torch.div(cells, columns, rounding_mode="trunc")
+        corners = torch.stack([cells - rows * columns, rows], dim=-1).float()
+        if not hasattr(generator, "base_anchors"):
+            return (corners + generator.offset) * stride
+        shifts = corners * stride
+        return generator.base_anchors[level][places - cells * priors_a_cell] + torch.cat([shifts, shifts], dim=-1)
 
 
 class DenseGraph(CandidateGraph):
@@ -59,18 +62,14 @@ class DenseGraph(CandidateGraph):
 
     Args:
         student: mmdet's detector, in eval mode.
-        input_size: (height, width).
         candidates_per_level: `test_cfg.nms_pre`.
         dynamic: as `CandidateGraph`.
     """
 
-    def __init__(
-        self, student: nn.Module, input_size: tuple[int, int], candidates_per_level: int, dynamic: bool = False
-    ) -> None:
-        super().__init__(student, input_size, dynamic)
-        self.head: Any = self.student.bbox_head
+    def __init__(self, student: Any, candidates_per_level: int, dynamic: bool = False) -> None:
+        super().__init__(student, student.bbox_head.prior_generator, dynamic)
+        self.head: Any = student.bbox_head
         self._count = candidates_per_level
-        self._keep_priors(self.head.prior_generator, self.head)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         levels = [self._choose(level, *maps) for level, maps in enumerate(zip(*self._heads(image), strict=True))]
@@ -84,9 +83,9 @@ class DenseGraph(CandidateGraph):
     def _choose(self, level: int, class_logits: Tensor, *maps: Tensor) -> tuple[Tensor, ...]:
         """Of the best pairs of a level: logits, labels, priors, then the values of each further map."""
         logits, places, labels = best_pairs(class_logits, self.head.cls_out_channels, self._count)
-        priors = self.priors(level, class_logits)
-        rows = (take(prior_rows(values, priors.shape[0]), places) for values in maps)
-        return logits, labels, priors[places], *rows
+        priors = self.priors(level, places, class_logits.shape[3])
+        priors_a_cell = self.head.prior_generator.num_base_priors[level]
+        return logits, labels, priors, *(take(prior_rows(values, priors_a_cell), places) for values in maps)
 
     def _finish(self, logits: Tensor, labels: Tensor, priors: Tensor, predictions: Tensor) -> tuple[Tensor, ...]:
         """The outputs, from the chosen of all levels."""
@@ -145,9 +144,10 @@ def _at_most(count: int, pairs: Tensor) -> Any:
     return min(count, pairs.shape[1])
 
 
-def prior_rows(values: Tensor, priors: int) -> Tensor:
+def prior_rows(values: Tensor, priors_a_cell: int) -> Tensor:
     """A map `(N, channels, H, W)` as one row a prior, `(N, priors, channels a prior)`, in mmdet's order."""
-    return values.permute(0, 2, 3, 1).reshape(values.shape[0], priors, -1)
+    width = int(values.shape[1]) // priors_a_cell
+    return values.permute(0, 2, 3, 1).reshape(values.shape[0], -1, width)
 
 
 def take(rows: Tensor, places: Tensor) -> Tensor:

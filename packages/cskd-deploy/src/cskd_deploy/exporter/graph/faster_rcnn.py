@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cskd_deploy.backends.base import IMAGE_SHAPE, INPUT, PROPOSALS
 from cskd_deploy.exporter.graph.candidates import CandidateGraph, best_priors, decode, prior_rows, take
@@ -23,7 +23,6 @@ class FasterRCNNGraph(CandidateGraph):
 
     Args:
         student: mmdet's `FasterRCNN`, in eval mode.
-        input_size: (height, width).
         rule: how proposals are chosen.
         dynamic: as `CandidateGraph`.
     """
@@ -31,12 +30,9 @@ class FasterRCNNGraph(CandidateGraph):
     inputs: ClassVar[tuple[str, ...]] = (INPUT, IMAGE_SHAPE)
     checked: ClassVar[tuple[str, ...]] = (PROPOSALS,)
 
-    def __init__(
-        self, student: nn.Module, input_size: tuple[int, int], rule: ProposalRule, dynamic: bool = False
-    ) -> None:
-        super().__init__(student, input_size, dynamic)
+    def __init__(self, student: Any, rule: ProposalRule, dynamic: bool = False) -> None:
+        super().__init__(student, student.rpn_head.prior_generator, dynamic)
         self._rule = rule
-        self._keep_priors(self.student.rpn_head.prior_generator, self.student.rpn_head)
 
     def forward(self, image: Tensor, image_shape: Tensor) -> tuple[Tensor, ...]:
         head: Any = self.student.roi_head.bbox_head
@@ -55,9 +51,9 @@ class FasterRCNNGraph(CandidateGraph):
         for level, (logits, deltas) in enumerate(zip(*head(features), strict=True)):
             # Scores, not logits: where the sigmoid makes two logits equal, mmdet takes the first.
             scores, places = best_priors(logits.sigmoid(), self._rule.candidates_per_level)
-            anchors = self.priors(level, logits)
-            deltas = take(prior_rows(deltas, anchors.shape[0]), places)
-            levels.append((scores, anchors[places], deltas, torch.full_like(scores, level)))
+            anchors = self.priors(level, places, logits.shape[3])
+            deltas = take(prior_rows(deltas, int(logits.shape[1])), places)
+            levels.append((scores, anchors, deltas, torch.full_like(scores, level)))
         scores, anchors, deltas, numbers = (torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))
         boxes = decode(head.bbox_coder, anchors, deltas)[0]
         boxes = torch.minimum(boxes.clamp(min=0), image_shape.flip(1).repeat(1, 2))

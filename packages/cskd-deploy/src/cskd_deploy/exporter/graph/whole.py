@@ -136,13 +136,10 @@ def build_whole(student: nn.Module, config: Mapping[str, Any], manifest: Manifes
     Raises:
         DeployError: the model is of a family that cannot be exported.
     """
-    rule, form = manifest.preprocessing, manifest.graph
-    return WholeGraph(build_graph(student, config, rule.input_size, form.dynamic), manifest).eval()
+    return WholeGraph(build_graph(student, config, manifest.graph.dynamic), manifest).eval()
 
 
-def build_graph(
-    student: nn.Module, config: Mapping[str, Any], input_size: tuple[int, int], dynamic: bool = False
-) -> CandidateGraph:
+def build_graph(student: nn.Module, config: Mapping[str, Any], dynamic: bool = False) -> CandidateGraph:
     """The exportable candidates of a student built from `config`.
 
     Raises:
@@ -150,5 +147,5 @@ def build_graph(
     """
     family = family_of(config)
     if family == "faster_rcnn":
-        return FasterRCNNGraph(student, input_size, proposals_of(config), dynamic).eval()
-    return _DENSE[family](student, input_size, candidates_per_level(config), dynamic).eval()
+        return FasterRCNNGraph(student, proposals_of(config), dynamic).eval()
+    return _DENSE[family](student, candidates_per_level(config), dynamic).eval()
