@@ -91,8 +91,10 @@ class FasterRCNNGraph(CandidateGraph):
 
 def _extended(level: Tensor, like: Tensor) -> Tensor:
     """A map in the size of another, its last row and column repeated."""
+    # Not `torch.nn.functional.pad`: onnxslim folds the pads of an exported one in the wrong order.
     for axis in (3, 2):
-        # By index: onnxslim folds the pads of an exported `torch.nn.functional.pad` in the wrong order.
-        cells = torch.arange(like.shape[axis]).clamp(max=level.shape[axis] - 1)
-        level = level.index_select(axis, cells)
+        shape = [-1] * 4
+        shape[axis] = like.shape[axis] - level.shape[axis]
+        last = level.narrow(axis, level.shape[axis] - 1, 1)
+        level = torch.cat([level, last.expand(shape)], dim=axis)
     return level
