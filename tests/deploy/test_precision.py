@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import onnx
 import pytest
@@ -25,6 +26,7 @@ from .engines import put_rtx
 from .students import FAMILIES
 
 TARGETS = ("cpu", "tensorrt")
+LEAST_MATCHED = {"RetinaNet": 0.65, "FCOS": 0.85, "GFL": 0.75, "FasterRCNN": 0.65}
 HEADS = ("bbox_head.retina_cls", "bbox_head.retina_reg")
 
 
@@ -79,7 +81,7 @@ def test_fp16_finds_nearly_what_fp32_finds(family, converted, exported, shapes_r
         for path in list_images(shapes_root / "images")[:3]:
             image = read_image(path)
             ours, theirs = (_triple(Detector(backend).detect(image)) for backend in (plain, half))
-            assert match(ours, theirs, iou=0.9, score=0.02).share > 0.9
+            assert match(ours, theirs, iou=0.9, score=0.02).share > 0.94
 
 
 def test_fp16_leaves_named_layers_in_float32(exported):
@@ -128,12 +130,18 @@ def test_int8_runs_is_small_and_keeps_the_metadata(family, target, converted, ex
     with OnnxRuntimeBackend(path) as backend, OnnxRuntimeBackend(exported(family).model) as plain:
         assert backend.manifest.precision == f"int8-{target}"
         before, after = plain.manifest.to_dict(), backend.manifest.to_dict()
-        assert {key: after[key] for key in before if key not in ("precision", "versions")} == {
-            key: before[key] for key in before if key not in ("precision", "versions")
+        own = ("precision", "versions", "agreement")
+        assert {key: after[key] for key in before if key not in own} == {
+            key: before[key] for key in before if key not in own
         }
         assert after["versions"]["onnxruntime"]
         ours, theirs = (_triple(Detector(one).detect(image)) for one in (plain, backend))
-    assert match(ours, theirs, iou=0.5, score=0.3).share > 0.5
+        agreement = backend.manifest.agreement
+    # Rounding decides among the overlapping boxes of random weights; the logits that it decides by are nearly the same.
+    assert match(ours, theirs, iou=0.5, score=0.1).share > LEAST_MATCHED[family]
+    assert agreement is not None
+    logits = [value for levels in agreement.correlation.values() for value in levels[:-1]]
+    assert min(value for value in logits if value is not None) > 0.99
 
 
 @pytest.mark.parametrize("family", ["RetinaNet", "FasterRCNN"])
@@ -250,6 +258,17 @@ def test_calibration_images_are_spread_over_the_folder_or_the_annotations(shapes
     assert listed == [path for path in every if path.name.startswith("val")]
 
 
+@pytest.mark.parametrize(("count", "warned"), [(7, True), (32, False)])
+def test_few_calibration_images_are_warned_of(count, warned, deploy, exported, shapes_root, tmp_path):
+    every = list_images(shapes_root / "images")
+    for place in range(count):
+        (tmp_path / f"{place}.png").symlink_to(every[place % len(every)])
+    options = ("--precision", "int8", "--calibration-images", tmp_path, "--output", tmp_path / "student.onnx")
+    done = deploy("export", "--onnx", exported("RetinaNet").model, *options)
+    assert done.code == 0
+    assert (f"export: warning: {count} calibration images are few" in done.err) == warned
+
+
 def test_calibration_feeds_are_those_of_inference(model_file, shapes_root):
     paths = list_images(shapes_root / "images")[:2]
     counted: list[tuple[int, int]] = []
@@ -279,16 +298,22 @@ def test_calibration_feeds_are_those_of_inference(model_file, shapes_root):
         (("--precision", "int8", "--calibration-images", "{images}", "--keep-float", "neck.x"), "is no layer"),
         (("--precision", "int8", "--calibration-images", "{images}", "--keep-float", "*"), "no layer is left"),
         (("--precision", "fp16", "--keep-float", "nothing"), "is no layer"),
-        (("--precision", "fp16", "--calibration-images", "{images}"), "is for --precision int8"),
+        (("--calibration-images", "{images}"), "is for --precision fp16 or int8, or --format trt"),
+        (("--precision", "fp16", "--calibration-count", "5"), "which images: give --calibration-images"),
+        (("--precision", "int8", "--calibration-images", "{images}", "--calibration-count", "1"), "on one image"),
+        (("--precision", "int8", "--calibration-images", "{plain}"), "each of the 3 calibration images has a single"),
         (("--precision", "fp16", "--target", "cpu"), "is for --precision int8"),
         (("--keep-float", "neck"), "is for --precision fp16 or int8"),
         (("--precision", "int8", "--calibration-images", "{images}", "--target", "cpu", "--format", "trt"), "TensorRT"),
     ],
 )
 def test_bad_options_and_folders_are_one_clear_message(options, message, deploy, exported, shapes_root, tmp_path):
-    folders = {"empty": tmp_path / "empty", "damaged": tmp_path / "damaged", "images": shapes_root / "images"}
-    folders["empty"].mkdir()
-    folders["damaged"].mkdir()
+    folders = {name: tmp_path / name for name in ("empty", "damaged", "plain")}
+    for folder in folders.values():
+        folder.mkdir()
+    folders["images"] = shapes_root / "images"
+    for value in (0, 128, 255):
+        cv2.imwrite(str(folders["plain"] / f"{value}.png"), np.full((40, 60, 3), (value, 0, 9), dtype=np.uint8))
     (folders["damaged"] / "bad.jpg").write_bytes(b"no picture")
     given = [option.format(**folders) for option in options]
     done = deploy("export", "--onnx", exported("RetinaNet").model, "--output", tmp_path / "student.onnx", *given)

@@ -18,6 +18,7 @@ from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend
 from cskd_deploy.backends.tensorrt import backend as tensorrt
 from cskd_deploy.backends.tensorrt import export as tensorrt_export
 from cskd_deploy.backends.tensorrt import memory as buffers
+from cskd_deploy.backends.tensorrt import worker
 from cskd_deploy.backends.tensorrt.backend import TensorRTBackend
 from cskd_deploy.backends.tensorrt.driver import Driver, Gpu
 from cskd_deploy.backends.tensorrt.manifest import (
@@ -32,6 +33,7 @@ from cskd_deploy.backends.tensorrt.settings import BuildSettings
 from cskd_deploy.backends.tensorrt.shapes import ShapeRange
 from cskd_deploy.detect.detector import Detector
 from cskd_deploy.errors import BackendMissing, DeployError
+from cskd_deploy.model.manifest import AgreementWithFp32
 
 from .engines import (
     MANIFEST,
@@ -91,6 +93,55 @@ def engine(trt, graph, tmp_path) -> Path:
     write_engine_manifest(path, manifest)
     trt.calls.clear()
     return path
+
+
+@pytest.mark.parametrize(("shift", "matched"), [(0.0, 1.0), (0.3, 0.0)])
+def test_an_engine_of_the_double_is_held_against_its_onnx_file(shift, matched, engine, graph, trt, monkeypatch):
+    right = TensorRTBackend.infer
+
+    def shifted(self: TensorRTBackend, feed: Any) -> Any:
+        found = right(self, feed)
+        return {**found, "scores": found["scores"] - np.float32(shift)}
+
+    monkeypatch.setattr(TensorRTBackend, "infer", shifted)
+    arguments = {"module": "tensorrt", "onnx": str(graph), "engine": str(engine), "images": []}
+    found = AgreementWithFp32(**worker.compare(arguments, lambda done: None)["agreement"])
+    assert (found.images, found.random, found.detections, found.matched) == (4, True, 2 * 4 * 5, matched)
+    assert found.sha256 == sha256_of(graph.read_bytes())
+    assert found.correlation == {}
+
+
+def test_what_is_not_installed_leaves_an_engine_uncompared(engine, graph, trt, monkeypatch):
+    def none(name: str | None) -> Any:
+        raise BackendMissing("nothing holds GPU memory here")
+
+    monkeypatch.setattr(tensorrt, "open_buffers", none)
+    arguments = {"module": "tensorrt", "onnx": str(graph), "engine": str(engine), "images": []}
+    assert worker.compare(arguments, lambda done: None) == {"not_compared": "nothing holds GPU memory here"}
+
+
+@pytest.mark.parametrize("matched", [1.0, 0.5])
+def test_an_engine_gets_its_name_only_where_it_agrees(matched, graph, trt, tmp_path, monkeypatch, deploy):
+    agreement = dataclasses.asdict(AgreementWithFp32("0", 4, True, 40, matched, 1.0, {}, {}))
+    right = tensorrt_export.run_apart
+
+    def run(action: str, arguments: Any, *others: Any) -> Any:
+        return {"agreement": agreement} if action == "compare" else right(action, arguments, *others)
+
+    monkeypatch.setattr(tensorrt_export, "run_apart", run)
+    path = tmp_path / "new.engine"
+    done = deploy("export", "--onnx", graph, "--format", "trt", "--output", path)
+    if matched == 1.0:
+        known = read_engine_manifest(path)
+        assert done.code == 0
+        assert known is not None
+        assert dataclasses.asdict(known.model.agreement) == agreement
+        return
+    assert done.code == 1
+    assert (
+        "the engine does not find what the file that it is made of finds on 4 random images: 50.0 % of 40" in done.err
+    )
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("family", ["RetinaNet", "FCOS", "FasterRCNN"])

@@ -66,7 +66,7 @@ def _pairs(
         near = np.flatnonzero(free & (np.abs(other_scores - scores[place]) <= score))
         if not len(near):
             continue
-        overlaps = _overlaps(boxes[place], other_boxes[near])
+        overlaps = iou_with(boxes[place], other_boxes[near])
         if overlaps.max() >= iou:
             apart = np.abs(other_scores[near] - scores[place])
             # Among boxes that overlap alike (clipped to nothing at the same border) the score decides.
@@ -75,7 +75,7 @@ def _pairs(
             yield int(place), int(best)
 
 
-def _overlaps(box: np.ndarray, others: np.ndarray) -> np.ndarray:
+def iou_with(box: np.ndarray, others: np.ndarray) -> np.ndarray:
     """IoU of one box with others, 1 where their corners are the same."""
     width = np.minimum(box[2], others[:, 2]) - np.maximum(box[0], others[:, 0])
     height = np.minimum(box[3], others[:, 3]) - np.maximum(box[1], others[:, 1])

@@ -177,7 +177,7 @@ def command(
             return
         click.echo(str(result), err=True)
     assert engine is not None
-    build(onnx_file, engine, as_json, settings)
+    build(onnx_file, engine, as_json, settings, plan.calibration)
 
 
 def _lowered(

@@ -14,6 +14,7 @@ from cskd_deploy.backends import ENGINE_SUFFIXES
 from cskd_deploy.backends.tensorrt.export import export_engine, read_model
 from cskd_deploy.backends.tensorrt.settings import KEYS, BuildSettings, usage
 from cskd_deploy.errors import DeployError
+from cskd_deploy.lower.calibration import calibration_images
 from cskd_deploy.lower.conversion import (
     FP32,
     PRECISIONS,
@@ -34,26 +35,27 @@ _OPTIONS = (
     click.option(
         "--target",
         type=click.Choice(TARGETS),
-        help="int8: what the file is for. `cpu` is ONNX Runtime on processors with VNNI or on ARM, `tensorrt` is "
-        "symmetric, as TensorRT wants it. [default: cpu; tensorrt with --format trt]",
+        help="int8: what the file is for. `cpu` is ONNX Runtime on processors, `tensorrt` is symmetric, as TensorRT "
+        "wants it. [default: cpu; tensorrt with --format trt]",
     ),
     click.option(
         "--calibration-images",
         type=click.Path(path_type=Path),
         metavar="DIR",
-        help="int8: images like those it will see, not those it is evaluated on.",
+        help="int8: pictures to calibrate on and to compare with FP32 on, like those it will see, not those it is "
+        "evaluated on. fp16, trt: to compare on. [default there: random images]",
     ),
     click.option(
         "--calibration-ann",
         type=click.Path(path_type=Path),
         metavar="FILE",
-        help="int8: take only those images of the folder that this COCO file lists.",
+        help="Take only those images of the folder that this COCO file lists.",
     ),
     click.option(
         "--calibration-count",
         type=click.IntRange(min=1),
         metavar="N",
-        help="int8: at most so many images, spread over the folder. [default: 64]",
+        help="At most so many images, spread over the folder. [default: 64]",
     ),
     click.option(
         "--keep-float",
@@ -63,7 +65,8 @@ _OPTIONS = (
         "holds it (bbox_head) or a glob (neck.*_convs). May be given again.",
     ),
 )
-_INT8_ONLY = ("target", "calibration_images", "calibration_ann", "calibration_count")
+_INT8_ONLY = ("target",)
+_PICTURES = ("calibration_images", "calibration_ann", "calibration_count")
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class PrecisionPlan:
     precision: str
     target: str
     keep_float: tuple[str, ...]
-    calibration: CalibrationSettings | None
+    calibration: CalibrationSettings | None  # pictures to calibrate on, and to compare with FP32 on
 
     @property
     def is_plain(self) -> bool:
@@ -92,8 +95,9 @@ class PrecisionPlan:
 
     def convert(self, source: Path, output: Path, progress: Callable[[str], None]) -> PrecisionResult:
         """Write the FP32 file `source` in the lower precision."""
-        if self.calibration is None:
-            return convert_to_fp16(source, output, self.keep_float, progress)
+        if self.precision != "int8":
+            return convert_to_fp16(source, output, self.keep_float, progress, self.calibration)
+        assert self.calibration is not None
         with Progress("export: calibration", "images") as counted:
             return convert_to_int8(source, output, self.target, self.calibration, self.keep_float, progress, counted)
 
@@ -111,18 +115,21 @@ def precision_plan(default_target: str, options: dict[str, Any]) -> PrecisionPla
     Raises:
         DeployError: an option has no meaning beside the others, or one that is needed is missing.
     """
-    given = {name: options.pop(name) for name in ("precision", "keep_float", *_INT8_ONLY)}
+    given = {name: options.pop(name) for name in ("precision", "keep_float", *_PICTURES, *_INT8_ONLY)}
     precision = given["precision"]
     if precision != "int8":
         _refuse(given, _INT8_ONLY, "--precision int8")
     if precision == FP32:
         _refuse(given, ("keep_float",), "--precision fp16 or int8")
+        if default_target != "tensorrt":
+            _refuse(given, _PICTURES, "--precision fp16 or int8, or --format trt")
     if default_target == "tensorrt" and given["target"] == "cpu":
         raise DeployError("--target cpu has int32 biases, which TensorRT refuses: leave it out with --format trt")
     calibration = None
-    if precision == "int8":
+    if precision == "int8" or any(given[name] is not None for name in _PICTURES):
+        why = "--precision int8 needs images to calibrate on" if precision == "int8" else "which images"
         calibration = CalibrationSettings(
-            images=_needed(given, "calibration_images", "--precision int8 needs images to calibrate on"),
+            images=_needed(given, "calibration_images", why),
             annotations=given["calibration_ann"],
             count=given["calibration_count"] or CalibrationSettings.count,
         )
@@ -198,8 +205,21 @@ def refuse_build_options(trt: Sequence[str]) -> None:
         raise DeployError(f"--trt {trt[0]} is for engines: give --format trt with it")
 
 
-def build(onnx: Path, output: Path, as_json: bool, settings: BuildSettings) -> None:
-    """Build the engine `output` of an ONNX file and print what it is."""
+def build(
+    onnx: Path, output: Path, as_json: bool, settings: BuildSettings, pictures: CalibrationSettings | None
+) -> None:
+    """Build the engine `output` of an ONNX file and print what it is.
+
+    Args:
+        pictures: to compare the two on.
+    """
     with Progress("export: TensorRT", "%", show_rate=False) as progress:
-        result = export_engine(onnx, output, settings, progress)
+        result = export_engine(onnx, output, settings, progress, images=_files(pictures, onnx))
     click.echo(json.dumps(result.to_dict(), indent=2) if as_json else str(result))
+
+
+def _files(pictures: CalibrationSettings | None, onnx: Path) -> list[Path]:
+    if pictures is None:
+        return []
+    _, manifest = read_model(onnx)
+    return calibration_images(pictures.images, pictures.count, pictures.annotations, manifest.classes)

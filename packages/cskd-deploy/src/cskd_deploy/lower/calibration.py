@@ -9,7 +9,11 @@ import numpy as np
 
 import cskd_data
 from cskd_data.images import list_images, read_image
+from cskd_deploy.accuracy.against_fp32 import feed_of
 from cskd_deploy.detect.detector import Detector
+from cskd_deploy.errors import DeployError
+
+FEW_IMAGES = 32  # fewer are warned of
 
 
 def calibration_images(folder: Path, count: int, annotations: Path | None, classes: Sequence[str]) -> list[Path]:
@@ -28,6 +32,30 @@ def calibration_images(folder: Path, count: int, annotations: Path | None, class
         listed = cskd_data.read(annotations, folder).select(classes)
         paths = sorted(listed.path(entry) for entry in listed.images)
     return [paths[place] for place in np.linspace(0, len(paths) - 1, min(count, len(paths))).round().astype(int)]
+
+
+def check_worth(paths: Sequence[Path]) -> None:
+    """Refuse images that no range can be taken from, before the network runs.
+
+    Raises:
+        DeployError: there is one only, or each of them has a single colour.
+        DataError: one cannot be read.
+    """
+    if len(paths) < 2:
+        raise DeployError(
+            "INT8 cannot be calibrated on one image: the ranges would be that image's. Give a folder with more "
+            f"(--calibration-images) or take more of it (--calibration-count): {FEW_IMAGES} at least, and varied"
+        )
+    # Nearly always the first one is a picture, and no other is read.
+    if all(_single_colour(read_image(path)) for path in paths):
+        raise DeployError(
+            f"each of the {len(paths)} calibration images has a single colour, {paths[0]} among them: no range can be "
+            "taken from them. Give images like those the model will see (--calibration-images)"
+        )
+
+
+def _single_colour(image: np.ndarray) -> bool:
+    return bool((image == image[0, 0]).all())
 
 
 class CalibrationReader:
@@ -65,6 +93,6 @@ class CalibrationReader:
         place = next(self._places, None)
         if place is None:
             return None
-        feed = self._detector.feed(self._detector.prepare(read_image(self._paths[place])))
+        feed = feed_of(self._detector, read_image(self._paths[place]))
         self._progress(place + 1, len(self._paths))
         return {name: values for name, values in feed.items() if name in self._inputs}

@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 
 from cskd_data.files import write_atomically
+from cskd_deploy.accuracy.against_fp32 import Pictures, check_agreement, compare_with_fp32, feed_of
 from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend
 from cskd_deploy.detect.detector import Detector
 from cskd_deploy.errors import BackendMissing, CheckFailed, DeployError
-from cskd_deploy.lower.calibration import CalibrationReader, calibration_images
+from cskd_deploy.lower.calibration import FEW_IMAGES, CalibrationReader, calibration_images, check_worth
 from cskd_deploy.lower.fp16 import half_layers, to_float16
 from cskd_deploy.lower.int8 import Quantizer
 from cskd_deploy.lower.layers import WEIGHTED, layers, matching
 from cskd_deploy.measure.environment import versions
-from cskd_deploy.model.manifest import Manifest
+from cskd_deploy.model.manifest import SCHEMA, AgreementWithFp32, Manifest
 from cskd_deploy.model.onnx_file import check_model_output
 
 FP32 = "fp32"
@@ -29,6 +30,8 @@ PRECISIONS = (FP32, "fp16", "int8")
 TARGETS = ("cpu", "tensorrt")
 # What ONNX Runtime's tools leave in the metadata.
 _TOOL_MARKS = ("onnx.infer", "onnx.quant.pre_process")
+
+MORE_IMAGES = ", or calibrate on more images like those it will see"
 
 Progress = Callable[[str], None]
 
@@ -52,6 +55,7 @@ class PrecisionResult:
     manifest: Manifest
     layers: int  # with weights
     kept: tuple[str, ...]  # layers in float
+    agreement: AgreementWithFp32
     calibration_images: int  # 0: not calibrated
 
     def to_dict(self) -> dict[str, Any]:
@@ -73,6 +77,7 @@ class PrecisionResult:
             f"  {self.manifest.family}, {self.manifest.precision}, {self.size_bytes / 1e6:.1f} MB "
             f"(FP32: {self.source_bytes / 1e6:.1f} MB), {self.layers} layers with weights{calibrated}",
             f"  in float: {', '.join(self.kept) or 'no layer'}",
+            *(f"  {line}" for line in str(self.agreement).splitlines()),
         ]
         return "\n".join(lines)
 
@@ -82,10 +87,17 @@ def precision_name(precision: str, target: str) -> str:
     return f"{precision}-{target}" if precision == "int8" else precision
 
 
-def convert_to_fp16(source: Path, output: Path, keep_float: Collection[str], progress: Progress) -> PrecisionResult:
+def convert_to_fp16(
+    source: Path,
+    output: Path,
+    keep_float: Collection[str],
+    progress: Progress,
+    images: CalibrationSettings | None = None,
+) -> PrecisionResult:
     """Write the FP16 form of an exported FP32 file.
 
     Args:
+        images: to compare the two on; random images without.
         keep_float: layers that stay in float32: names, modules or globs.
         progress: called with a line for each step.
 
@@ -93,15 +105,17 @@ def convert_to_fp16(source: Path, output: Path, keep_float: Collection[str], pro
         DeployError: the source is no FP32 file of `cskd-deploy export`, a name means no layer, or `output` cannot be
             written.
         BackendMissing: onnx or onnxruntime is not installed.
-        CheckFailed: weights or results are beyond the range of FP16; no file is written.
+        CheckFailed: weights or results are beyond the range of FP16, or the two files agree too little; no file is
+            written.
     """
     check_model_output(output)
     with _Source(source) as known:
         kept = matching(known.layers, keep_float)
+        pictures = known.pictures(images)
         progress("converting to FP16")
         model = to_float16(known.model, kept)
-        _check_range(model)
-        return known.finish(model, output, "fp16", kept)
+        _check_range(model, pictures)
+        return known.finish(model, output, "fp16", kept, pictures, progress)
 
 
 def convert_to_int8(
@@ -135,13 +149,17 @@ def convert_to_int8(
         matching(known.layers, keep_float)  # before the images are read
         classes = known.detector.manifest.classes
         paths = calibration_images(calibration.images, calibration.count, calibration.annotations, classes)
+        check_worth(paths)
+        if len(paths) < FEW_IMAGES:
+            progress(f"warning: {len(paths)} calibration images are few: ranges are sound from {FEW_IMAGES} on")
         reader = CalibrationReader(known.detector, paths, known.inputs, counted)
         progress(f"calibrating INT8 for {target} on {len(paths)} images")
         quantizer = Quantizer(source, target, reader, folder)
         kept = matching(quantizer.layers, keep_float)
         if choose is not None:
             kept = list(choose(quantizer, kept))
-        return known.finish(quantizer.quantise(kept), output, f"int8-{target}", kept, len(paths))
+        pictures = Pictures(paths, known.detector.manifest.preprocessing.input_size)
+        return known.finish(quantizer.quantise(kept), output, f"int8-{target}", kept, pictures, progress, len(paths))
 
 
 class _Source:
@@ -175,15 +193,25 @@ class _Source:
     def __exit__(self, *_: object) -> None:
         self._backend.close()
 
+    def pictures(self, images: CalibrationSettings | None) -> Pictures:
+        """Images to compare on."""
+        manifest = self.detector.manifest
+        paths: list[Path] = []
+        if images is not None:
+            paths = calibration_images(images.images, images.count, images.annotations, manifest.classes)
+        return Pictures(paths, manifest.preprocessing.input_size)
+
     def finish(
         self,
         model: Any,
         output: Path,
         precision: str,
         kept: Sequence[str],
+        pictures: Pictures,
+        progress: Progress,
         images: int = 0,
     ) -> PrecisionResult:
-        """Write a converted model with the source's metadata, after it has run."""
+        """Write a converted model with the source's metadata, after it has been compared with the source."""
         manifest = dataclasses.replace(
             self.detector.manifest,
             precision=precision,
@@ -191,15 +219,18 @@ class _Source:
                 **self.detector.manifest.versions,
                 **versions(("cskd-deploy", "onnx", "onnxruntime", "onnxruntime-gpu")),
             },
+            schema=SCHEMA,
         )
+        model = _tidied(model, self.model, manifest)
+        progress(f"comparing with FP32 on {pictures}")
+        agreement = self._compared(model.SerializeToString(), pictures)
+        way_out = (
+            f"Leave layers in float (--keep-float; `cskd-deploy search` finds which){MORE_IMAGES if images else ''}"
+        )
+        check_agreement(agreement, precision, precision, way_out)
+        manifest = dataclasses.replace(manifest, agreement=agreement)
         content: bytes = _tidied(model, self.model, manifest).SerializeToString()
-
-        def write(file: Any) -> None:
-            file.write(content)
-            file.flush()
-            _try(Path(file.name))
-
-        write_atomically(output, write)
+        write_atomically(output, lambda file: file.write(content))
         return PrecisionResult(
             path=output,
             size_bytes=len(content),
@@ -207,8 +238,16 @@ class _Source:
             manifest=manifest,
             layers=sum(nodes[0].op_type in WEIGHTED for nodes in layers(self.model.graph).values()),
             kept=tuple(kept),
+            agreement=agreement,
             calibration_images=images,
         )
+
+    def _compared(self, content: bytes, pictures: Pictures) -> AgreementWithFp32:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "converted.onnx"
+            path.write_bytes(content)
+            with OnnxRuntimeBackend(path) as backend:
+                return compare_with_fp32(self.detector, Detector(backend), pictures)
 
 
 def _tidied(model: Any, source: Any, manifest: Manifest) -> Any:
@@ -229,15 +268,8 @@ def _tidied(model: Any, source: Any, manifest: Manifest) -> Any:
     return model
 
 
-def _try(path: Path) -> None:
-    """Run a new file once on an image of noise."""
-    with OnnxRuntimeBackend(path) as backend:
-        detector = Detector(backend)
-        detector.infer(detector.prepare(_noise(detector)))
-
-
-def _check_range(model: Any) -> None:
-    """Run an FP16 model on an image of noise and look at all that its layers give.
+def _check_range(model: Any, pictures: Pictures) -> None:
+    """Run an FP16 model on images and look at all that its layers give.
 
     The detections may look sound where a layer does not: a Relu makes 0 of what is not a number.
 
@@ -253,22 +285,20 @@ def _check_range(model: Any) -> None:
     shown.graph.output.extend(
         onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT16, None) for name in names
     )
+    broken: set[str] = set()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "shown.onnx"
         onnx.save(shown, str(path))
         with OnnxRuntimeBackend(path) as backend:
             detector = Detector(backend)
-            feed = detector.feed(detector.prepare(_noise(detector)))
-            inputs = {value.name: feed[value.name] for value in backend.session.get_inputs()}
-            values = dict(zip(names, backend.session.run(names, inputs), strict=True))
-    broken = [layer for layer, group in halves.items() if not all(np.isfinite(values[name]).all() for name in group)]
+            inputs = [value.name for value in backend.session.get_inputs()]
+            for image in pictures:
+                feed = feed_of(detector, image)
+                values = backend.session.run(names, {name: feed[name] for name in inputs})
+                broken.update(name for name, array in zip(names, values, strict=True) if not np.isfinite(array).all())
     if broken:
+        layer = next(layer for layer, group in halves.items() if broken.intersection(group))
         raise CheckFailed(
-            f"{broken[0]} gives values beyond the range of FP16, on an image of noise. No file was written. "
-            f"Keep it in float: --keep-float {broken[0]}"
+            f"{layer} gives values beyond the range of FP16, seen on {pictures}. No file was written. "
+            f"Keep it in float: --keep-float {layer}"
         )
-
-
-def _noise(detector: Detector) -> np.ndarray:
-    height, width = detector.manifest.preprocessing.input_size
-    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)

@@ -109,9 +109,9 @@ class GraphForm:
 
 @dataclass(frozen=True)
 class AgreementWithFp32:
-    """How far a file of lower precision agreed with its FP32 file before it got its name (`accuracy.against_fp32`)."""
+    """How far a file agreed with the one that it was made of, before it got its name (`accuracy.against_fp32`)."""
 
-    sha256: str  # of the FP32 file
+    sha256: str  # of the FP32 file; of an engine's, the ONNX file
     images: int
     random: bool  # they were seeded random images, no pictures
     detections: int  # of both files together, but for those whose score is at the cut
@@ -123,7 +123,7 @@ class AgreementWithFp32:
     def __str__(self) -> str:
         images = f"{self.images} random images" if self.random else f"{self.images} images"
         lines = [
-            f"agrees with FP32 on {images}: {100 * self.matched:.1f} % of {self.detections} detections, IoU "
+            f"agrees with its source on {images}: {100 * self.matched:.1f} % of {self.detections} detections, IoU "
             f"{self.overlap:.3f}"
         ]
         for layer, levels in self.correlation.items():
@@ -147,7 +147,7 @@ class Manifest:
     versions: dict[str, str]
     graph: GraphForm = GraphForm()
     schema: int = SCHEMA
-    agreement: AgreementWithFp32 | None = None  # None: not of lower precision, or of an earlier schema
+    agreement: AgreementWithFp32 | None = None  # None: FP32, or of an earlier schema
     requires: tuple[str, ...] = ()  # instruction sets without which a processor computes other numbers
 
     def to_dict(self) -> dict[str, Any]:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cskd_data.files import check_writable, write_atomically
+from cskd_deploy.accuracy.against_fp32 import check_agreement
 from cskd_deploy.backends.tensorrt.driver import Driver, find_driver
 from cskd_deploy.backends.tensorrt.manifest import EngineManifest, manifest_path, sha256_of, write_engine_manifest
 from cskd_deploy.backends.tensorrt.settings import BuildSettings
 from cskd_deploy.backends.tensorrt.shapes import range_from_list, written
 from cskd_deploy.backends.tensorrt.worker import run_in_worker
 from cskd_deploy.errors import BackendMissing, DeployError
-from cskd_deploy.model.manifest import Manifest, manifest_from_metadata
+from cskd_deploy.model.manifest import AgreementWithFp32, Manifest, manifest_from_metadata
 from cskd_deploy.model.onnx_file import (
     check_manifest,
     check_metadata,
@@ -65,6 +67,8 @@ class EngineResult:
             f"  {', '.join(shapes)}",
             f"  manifest: {manifest_path(self.path)}",
         ]
+        if manifest.model.agreement is not None and manifest.model.agreement.sha256 == manifest.onnx_sha256:
+            lines += [f"  {line}" for line in str(manifest.model.agreement).splitlines()]
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
 
@@ -102,15 +106,19 @@ def export_engine(
     output: Path,
     settings: BuildSettings,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    images: Sequence[Path] = (),
 ) -> EngineResult:
     """Build an engine for GPU 0 in a process of its own, load it there once, and write it with its manifest.
 
     Args:
         progress: called with (percent, 100).
+        images: files to compare the engine with the ONNX file on; random images without. Where ONNX Runtime or what
+            holds GPU memory is not installed, a note says that they were not compared.
 
     Raises:
         BackendMissing: as `require_tensorrt`.
         DeployError: the model cannot be read, TensorRT refuses it or crashes, or `output` cannot be written.
+        CheckFailed: the engine does not find what the ONNX file finds.
     """
     check_model_output(output)
     if settings.timing_cache is not None:
@@ -139,24 +147,34 @@ def export_engine(
         run_in_worker("load", {"engine": str(built), "host_code": settings.version_compatible})
         engine = built.read_bytes()
         timings = new_timings.read_bytes() if new_timings.exists() else None
+        manifest = EngineManifest(
+            sha256=sha256_of(engine),
+            onnx=onnx.name,
+            onnx_sha256=sha256_of(content),
+            tensorrt=result["tensorrt"],
+            cuda=driver.cuda_version,
+            gpu=driver.gpus[0],
+            precision=model.precision,
+            inputs={name: range_from_list(one) for name, one in result["inputs"].items()},
+            outputs={name: tuple(shape) for name, shape in result["outputs"].items()},
+            version_compatible=settings.version_compatible,
+            hardware_compatible=settings.hardware_compatible,
+            model=model,
+        )
+        notes = tuple(result["notes"])
+        write_engine_manifest(built, manifest)
+        files = {"onnx": str(onnx), "engine": str(built), "images": [str(path) for path in images]}
+        compared = run_in_worker("compare", files)
+        if "agreement" in compared:
+            agreement = AgreementWithFp32(**compared["agreement"])
+            check_agreement(agreement, "the engine", model.precision, "Build it from a file of higher precision")
+            manifest = dataclasses.replace(manifest, model=dataclasses.replace(model, agreement=agreement))
+        else:
+            notes += (f"not compared with {onnx.name}: {compared['not_compared']}",)
     progress(100, 100)
-    manifest = EngineManifest(
-        sha256=sha256_of(engine),
-        onnx=onnx.name,
-        onnx_sha256=sha256_of(content),
-        tensorrt=result["tensorrt"],
-        cuda=driver.cuda_version,
-        gpu=driver.gpus[0],
-        precision=model.precision,
-        inputs={name: range_from_list(one) for name, one in result["inputs"].items()},
-        outputs={name: tuple(shape) for name, shape in result["outputs"].items()},
-        version_compatible=settings.version_compatible,
-        hardware_compatible=settings.hardware_compatible,
-        model=model,
-    )
     # The manifest last: an engine without one, or beside an older one, is refused and not mistaken.
     write_atomically(output, lambda file: file.write(engine))
     write_engine_manifest(output, manifest)
     if settings.timing_cache is not None and timings is not None:
         write_atomically(settings.timing_cache, lambda file: file.write(timings))
-    return EngineResult(output, len(engine), manifest, time.perf_counter() - begin, tuple(result["notes"]))
+    return EngineResult(output, len(engine), manifest, time.perf_counter() - begin, notes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -136,7 +137,25 @@ def load(arguments: dict[str, Any], report: Report) -> dict[str, Any]:
     return {"shapes": loaded.shapes}
 
 
-ACTIONS = {"version": version, "build": build, "load": load}
+def compare(arguments: dict[str, Any], report: Report) -> dict[str, Any]:
+    """Run an engine, beside its manifest, on images and hold it against the ONNX file in ONNX Runtime."""
+    from cskd_deploy.accuracy.against_fp32 import Pictures, compare_with_fp32
+    from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend
+    from cskd_deploy.backends.tensorrt.backend import TensorRTBackend
+    from cskd_deploy.detect.detector import Detector
+
+    engine = TensorRTBackend(Path(arguments["engine"]))
+    try:
+        with OnnxRuntimeBackend(Path(arguments["onnx"])) as reference, engine:
+            size = reference.manifest.preprocessing.input_size
+            pictures = Pictures([Path(path) for path in arguments["images"]], size)
+            found = compare_with_fp32(Detector(reference), Detector(engine), pictures)
+    except BackendMissing as error:
+        return {"not_compared": str(error)}
+    return {"agreement": dataclasses.asdict(found)}
+
+
+ACTIONS = {"version": version, "build": build, "load": load, "compare": compare}
 
 
 def main() -> None:
