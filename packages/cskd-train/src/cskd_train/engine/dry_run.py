@@ -81,6 +81,10 @@ def _plan(run: Run, reports: list[StepReport], seconds: float) -> Iterable[tuple
     yield "steps", f"{steps}: {cfg.runner.max_epochs} epochs of {len(loader)}, {left} of them to come"
     yield "learning rate", f"{parts.learning_rate:g} ({_schedule(cfg.get('lr_config') or {})})"
     trained, frozen = _count(parts.student, True), _count(parts.student, False)
+    if parts.start is not None:
+        yield "starts from", str(parts.start).removeprefix("starts from ")
+    elif run.start:
+        yield "starts from", f"last.pth; {run.options.config} began from {run.start['source']}"
     yield "student", f"{trained:.2f} M parameters trained, {frozen:.2f} M frozen"
     if parts.distiller is not None:
         teacher: Any = parts.distiller.teacher

@@ -137,6 +137,8 @@ def _why_unreadable(file: Path, error: Exception) -> str:
             f"refused: its pickle asks for code ({blocked[1]}), which loading would run. "
             "Weights alone need none: save them again as a plain state_dict, from a source you trust"
         )
+    if more := re.search(r"(?:Trying to call|Can only) .+", text):
+        return f"refused: its pickle asks for more than data ({more[0]}). Save its weights again as a plain state_dict"
     if head == b"PK\x03\x04" and not zipfile.is_zipfile(file):
         return f"cut short ({file.stat().st_size} bytes; the end of the archive is missing). Copy or download it again"
     if file.suffix == ".pkl":

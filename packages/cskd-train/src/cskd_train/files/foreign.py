@@ -51,6 +51,7 @@ STAND_INS: list[Any] = [_stand_in(path) for path in _NAMED]
 _PARTS = ("backbone.", "neck.", "bbox_head.", "rpn_head.", "roi_head.")
 # Of wrappers: torch's parallel ones, mmdet's semi-supervised detectors, mmrazor's and mmengine's algorithms, Lightning.
 _PREFIXES = ("module.", "student.", "architecture.", "model.", "ema_")
+_WRAPPED = re.compile(f"({'|'.join(map(re.escape, _PREFIXES))})+({'|'.join(map(re.escape, _PARTS))})")
 
 
 def unwrap(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
@@ -86,12 +87,12 @@ def _is_wrapped(weights: Mapping[str, Tensor], prefix: str) -> bool:
     if all(key.startswith(prefix) for key in weights):
         return True
     bare = any(key.startswith(_PARTS) for key in weights)
-    return not bare and any(key.startswith(f"{prefix}{part}") for key in weights for part in _PARTS)
+    return not bare and any(key.startswith(prefix) and _WRAPPED.match(key) for key in weights)
 
 
 _LAYOUTS = (
     (
-        r"(backbone\.bottom_up\.|proposal_generator\.|roi_heads\.box_predictor\.|head\.cls_subnet\.)",
+        r"(backbone\.bottom_up\.|proposal_generator\.|head\.cls_subnet\.)",
         "a detector of Detectron2, whose layers have other names and another order of channels. Take mmdet's own of "
         "the same kind, for example mmdet::faster_rcnn/faster_rcnn_r50_caffe_fpn_1x_coco.py, trained on the same data",
     ),

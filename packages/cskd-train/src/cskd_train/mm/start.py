@@ -119,6 +119,7 @@ class Fit:
         self.ours, self.theirs = tuple(classes), checkpoint.classes or tuple(known)
         self._assumed = not checkpoint.classes and bool(known)
         self._heads = _class_heads(model)
+        self._knows_classifier = any(self._head_of(key) is not None for key in self._expected)
         self.faults: dict[str, str] = {}
         self.whole: list[str] = []
         by_part = _by_part(self._expected), _by_part(key for key in self._weights if not _is_count(key))
@@ -208,6 +209,7 @@ class Fit:
             start.taken += 1
         for key in self._counts(own):
             own[key].copy_(self._weights[key])
+        kept = kept or (not self._knows_classifier and self.ours == self.theirs)
         names = [self.ours[index] for index, _ in pairs] if kept else []
         start.classes_kept, start.classes_fresh = names, [name for name in self.ours if name not in names]
         start.rows = self._rows_said(start, refused)
@@ -235,8 +237,8 @@ class Fit:
         return not any(f"{path}.{name}.weight" in self._expected for name in _CLASSIFIERS)
 
     def _rows_said(self, start: Start, refused: str) -> str:
-        if not any(self._head_of(key) for key in self._expected):
-            return ""  # of no known kind: taken whole or not at all
+        if not self._knows_classifier:
+            return ""  # taken whole or not at all
         total = f"of {len(self.ours)} classes"
         assumed = " (the file names none; mmdet's zoo says COCO)" if self._assumed else ""
         if start.classes_kept:
