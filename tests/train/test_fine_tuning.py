@@ -16,7 +16,10 @@ from cskd_train.engine.records import read_log
 from cskd_train.errors import TrainError
 from cskd_train.files import model_zoo
 from cskd_train.files.checkpoints import load_checkpoint
+from cskd_train.files.config import load_config
 from cskd_train.files.downloads import fetch, local_file
+from cskd_train.mm import start
+from cskd_train.mm.normalization import Normalization
 from cskd_train.mm.start import started_student
 from cskd_train.mm.teacher import build_teacher
 
@@ -109,6 +112,30 @@ def test_a_file_that_does_not_fit_ends_the_run_before_its_first_step(tuned, trai
     assert "nothing of the backbone of this RetinaNet fits (backbone.layer1.0: " in err
     assert "Traceback" not in err
     assert not (tmp_path / "w" / "last.pth").exists()
+
+
+@pytest.mark.parametrize("load_from", ["file", "mmdet::"])
+def test_images_that_are_normalised_otherwise_are_a_warning_with_the_step_to_write(
+    trained, tiny_config, tmp_path, monkeypatch, load_from
+):
+    source = trained / "best.pth"
+    cfg = load_config(tiny_config, {"load_from": str(source)})
+    notes = []
+    started_student(cfg, ("star",), notes.append)
+    assert notes == []
+    for step in cfg.data.train.pipeline:
+        if step["type"] == "Normalize":
+            step["to_rgb"], step["std"] = not step.get("to_rgb", True), [1.0, 2.0, 3.0]
+    if load_from == "mmdet::":
+        cfg.load_from = "mmdet::retinanet/retinanet_r50_caffe_fpn_1x_coco.py"
+        monkeypatch.setattr(start, "local_file", lambda *_: source)
+    started_student(cfg, ("star",), notes.append)
+    caffe = "dict(type='Normalize', mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], to_rgb=False)"
+    own = Normalization.of_config(load_checkpoint(source).config).as_step()
+    expected = own if load_from == "file" else caffe
+    assert notes == [
+        f"warning: load_from was trained on other images than this run gives it: write {expected} in the pipelines"
+    ]
 
 
 # The same reader behind every door

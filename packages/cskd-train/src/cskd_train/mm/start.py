@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from cskd_train.errors import TrainError
 from cskd_train.files.checkpoints import Checkpoint, load_checkpoint
+from cskd_train.files.config import MMDET_PREFIX, load_config
 from cskd_train.files.downloads import local_file
 from cskd_train.files.foreign import layout_of
 from cskd_train.files.model_zoo import is_of_coco
 from cskd_train.mm.detector import build_student
+from cskd_train.mm.normalization import Normalization
 from cskd_train.mm.plain import build_without_pretrained, without_pretrained_backbone
 
 _SHOWN = 4  # groups, classes or keys in a line
@@ -86,7 +88,20 @@ def started_student(
     fit = Fit(build_without_pretrained(cfg.model), checkpoint, classes, known_classes(checkpoint))
     model = without_pretrained_backbone(cfg.model) if fit.backbone_is_whole else cfg.model
     student = build_student({"model": model}, note)
+    if warning := _other_images(cfg, checkpoint):
+        note(f"warning: {warning}")
     return student, fit.load(student)
+
+
+def _other_images(cfg: Any, checkpoint: Checkpoint) -> str | None:
+    """Whether the weights were trained on images that are normalised otherwise, where a config of theirs is at hand."""
+    theirs: Any = checkpoint.config
+    if cfg.load_from.startswith(MMDET_PREFIX):
+        theirs = load_config(cfg.load_from)
+    before, now = Normalization.of_config(theirs), Normalization.of_config(cfg)
+    if before is None or now is None or before == now:
+        return None
+    return f"load_from was trained on other images than this run gives it: write {before.as_step()} in the pipelines"
 
 
 def known_classes(checkpoint: Checkpoint) -> tuple[str, ...]:
