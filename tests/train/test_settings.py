@@ -8,7 +8,8 @@ import pytest
 
 from cskd_core.errors import PlanError
 from cskd_train.errors import TrainError
-from cskd_train.files.config import MMDET_PREFIX, config_from_data, config_to_data, load_config, resolve_config_path
+from cskd_train.files.config import config_from_data, config_to_data, load_config
+from cskd_train.files.locate import resolve_config_path
 from cskd_train.files.settings import check_settings, kept_hooks
 from cskd_train.files.vocabulary import PASSED_OVER_HOOKS, REFUSED_HOOKS, TABLES
 
@@ -171,10 +172,10 @@ REFUSED_STOCK = {
 
 
 def test_what_mmdet_ships_of_the_four_detectors_passes():
-    root = resolve_config_path(f"{MMDET_PREFIX}gfl/gfl_r50_fpn_1x_coco.py").parents[1]
+    root = resolve_config_path("mmdet::gfl/gfl_r50_fpn_1x_coco.py").parents[1]
     passed, refused, noted = 0, {}, {}
     for path in sorted(path for folder in FOLDERS for path in (root / folder).glob("*.py")):
-        cfg = load_config(f"{MMDET_PREFIX}{path.relative_to(root)}")
+        cfg = load_config(f"mmdet::{path.relative_to(root)}")
         if cfg.get("model", {}).get("type") not in MODELS:
             continue
         try:
@@ -189,6 +190,4 @@ def test_what_mmdet_ships_of_the_four_detectors_passes():
     assert refused.keys() == REFUSED_STOCK.keys()
     assert all(REFUSED_STOCK[name] in message for name, message in refused.items())
     assert noted == {"ga_retinanet_r101_caffe_fpn_mstrain_2x": ["train_cfg", "test_cfg"]}
-    assert (
-        check_settings(load_config(f"{MMDET_PREFIX}retinanet/retinanet_r50_fpn_fp16_1x_coco.py", {"fp16": None})) == []
-    )
+    assert check_settings(load_config("mmdet::retinanet/retinanet_r50_fpn_fp16_1x_coco.py", {"fp16": None})) == []

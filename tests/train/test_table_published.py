@@ -10,6 +10,7 @@ import pytest
 import yaml
 from mmcv import Config
 
+from cskd_train.files.config import load_config
 from cskd_train.tables.published import ROWS, MmdetFigure, PublishedRow
 
 REPOSITORY = Path(__file__).parents[2]
@@ -66,7 +67,7 @@ def test_each_figure_of_mmdet_is_in_the_metafile_that_mmdet_ships(figure: MmdetF
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.recipe)
 def test_the_row_of_a_recipe_names_its_detector_student_and_teacher(row: PublishedRow) -> None:
-    recipe = Config.fromfile(str(REPOSITORY / "configs/cskd" / row.recipe))
+    recipe = load_config(REPOSITORY / "configs/cskd" / row.recipe)
 
     assert recipe.model.type == row.detector
     assert recipe.model.backbone.depth == row.student_depth
@@ -102,14 +103,14 @@ def test_mmdet_publishes_a_student_trained_by_the_same_recipe_for_the_row_that_s
     assert len(shipped) > 25
 
     for row in ROWS:
-        student = _recipe(Config.fromfile(str(REPOSITORY / "configs/cskd" / row.recipe)))
+        student = _recipe(load_config(REPOSITORY / "configs/cskd" / row.recipe))
         matches = [name for name, recipe in shipped.items() if recipe == student]
         assert matches == ([row.matched_student.model] if row.matched_student else []), row.recipe
 
 
 def test_what_is_said_to_differ_from_the_matched_student_differs_and_nothing_else() -> None:
     (row,) = (row for row in ROWS if row.matched_student)
-    ours = Config.fromfile(str(REPOSITORY / "configs/cskd" / row.recipe))
+    ours = load_config(REPOSITORY / "configs/cskd" / row.recipe)
     theirs = Config.fromfile(str(SHIPPED / "gfl" / f"{row.matched_student.model}.py"))
 
     assert (theirs.model.backbone.frozen_stages, ours.model.backbone.frozen_stages) == (1, -1)

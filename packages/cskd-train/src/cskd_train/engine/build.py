@@ -244,7 +244,7 @@ def check_classes(model: nn.Module, classes: tuple[str, ...]) -> None:
             raise TrainError(
                 f"{name} has {count} classes, the data has {len(classes)} ({', '.join(classes[:8])}"
                 f"{', ...' if len(classes) > 8 else ''}): --set model.{name}.num_classes={len(classes)}, "
-                "or set `classes` in the config's data"
+                "or set `classes`, which it follows"
             )
 
 

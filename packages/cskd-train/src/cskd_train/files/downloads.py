@@ -20,7 +20,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from cskd_data.files import sweep, write_atomically
 from cskd_train.errors import TrainError
 from cskd_train.files.checkpoints import sha256
-from cskd_train.files.config import MMDET_PREFIX
+from cskd_train.files.locate import MMDET_PREFIX
 from cskd_train.files.model_zoo import address_of
 
 CACHE_VARIABLE = "CSKD_CACHE"

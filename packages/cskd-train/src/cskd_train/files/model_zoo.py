@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from cskd_train.errors import TrainError
-from cskd_train.files.config import MMDET_PREFIX, resolve_config_path, shipped_configs
+from cskd_train.files.locate import MMDET_PREFIX, resolve_config_path, shipped_configs
 
 _TORCHVISION = "https://download.pytorch.org/models/"
 _OPENMMLAB = "https://download.openmmlab.com/pretrain/third_party/"

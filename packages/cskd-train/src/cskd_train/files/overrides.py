@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import copy
 import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cskd_train.errors import TrainError
-from cskd_train.files.variables import SETTINGS, copies, listed, referred_names
+from cskd_train.files.chain import referred_names
+from cskd_train.files.variables import SETTINGS, copies, listed, standing
 from cskd_train.files.vocabulary import TABLES
 
 # Keyword arguments of a class that is named elsewhere than under `type`: the class itself refuses an unknown one.
@@ -54,10 +56,10 @@ def apply_overrides(config: dict[str, Any], overrides: Mapping[str, Any]) -> Non
         if key == "data_root":
             old_root = config.get("data_root")
             if isinstance(old_root, str) and isinstance(config.get("data"), dict):
-                config["data"] = _move_root(config["data"], old_root, str(value))
+                config["data"] = move_root(config["data"], old_root, str(value))
         else:
             _refuse_variable(config, key)
-        _assign(config, key, value)
+        assign(config, key, value)
 
 
 def _refuse_variable(config: Mapping[str, Any], key: str) -> None:
@@ -70,21 +72,29 @@ def _refuse_variable(config: Mapping[str, Any], key: str) -> None:
     raise TrainError(f"--set {key}: {name} is a variable of the config file, which has been read already{more}")
 
 
-def _assign(config: dict[str, Any], key: str, value: Any) -> None:
+def assign(config: dict[str, Any], key: str, value: Any, free: bool = False) -> None:
+    """Set one dotted key; `free` takes any new key.
+
+    A reference on the way (`data.train.pipeline = "${train_pipeline}"`) becomes a copy of its own of what it refers to.
+    """
     *parents, leaf = key.split(".")
     holder: Any = config
     for depth, name in enumerate(parents):
         path = ".".join(parents[:depth])
         if isinstance(holder, dict) and holder.get(name) is None and name in _optional(path):
             holder[name] = {}
-        holder = _child(holder, name, path, key)
+        found = _child(holder, name, path, key)
+        _, value_of = standing(found, config, f"{path}.{name}")
+        if value_of is not found:
+            found = holder[int(name) if isinstance(holder, list) else name] = copy.deepcopy(value_of)
+        holder = found
     path = ".".join(parents)
     if isinstance(holder, list):
         holder[_index(holder, leaf, path, key)] = value
     elif isinstance(holder, dict):
         # A dict with `type` holds the keyword arguments of that class, which refuses an unknown one when it is built.
         keywords = "type" in holder or path.split(".")[0] in _KEYWORD_DICTS
-        if leaf not in holder and leaf not in _optional(path) and not keywords:
+        if leaf not in holder and leaf not in _optional(path) and not keywords and not free:
             raise _unknown(holder, leaf, path, key)
         holder[leaf] = value
     else:
@@ -124,12 +134,12 @@ def _unknown(holder: Mapping[str, Any], name: str, path: str, key: str) -> Train
     return TrainError(f"--set {key}: {where} no key {name!r}; did you mean {', '.join(near)}?")
 
 
-def _move_root(value: Any, old: str, new: str) -> Any:
+def move_root(value: Any, old: str, new: str) -> Any:
     """`value` with every text that is `old`, or a path that begins with it, moved to `new`."""
     if isinstance(value, dict):
-        return {key: _move_root(item, old, new) for key, item in value.items()}
+        return {key: move_root(item, old, new) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_move_root(item, old, new) for item in value)
+        return type(value)(move_root(item, old, new) for item in value)
     if not isinstance(value, str) or not old:
         return value
     if value.rstrip("/") == old.rstrip("/"):

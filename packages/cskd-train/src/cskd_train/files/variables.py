@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
-import io
-import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mmcv
 from mmcv import Config
 
 from cskd_train.errors import TrainError
+from cskd_train.files.chain import ConfigFile, read_chain
+from cskd_train.files.locate import shipped_by
+from cskd_train.files.reading import read_config
 from cskd_train.files.vocabulary import TABLES
 
 _REFERENCE = re.compile(r"\$\{([a-zA-Z\d_.]*)\}")
-
-
-def referred_names(text: str) -> frozenset[str]:
-    """The top-level keys that the references in a text name."""
-    return frozenset(key.partition(".")[0] for key in _REFERENCE.findall(text))
 
 
 def resolve_references(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,7 +44,14 @@ def _resolve(value: Any, config: Mapping[str, Any], path: str, under: tuple[str,
     return _REFERENCE.sub(lambda found: _as_text(_look_up(found[1], config, path, under), found[0], path), value)
 
 
-def _look_up(key: str, config: Mapping[str, Any], path: str, under: tuple[str, ...]) -> Any:
+def standing(value: Any, config: Mapping[str, Any], path: str) -> tuple[str, Any]:
+    """Where the value of a text that is one reference stands, and the value as it stands there; any other as it is."""
+    while isinstance(value, str) and (whole := _REFERENCE.fullmatch(value)):
+        path, value = whole[1], _look_up(whole[1], config, path, (), whole=False)
+    return path, value
+
+
+def _look_up(key: str, config: Mapping[str, Any], path: str, under: tuple[str, ...], whole: bool = True) -> Any:
     if key in under:
         raise TrainError(f"config key {path}: ${{{key}}} refers to itself")
     value: Any = config
@@ -59,7 +59,7 @@ def _look_up(key: str, config: Mapping[str, Any], path: str, under: tuple[str, .
         if not isinstance(value, Mapping) or name not in value:
             raise TrainError(f"config key {path}: ${{{key}}} refers to a key that the config has not")
         value = value[name]
-    return _resolve(value, config, path, (*under, key))
+    return _resolve(value, config, path, (*under, key)) if whole else value
 
 
 def _as_text(value: Any, reference: str, path: str) -> str:
@@ -69,18 +69,6 @@ def _as_text(value: Any, reference: str, path: str) -> str:
 
 
 SETTINGS = frozenset(TABLES[""])
-_OF_BASE = re.compile(r"\{\{\s*_base_\.(\w+)[\w.]*\s*\}\}")
-
-
-@dataclass(frozen=True)
-class _File:
-    """One file of a config: the names that it sets, that its own expressions read, and that it refers to."""
-
-    path: Path
-    assigned: frozenset[str]
-    read: frozenset[str]
-    referred: frozenset[str]
-    bases: tuple[str, ...]
 
 
 def unread_names(cfg: Config) -> list[str]:
@@ -93,11 +81,9 @@ def unread_names(cfg: Config) -> list[str]:
     Raises:
         TrainError: such a name in a file of the user's: names the file and what to set.
     """
-    try:
-        files = _files(Path(cfg.filename)) if cfg.filename else []
-    except (OSError, ValueError):
-        return []  # mmcv finds more than can be read here: a `_base_` that is computed
-    referred = frozenset[str]().union(*(file.referred for file in files))
+    chain = read_chain(Path(cfg.filename)) if cfg.filename else None
+    files = [*chain.all_files()] if chain else []
+    referred = frozenset[str]().union(*(file.referred | file.of_base for file in files))
     notes = []
     for name in cfg:
         setters = [file for file in files if name in file.assigned]
@@ -107,18 +93,17 @@ def unread_names(cfg: Config) -> list[str]:
             continue
         message = f"{name} in {setters[0].path}: {_advice(cfg, name, setters)}"
         written_out = len(files) == 1 and not files[0].read and "did you mean" not in message
-        if not written_out and ".mim/configs" not in setters[0].path.as_posix():
+        if not written_out and shipped_by(setters[0].path) is None:
             raise TrainError(message)
         notes.append(message)
     return notes
 
 
-def _advice(cfg: Config, name: str, setters: list[_File]) -> str:
+def _advice(cfg: Config, name: str, setters: list[ConfigFile]) -> str:
     for base in setters[1:]:
-        places = list(copies(cfg, name, Config.fromfile(str(base.path))[name])) if name in base.read else []
+        places = list(copies(cfg, name, read_config(base.path)[name])) if name in base.read else []
         if places:
-            root = ", or give --set data_root=..., which moves every path" if name == "data_root" else ""
-            return f"it changes nothing, for {base.path.name} has copied its own value. Set {listed(places)}{root}"
+            return f"it changes nothing, for {base.path.name} has copied its own value. Set {listed(places)}"
     near = difflib.get_close_matches(name, SETTINGS, n=1)
     return f"it is no setting, and nothing reads it; {f'did you mean {near[0]}?' if near else 'take it out'}"
 
@@ -149,39 +134,3 @@ def _copies(node: Any, name: str, value: Any, path: tuple[str, ...]) -> Iterator
     items = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, (list, tuple)) else ()
     for key, item in items:
         yield from _copies(item, name, value, (*path, str(key)))
-
-
-def _files(path: Path) -> list[_File]:
-    """The file and its bases; where two set a name, the one whose value counts comes first."""
-    text = path.read_text(encoding="utf-8")
-    file = (_python_file if path.suffix == ".py" else _data_file)(path, text)
-    below = [_files(Path(os.path.normpath(path.parent / base))) for base in file.bases]
-    return [file, *(inner for files in below for inner in files)]
-
-
-def _python_file(path: Path, text: str) -> _File:
-    tree = ast.parse(text)
-    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
-    assigned = frozenset(node.id for node in names if isinstance(node.ctx, ast.Store))
-    read = frozenset(node.id for node in names if isinstance(node.ctx, ast.Load))
-    bases = None
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "_base_":
-            bases = ast.literal_eval(node.value)
-    return _File(path, assigned, read, _referred(text), _as_tuple(bases))
-
-
-def _data_file(path: Path, text: str) -> _File:
-    try:
-        data = mmcv.load(io.StringIO(_OF_BASE.sub('"base"', text)), file_format=path.suffix[1:])
-    except Exception as error:
-        raise ValueError(f"{path}: {error}") from error
-    return _File(path, frozenset(data), frozenset(), _referred(text), _as_tuple(data.get("_base_")))
-
-
-def _referred(text: str) -> frozenset[str]:
-    return referred_names(text) | frozenset(_OF_BASE.findall(text))
-
-
-def _as_tuple(bases: Any) -> tuple[str, ...]:
-    return (bases,) if isinstance(bases, str) else tuple(bases or ())

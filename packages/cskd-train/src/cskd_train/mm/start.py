@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from cskd_train.errors import TrainError
 from cskd_train.files.checkpoints import Checkpoint, load_checkpoint
-from cskd_train.files.config import MMDET_PREFIX, load_config
+from cskd_train.files.config import load_config
 from cskd_train.files.downloads import local_file
 from cskd_train.files.foreign import layout_of
+from cskd_train.files.locate import MMDET_PREFIX
 from cskd_train.files.model_zoo import is_of_coco
 from cskd_train.mm.detector import build_student
 from cskd_train.mm.normalization import Normalization

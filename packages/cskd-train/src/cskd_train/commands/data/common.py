@@ -64,8 +64,7 @@ def config_lines(written: Mapping[str, tuple[Path, Dataset]]) -> list[str]:
         return []
     classes = written["train"][1].classes
     sources = [
-        f"{name}=dict(ann_file={os.path.abspath(path)!r}, img_prefix={os.path.abspath(dataset.image_root or '')!r}, "
-        "classes=classes),"
+        f"{name}=dict(ann_file={os.path.abspath(path)!r}, img_prefix={os.path.abspath(dataset.image_root or '')!r}),"
         for name in splits
         for path, dataset in [written[name]]
     ]
@@ -76,8 +75,6 @@ def config_lines(written: Mapping[str, tuple[Path, Dataset]]) -> list[str]:
         "    data = dict(",
         *(f"        {source}" for source in sources),
         "    )",
-        f"    model = dict(bbox_head=dict(num_classes={len(classes)}))  # dict(roi_head=dict(bbox_head=...)) in a "
-        "Faster R-CNN",
     ]
 
 

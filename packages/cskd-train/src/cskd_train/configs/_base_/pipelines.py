@@ -1,40 +1,35 @@
-# The set that `cskd-train data shapes` draws.
-data_root = "data/shapes"
-classes = ("circle", "ring", "square", "triangle", "star", "cross")
+# How an image comes in: resized, flipped in training, normalised, padded. What a config sets reaches both pipelines:
+# image_scale (or test_scale and train_resize, where training draws from several scales), and img_norm_cfg.
 img_norm_cfg = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
-image_scale = (128, 128)
+normalize = dict(
+    type="Normalize", mean="${img_norm_cfg.mean}", std="${img_norm_cfg.std}", to_rgb="${img_norm_cfg.to_rgb}"
+)
+train_resize = dict(type="Resize", img_scale="${image_scale}", keep_ratio=True)
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations", with_bbox=True),
-    dict(type="Resize", img_scale=image_scale, keep_ratio=True),
+    "${train_resize}",
     dict(type="RandomFlip", flip_ratio=0.5),
-    dict(type="Normalize", **img_norm_cfg),
+    "${normalize}",
     dict(type="Pad", size_divisor=32),
     dict(type="DefaultFormatBundle"),
     dict(type="Collect", keys=["img", "gt_bboxes", "gt_labels"]),
 ]
+test_scale = "${image_scale}"
 test_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(
         type="MultiScaleFlipAug",
-        img_scale=image_scale,
+        img_scale="${test_scale}",
         flip=False,
         transforms=[
             dict(type="Resize", keep_ratio=True),
             dict(type="RandomFlip"),
-            dict(type="Normalize", **img_norm_cfg),
+            "${normalize}",
             dict(type="Pad", size_divisor=32),
             dict(type="ImageToTensor", keys=["img"]),
             dict(type="Collect", keys=["img"]),
         ],
     ),
 ]
-split = dict(type="CocoDataset", data_root=data_root, classes=classes, img_prefix="images/")
-data = dict(
-    samples_per_gpu=4,
-    workers_per_gpu=1,
-    train=dict(**split, ann_file="annotations/train.json", pipeline=train_pipeline),
-    val=dict(**split, ann_file="annotations/val.json", pipeline=test_pipeline),
-    test=dict(**split, ann_file="annotations/val.json", pipeline=test_pipeline),
-)
 evaluation = dict(interval=1, metric="bbox")
