@@ -80,7 +80,7 @@ def test_the_config_that_is_printed_trains_on_what_was_written(yolo, tmp_path, c
     code, out, _ = command_line("data", command, yolo, *out_folder)
     assert code == 0
     lines = out.partition("  a config that trains on them:\n")[2].splitlines()
-    assert len(lines) == 7
+    assert len(lines) == 6
     config = tmp_path / "mine.py"
     config.write_text("\n".join(line[4:] for line in lines).replace("CONFIG.py", str(tiny_config)))
     code, out, err = command_line("run", config, "--work-dir", tmp_path / "work", "--dry-run")

@@ -16,6 +16,7 @@ import click
 from cskd_train.errors import REFUSALS
 
 COMMANDS = {
+    "new": "Write a project for a data set of your own.",
     "run": "Train a detector, alone or distilled from a teacher.",
     "test": "COCO mAP of a checkpoint.",
     "table": "Published figures, and what was measured.",

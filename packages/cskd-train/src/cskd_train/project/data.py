@@ -1,0 +1,90 @@
+"""The splits of a project, from one data set or several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from cskd_data.check import check
+from cskd_data.dataset import Dataset
+from cskd_data.errors import DataError
+from cskd_data.formats import reader_of, split_of, splits_of
+from cskd_data.split import PARTS, split
+from cskd_data.together import check_together
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is done, how much of it is done, and how much there is."""
+
+VAL, TEST = 0.15, 0.15
+"""Shares of the images where one data set is cut in three."""
+
+
+def read_splits(
+    paths: Sequence[Path], images: Path | None, progress: Progress
+) -> tuple[dict[str, Dataset], str, list[str]]:
+    """The data sets for training, validation and, where there is one, test, with the same classes in one order.
+
+    Args:
+        paths: one data set, which is cut where it has no splits of its own; or two or three files: training,
+            validation, test.
+        images: folder that the file names start from.
+
+    Returns:
+        split -> data set, a sentence on where they come from, and warnings.
+
+    Raises:
+        DataError: a data set that cannot be used, splits of different classes, too few images.
+    """
+    if len(paths) > len(PARTS):
+        raise DataError(f"{len(paths)} data sets: give one, or those for {', '.join(PARTS)}")
+    if len(paths) > 1:
+        parts = {name: reader_of(path)(path, images) for name, path in zip(PARTS, paths, strict=False)}
+        how = "the files that were given"
+    else:
+        parts, how = _own_splits(paths[0], images)
+    warnings = _checked(parts, progress)
+    if "val" not in parts:
+        name = next(iter(parts))
+        test = 0.0 if "test" in parts else TEST
+        cut = split(parts[name], VAL, test, progress=lambda done, of: progress("comparing pictures", done, of))
+        parts = {**parts, **cut.parts}
+        warnings += [str(note) for note in cut.notes]
+        how = f"{how}, cut: {VAL:.0%} for val{f' and {TEST:.0%} for test' if test else ''}, each class with its share"
+    parts = {name: parts[name] for name in PARTS if name in parts}
+    if "test" in parts and not parts["test"].annotated:
+        del parts["test"]
+        warnings.append("the test images have no annotations and are left out")
+    if "test" not in parts:
+        warnings.append("there are no test images: the test split is the validation split")
+    warnings += [str(note) for note in check_together(parts)]
+    for name, part in parts.items():
+        if not part.countable:
+            raise DataError(f"{name}: {part.nothing_counts()}")
+    return {name: part.select(parts["train"].classes) for name, part in parts.items()}, how, warnings
+
+
+def _own_splits(path: Path, images: Path | None) -> tuple[dict[str, Dataset], str]:
+    """The splits that a data set says it has; all of it as `train` where there are none to train and validate on."""
+    names = [] if split_of(path) is not None else splits_of(path, images)
+    if {"train", "val"} <= {*names}:
+        taken = {name: name for name in PARTS if name in names}
+    elif base := next((name for name in ("trainval", "train") if name in names), None):
+        taken = {"train": base, **({"test": "test"} if "test" in names else {})}
+    else:
+        return {"train": reader_of(path)(path, images)}, f"{path}"
+    parts = {name: reader_of(path)(path, images, split=own) for name, own in taken.items()}
+    return parts, f"the splits {', '.join(taken.values())} of {path}"
+
+
+def _checked(parts: dict[str, Dataset], progress: Progress) -> list[str]:
+    """Look at every image of every data set; gives the warnings.
+
+    Raises:
+        DataError: one cannot be used.
+    """
+    warnings = []
+    for name, part in parts.items():
+        report = check(part, progress=lambda done, of, name=name: progress(f"checking images: {name}", done, of))  # type: ignore[misc]
+        report.raise_for_errors()
+        warnings += [f"{name}: {warning}" for warning in report.warnings]
+    return warnings

@@ -1,0 +1,46 @@
+"""The README of a project: its commands, and what was chosen."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+from cskd_train.project.choices import Choice
+
+
+def readme(name: str, chosen: Sequence[Choice], warnings: Sequence[str], test: str, images: str) -> str:
+    """The text.
+
+    Args:
+        test: the split that the file is evaluated on.
+        images: the folder of its images.
+    """
+    rows = "\n".join(f"| {one.name.strip()} | {one.value} | {one.why} |" for one in chosen)
+    said = "".join(f"\n- {warning}" for warning in warnings)
+    return f"""# {name}
+
+In this folder:
+
+    cskd-train data show data/train.json sheet.png    # are the boxes where they should be?
+
+    cskd-train run teacher.py          # 1. the teacher
+    cskd-train run student.py          # 2. the student alone, to compare with
+    cskd-train run distilled.py        # 3. the student under the teacher
+    cskd-train test work_dirs/distilled/best.pth --split test
+
+    # 4. the file that ships, how fast it is, and how good
+    cskd-deploy export --checkpoint work_dirs/distilled/best.pth --format onnx --output student.onnx
+    cskd-deploy bench student.onnx --reference work_dirs/distilled/best.pth
+    cskd-deploy eval student.onnx --ann data/{test}.json --images {shlex.quote(images)} \\
+        --reference work_dirs/distilled/best.pth --max-drop 0.2
+
+`--dry-run` shows what a run will be, `--resume` goes on with one that was stopped, `--epochs N` makes it longer.
+Images stay where they are: `data/*.json` say where, seen from here. `classes`, `image_scale` and the batch stand in
+`dataset.py`, once for all.
+
+## What was chosen
+
+| | | why |
+|---|---|---|
+{rows}
+{f"{chr(10)}Warnings:{chr(10)}{said}{chr(10)}" if said else ""}"""
