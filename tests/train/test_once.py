@@ -231,3 +231,11 @@ def test_an_unknown_name_of_a_base_offers_near_ones(write):
     assert "cskd-train ships no such file; near ones: cskd::_base_/fcos_r18.py" in refused(
         write("_base_ = 'cskd::_base_/fcos_r8.py'\n")
     )
+
+
+def test_what_a_shipped_config_of_mmdet_sets_stays_as_mmdet_reads_it(write, monkeypatch):
+    write(PYTHON, "base.py")
+    path = child(write, "base.py", image_scale=(10, 20))
+    assert load_config(path).data.train.pipeline[0].img_scale == [(10, 20), (20, 40)]
+    monkeypatch.setattr("cskd_train.files.once.shipped_by", lambda file: "mmdet::")
+    assert load_config(path).data.train.pipeline[0].img_scale == [(64, 32), (128, 64)]

@@ -153,6 +153,8 @@ def follow_classes(data: Data, chain: ConfigFile | None, overrides: Mapping[str,
     setter = chain.setter("classes") if chain else None
     if classes is None or ("classes" not in overrides and setter and shipped_by(setter.path) == "mmdet::"):
         return
+    if any(key.startswith("data.") and key.endswith(".classes") for key in overrides):
+        return  # each data set has been given its own
     for path, dataset in _datasets(data.get("data")):
         own = dataset.setdefault("classes", classes) or classes
         if isinstance(own, (list, tuple)) and isinstance(classes, (list, tuple)) and set(own) != set(classes):

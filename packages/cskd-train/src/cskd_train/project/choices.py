@@ -19,7 +19,7 @@ ANCHORS = {"retinanet": (8, (4, 2)), "gfl": (8, (8, 4, 2)), "faster_rcnn": (4, (
 SMALL_BOX = 24
 """Pixels that all but the smallest tenth of the boxes should have: three positions of the finest level of most."""
 
-VIEWS = {False: 8000, True: 6000}
+VIEWS = {False: 6000, True: 6000}
 """Images that a training should see in all, from scratch and fine-tuned."""
 
 RATES = {False: 0.0005, True: 0.0002}
