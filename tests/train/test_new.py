@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -301,10 +302,12 @@ def test_a_project_that_is_there_is_not_written_over(coco, tmp_path, command_lin
     assert [path.name for path in (tmp_path / "p").iterdir()] == ["teacher.py"]
 
 
-def test_an_empty_folder_may_be_filled(coco, tmp_path):
+def test_an_empty_folder_may_be_filled_from_inside(coco, tmp_path, monkeypatch):
     (tmp_path / "p").mkdir()
-    cskd_train.new(tmp_path / "p", coco / "annotations" / "train.json", machine=PROCESSOR)
-    assert (tmp_path / "p" / "README.md").is_file()
+    monkeypatch.chdir(tmp_path / "p")
+    cskd_train.new(".", coco / "annotations" / "train.json", machine=PROCESSOR)
+    assert Path("README.md").read_text().startswith("# p\n")
+    assert load_config("student.py").data_root == str(tmp_path / "p" / "data")
     assert [path.name for path in tmp_path.iterdir()] == ["p"]
 
 

@@ -171,7 +171,7 @@ def test_an_assignment_that_cannot_be_followed_is_refused(write):
 
 def test_a_data_set_with_other_classes_of_its_own_is_refused(write):
     path = write(PYTHON.replace("classes=classes", "classes=('x',)"), "base.py")
-    assert "('a', 'b', 'c'), but data.train.classes = ('x',): take one of them out" in refused(path)
+    assert "('a', 'b', 'c'), but other classes stand in data.train.classes: set these to the same" in refused(path)
 
 
 def test_classes_of_a_config_that_a_program_has_written_out_are_refused(write):

@@ -77,7 +77,7 @@ def command(
     Saves and evaluates after every epoch. The work dir gets last.pth, best.pth, config.json, log.jsonl, tf_logs/
     (TensorBoard) and, when the run is through, result.json. A run that was stopped (Ctrl-C, SIGTERM, SIGHUP, SIGUSR1)
     has saved its last step; --resume goes on from there. CONFIG is a file, or mmdet::FOLDER/FILE.py for one that mmdet
-    ships. classes, image_scale, img_norm_cfg and data_root, set in CONFIG or by --set, reach every place that uses them.
+    ships. classes, image_scale, img_norm_cfg and data_root, in CONFIG or by --set, reach every place that uses them.
 
     --init (load_from in CONFIG) takes what fits of a detector with a backbone of the same kind, depth and width; of its
     classifier the rows of those classes that have the same name in the data. What begins afresh is said, with the

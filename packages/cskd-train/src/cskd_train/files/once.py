@@ -155,13 +155,14 @@ def follow_classes(data: Data, chain: ConfigFile | None, overrides: Mapping[str,
         return
     if any(key.startswith("data.") and key.endswith(".classes") for key in overrides):
         return  # each data set has been given its own
+    others = []
     for path, dataset in _datasets(data.get("data")):
         own = dataset.setdefault("classes", classes) or classes
         if isinstance(own, (list, tuple)) and isinstance(classes, (list, tuple)) and set(own) != set(classes):
-            where = (
-                "--set classes" if "classes" in overrides else f"classes in {setter.path if setter else 'the config'}"
-            )
-            raise TrainError(f"{where} = {classes!r}, but {path}.classes = {own!r}: take one of them out")
+            others.append(f"{path}.classes")
+    if others:
+        where = "--set classes" if "classes" in overrides else f"classes in {setter.path if setter else 'the config'}"
+        raise TrainError(f"{where} = {classes!r}, but other classes stand in {listed(others)}: set these to the same")
     if isinstance(classes, str) or chain is None:
         return  # a file of names, or nobody knows who has set the numbers: the run compares them
     for path, head in _heads(data.get("model"), "model"):

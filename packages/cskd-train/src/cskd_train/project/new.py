@@ -263,10 +263,14 @@ def _folder(target: Path) -> Iterator[Path]:
         whole.parent.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(dir=whole.parent, prefix=f".{whole.name}.", suffix=".new"))
         yield made
-        made.chmod(0o777 & ~_umask())
-        made.replace(whole)
+        if whole.is_dir():  # an empty one, in which a shell may stand
+            for part in made.iterdir():
+                part.rename(whole / part.name)
+        else:
+            made.chmod(0o777 & ~_umask())
+            made.rename(whole)
+            made = None
         parents = []
-        made = None
     except OSError as error:
         raise TrainError(f"{target} cannot be written: {error}. Free space, or choose another folder") from error
     finally:
