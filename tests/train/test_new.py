@@ -220,7 +220,9 @@ def test_a_checkpoint_starts_the_teacher_and_imagenet_the_student(coco, tmp_path
     weights = tmp_path / "own.pth"
     weights.write_bytes(b"weights")
     cskd_train.new(tmp_path / "q", files, init=str(weights), width=0.5, machine=PROCESSOR)
-    assert load_config(tmp_path / "q" / "teacher.py").load_from == str(weights)
+    teacher, student = (load_config(tmp_path / "q" / f"{name}.py") for name in ("teacher", "student"))
+    assert (teacher.load_from, teacher.model.backbone.frozen_stages) == (str(weights), 1)
+    assert (student.model.backbone.init_cfg, student.model.backbone.frozen_stages) == (None, -1)
 
 
 # what is chosen

@@ -111,69 +111,94 @@ def new(
     start = _start(init, detector, depth)
     with _folder(target) as made:
         splits, how, warnings = read_splits(paths, None if images is None else Path(images), progress)
-        train = splits["train"]
-        scale, why_scale = choices.image_scale(train, size, machine)
-        sides = choices.box_sides(train, scale)
-        anchor = choices.smallest_anchor(detector, sides)
-        if anchor.below > 0.01 * anchor.boxes:
-            warnings.append(
-                f"{anchor.below} of {anchor.boxes} boxes ({anchor.below / anchor.boxes:.1%}) are under {anchor.pixels} "
-                f"pixels once images are {scale[0]} long, and hard to learn: a larger --size helps them, and costs time"
-            )
-        if not narrow and not machine.gpu:
-            warnings.append("full width on a processor takes hours: --width 0.5 is about four times as fast")
-        number, why_batch = choices.batch(len(train.images), scale, machine, depth == 101)
-        loaders, why_loaders = choices.workers(machine)
-        detectors, made_of = {}, []
-        for role, deep, own in (("teacher", depth, start), ("student", STUDENTS[student], _student_start(init))):
-            tuned = own.init != "none"
-            epochs, why = choices.epochs(len(train.images), tuned, longer=not tuned and role == "teacher")
-            rate, why_rate = choices.learning_rate(number, tuned)
-            steps = max(1, len(train.images) // number)
-            detectors[role] = Detector(
-                role=role,
-                family=detector,
-                depth=deep,
-                narrow=narrow,
-                init=own.init,
-                anchor=anchor.scale,
-                epochs=epochs,
-                steps=choices.decay_steps(epochs),
-                warmup=max(1, min(100 if tuned else 500, steps)),
-                rate=rate,
-                normalization=own.normalization or (CAFFE if _is_caffe(detector, deep, own) else None),
-                style=own.style,
-            )
-            made_of += [
-                Choice(role, f"{DETECTORS[detector]} ResNet-{deep}", detectors[role].start),
-                Choice("  epochs", str(epochs), why),
-                Choice("  learning rate", f"{rate:g}", why_rate),
-            ]
+        plan = _Plan(splits["train"], detector, depth, STUDENTS[student], narrow, start, size, machine)
         chosen = (
             Choice("data", counted(len(splits), "split"), how),
             Choice("machine", "GPU" if machine.gpu else "processor", str(machine)),
             Choice("width", "0.5" if narrow else "1", why_width),
-            Choice("image_scale", f"{scale[0]} x {scale[1]}", why_scale),
-            Choice("smallest anchor" if anchor.scale else "finest stride", f"{anchor.pixels} pixels", anchor.why),
-            Choice("batch", counted(number, "image"), why_batch),
-            Choice("workers", str(loaders), why_loaders),
-            *made_of,
+            *plan.choices,
         )
+        warnings += plan.warnings
         for name, part in splits.items():
             part.to_coco(made / "data" / f"{name}.json")
         test = "test" if "test" in splits else "val"
         texts = {
-            "dataset.py": dataset_config(train.classes, scale, number, loaders, test),
-            "teacher.py": detectors["teacher"].config(),
-            "student.py": detectors["student"].config(),
+            "dataset.py": dataset_config(splits["train"].classes, plan.scale, plan.batch, plan.workers, test),
+            "teacher.py": plan.teacher.config(),
+            "student.py": plan.student.config(),
             "distilled.py": distilled_config(detector),
             "README.md": readme(target.absolute().name, chosen, warnings, test, _images_of(splits[test])),
         }
         for name, text in texts.items():
             (made / name).write_text(text, encoding="utf-8")
         files = (*(f"data/{name}.json" for name in splits), *texts)
-    images_in = {name: len(part.images) for name, part in splits.items()}
-    return Project(str(target), images_in, train.classes, train.countable, chosen, tuple(warnings), files)
+    train, numbers = splits["train"], {name: len(part.images) for name, part in splits.items()}
+    return Project(str(target), numbers, train.classes, train.countable, chosen, tuple(warnings), files)
+
+
+class _Plan:
+    """What is chosen for one training set: sizes, schedules, rates, each with its reason."""
+
+    def __init__(
+        self,
+        train: Dataset,
+        family: str,
+        teacher: int,
+        student: int,
+        narrow: bool,
+        start: _Start,
+        size: int | None,
+        machine: Machine,
+    ) -> None:
+        self._family, self._narrow = family, narrow
+        self._images = len(train.images)
+        self.scale, why_scale = choices.image_scale(train, size, machine)
+        anchor = choices.smallest_anchor(family, choices.box_sides(train, self.scale))
+        self._anchor = anchor.scale
+        self.batch, why_batch = choices.batch(self._images, self.scale, machine, teacher == 101)
+        self.workers, why_workers = choices.workers(machine)
+        self.choices = [
+            Choice("image_scale", f"{self.scale[0]} x {self.scale[1]}", why_scale),
+            Choice("smallest anchor" if anchor.scale else "finest stride", f"{anchor.pixels} pixels", anchor.why),
+            Choice("batch", counted(self.batch, "image"), why_batch),
+            Choice("workers", str(self.workers), why_workers),
+        ]
+        self.warnings = []
+        if anchor.below > 0.01 * anchor.boxes:
+            self.warnings.append(
+                f"{anchor.below} of {anchor.boxes} boxes ({anchor.below / anchor.boxes:.1%}) are under {anchor.pixels} "
+                f"pixels once images are {self.scale[0]} long, and hard to learn: a larger --size helps them"
+            )
+        if not narrow and not machine.gpu:
+            self.warnings.append("full width on a processor takes hours: --width 0.5 is about four times as fast")
+        self.teacher = self._detector("teacher", teacher, start)
+        self.student = self._detector("student", student, _student_start(start.init, narrow))
+
+    def _detector(self, role: str, depth: int, start: _Start) -> Detector:
+        tuned = start.init != "none"
+        epochs, why_epochs = choices.epochs(self._images, tuned, longer=not tuned and role == "teacher")
+        rate, why_rate = choices.learning_rate(self.batch, tuned)
+        caffe = self._family == "fcos" and depth > 18 and tuned and start.style is None  # its weights want its images
+        detector = Detector(
+            role=role,
+            family=self._family,
+            depth=depth,
+            narrow=self._narrow,
+            init=start.init,
+            anchor=self._anchor,
+            epochs=epochs,
+            steps=choices.decay_steps(epochs),
+            warmup=min(100 if tuned else 500, max(1, self._images // self.batch)),
+            rate=rate,
+            normalization=start.normalization or (CAFFE if caffe else None),
+            style=start.style,
+        )
+        self.choices += [
+            Choice(role, f"{DETECTORS[self._family]} ResNet-{depth}", detector.start),
+            Choice("  epochs", str(epochs), why_epochs),
+            Choice("  learning rate", f"{rate:g}", why_rate),
+        ]
+        return detector
 
 
 def _images_of(dataset: Dataset) -> str:
@@ -233,14 +258,9 @@ def _start(init: str, detector: str, depth: int) -> _Start:
     return _Start(init, dict(normalization) if normalization else None, None if style == own else style)
 
 
-def _student_start(init: str) -> _Start:
-    """The student starts from ImageNet's weights where the teacher starts from a detector's."""
-    return _Start(init if init in ("none", "imagenet") else "imagenet")
-
-
-def _is_caffe(detector: str, depth: int, start: _Start) -> bool:
-    """Whether a backbone has caffe's weights, which want caffe's images."""
-    return detector == "fcos" and depth > 18 and start.init != "none" and start.style is None
+def _student_start(init: str, narrow: bool) -> _Start:
+    """The student starts from ImageNet's weights where the teacher starts from a detector's, if they fit."""
+    return _Start("none" if narrow or init == "none" else "imagenet")
 
 
 @contextlib.contextmanager
