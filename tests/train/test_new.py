@@ -372,4 +372,6 @@ def test_the_readmes_commands_name_what_is_there(coco, tmp_path):
     for name in ("teacher", "student", "distilled"):
         assert f"cskd-train run {name}.py" in text
     assert "--ann data/test.json" in text
+    assert "| teacher: epochs | 100 |" in text
+    assert "| student: learning rate | 0.0005 |" in text
     assert str(coco / "images") in text

@@ -51,7 +51,8 @@ def image_scale(train: Dataset, size: int | None, machine: Machine) -> tuple[tup
         wanted = math.ceil(SMALL_BOX / tenth / 32) * 32
         longer = min(max(wanted, min(least, native)), most)
         reasons = {wanted: f"nine of ten boxes have {SMALL_BOX} pixels or more", native: "as large as the images are"}
-        limit = f"the {'most' if longer == most else 'least'} on {'a GPU' if machine.gpu else 'a processor'}"
+        where = "a GPU" if machine.gpu else "a processor"
+        limit = f"no more on {where}" if longer == most else f"no less on {where}: boxes are large"
         why = f"{reasons.get(longer, limit)}; half of the images are up to {native} long"
     return (longer, max(32, round(longer * ratio / 8) * 8)), why
 

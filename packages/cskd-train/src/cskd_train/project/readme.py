@@ -15,7 +15,11 @@ def readme(name: str, chosen: Sequence[Choice], warnings: Sequence[str], test: s
         test: the split that the file is evaluated on.
         images: the folder of its images.
     """
-    rows = "\n".join(f"| {one.name.strip()} | {one.value} | {one.why} |" for one in chosen)
+    rows, role = [], ""
+    for one in chosen:
+        within = one.name.startswith(" ")
+        role = role if within else one.name
+        rows.append(f"| {f'{role}: {one.name.strip()}' if within else role} | {one.value} | {one.why} |")
     said = "".join(f"\n- {warning}" for warning in warnings)
     return f"""# {name}
 
@@ -42,5 +46,5 @@ Images stay where they are: `data/*.json` say where, seen from here. `classes`, 
 
 | | | why |
 |---|---|---|
-{rows}
+{chr(10).join(rows)}
 {f"{chr(10)}Warnings:{chr(10)}{said}{chr(10)}" if said else ""}"""
