@@ -167,7 +167,7 @@ def test_one_reader_serves_run_teacher_test_and_export(
     assert teacher.remarks == (f"the teacher's checkpoint: {left}",)
     code, _, err = train_tiny(tmp_path / "w", "--init", wrapped, "--epochs", 1, "--set", "optimizer.lr=0.0")
     assert code == 0, err
-    assert f"parts left out: {left}" in err
+    assert f"1 part left out: {left}" in err
     key = "bbox_head.retina_cls.weight"
     torch.testing.assert_close(load_checkpoint(tmp_path / "w" / "last.pth").state_dict[key], expected[key])
 

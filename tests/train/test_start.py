@@ -12,7 +12,7 @@ from cskd_train.mm.start import Fit
 
 SHAPES = ("circle", "ring", "square", "triangle", "star", "cross")
 AQUARIUM = ("fish", "jellyfish", "penguin", "puffin", "shark", "starfish", "stingray")
-BCCD = ("Platelets", "RBC", "WBC")
+BCCD = ("RBC", "WBC", "Platelets")
 CARDS = ("nine", "ten", "jack", "queen", "king", "ace")
 PREDICTORS = {
     "RetinaNet": ["bbox_head.retina_cls"],

@@ -57,16 +57,11 @@ class Start:
 
     def __str__(self) -> str:
         parts = [f"{self.taken} of {self.tensors} tensors taken", self.rows]
-        parts += [f"{count} {name}: {_some(reasons)}" for name, count, reasons in self._rest()]
+        for name, found in (("fresh", self.fresh), ("left out", self.left_out)):
+            if found:
+                reasons = _some(f"{part} ({why})" if why else part for part, why in found.items())
+                parts.append(f"{len(found)} part{'s' if len(found) > 1 else ''} {name}: {reasons}")
         return f"starts from {self.source}: {'; '.join(part for part in parts if part)}"
-
-    def _rest(self) -> list[tuple[str, int, Iterable[str]]]:
-        found = [("parts fresh", self.fresh), ("parts left out", self.left_out)]
-        return [
-            (name, len(parts), (f"{part} ({why})" if why else part for part, why in parts.items()))
-            for name, parts in found
-            if parts
-        ]
 
 
 def started_student(
