@@ -24,6 +24,7 @@ from cskd_train.mm.start import started_student
 from cskd_train.mm.teacher import build_teacher
 
 from .file_server import serving
+from .launching import command
 from .runs import log, train
 
 FEWER = ("--set", "model.bbox_head.num_classes=3", "--set", "optimizer.lr=0.0")
@@ -112,6 +113,25 @@ def test_a_file_that_does_not_fit_ends_the_run_before_its_first_step(tuned, trai
     assert "nothing of the backbone of this RetinaNet fits (backbone.layer1.0: " in err
     assert "Traceback" not in err
     assert not (tmp_path / "w" / "last.pth").exists()
+
+
+def test_two_processes_start_from_the_same_rows(trained, shapes_root, tiny_config, tmp_path):
+    init = trained / "best.pth"
+    data = ("--set", f"data_root={shapes_root}", "--batch-size", 2, "--workers", 0, "--device", "cpu", "--epochs", 1)
+    options = ("--gpus", 2, "--set", "optimizer.lr=0.0", "--init", init)
+    ended = command("run", tiny_config, "--work-dir", tmp_path / "w", *data, *options)
+    assert ended.code == 0, ended.err
+    assert "rows of 6 of 6 classes kept by name" in ended.err
+    key = "bbox_head.retina_cls.weight"
+    before, after = (load_checkpoint(file).state_dict[key] for file in (init, tmp_path / "w" / "last.pth"))
+    torch.testing.assert_close(before, after)
+
+
+def test_a_head_for_another_number_of_classes_than_the_datas_is_named(tuned, trained, tmp_path):
+    code, _, err = tuned(tmp_path / "w", "--init", trained / "best.pth", "--set", "model.bbox_head.num_classes=4")
+    assert code == 2
+    assert "bbox_head has 4 classes, the data has 3 (star, hexagon, ring)" in err
+    assert "Traceback" not in err
 
 
 @pytest.mark.parametrize("load_from", ["file", "mmdet::"])
@@ -278,6 +298,13 @@ def test_80_rows_alone_are_not_cocos(zoo_model, tmp_path, count):
     _, _, start = zoo_model({}, source, count=count)
     assert start.classes_kept == []
     assert ("rows in the file, expected 9 x 80" if count == 79 else "the file names no classes") in start.rows
+
+
+def test_a_file_that_only_bears_a_zoos_name_has_not_cocos_classes(tmp_path):
+    name = model_zoo.address_of(ZOO).rpartition("/")[2]
+    torch.save({"state_dict": {"backbone.conv1.weight": torch.ones(1)}}, tmp_path / name)
+    assert model_zoo.is_of_coco(tmp_path / name)
+    assert start.known_classes(load_checkpoint(tmp_path / name, require_config=False)) == ()
 
 
 def test_a_teachers_checkpoint_may_be_a_name_of_the_zoo(monkeypatch, tmp_path):

@@ -102,7 +102,10 @@ def _other_images(cfg: Any, checkpoint: Checkpoint) -> str | None:
 
 def known_classes(checkpoint: Checkpoint) -> tuple[str, ...]:
     """COCO's classes for a file of mmdet's zoo that was trained on it and does not say so; () for any other."""
-    return tuple(CocoDataset.CLASSES) if not checkpoint.classes and is_of_coco(checkpoint.path) else ()
+    if checkpoint.classes or not is_of_coco(checkpoint.path):
+        return ()
+    promised = checkpoint.path.stem.rpartition("-")[2]  # a zoo's name ends in the first digits of its file's SHA-256
+    return tuple(CocoDataset.CLASSES) if checkpoint.sha256.startswith(promised) else ()
 
 
 class Fit:
@@ -233,6 +236,8 @@ class Fit:
     def _rows_refused(self, key: str, head: Any) -> str | None:
         if not self.theirs:
             return "the file names no classes"
+        if head.num_classes != len(self.ours):
+            return f"the head has {head.num_classes} classes, the data {len(self.ours)}"
         layer = key.rpartition(".")[0].rpartition(".")[2]
         rows, width = self._weights[key].shape[0], _width(head, layer, len(self.theirs))
         groups = self._expected[key].shape[0] // _width(head, layer, len(self.ours))
