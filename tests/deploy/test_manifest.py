@@ -8,7 +8,7 @@ import json
 import pytest
 
 from cskd_deploy.errors import DeployError
-from cskd_deploy.model.manifest import MANIFEST_KEY, GraphForm, manifest_from_metadata
+from cskd_deploy.model.manifest import MANIFEST_KEY, AgreementWithFp32, GraphForm, manifest_from_metadata
 
 from .test_bench import MANIFEST
 
@@ -17,9 +17,30 @@ def test_a_manifest_comes_back_as_it_went():
     assert manifest_from_metadata(MANIFEST.to_metadata(), "x.onnx") == MANIFEST
 
 
+def test_what_a_file_agreed_with_and_what_it_requires_come_back_too():
+    agreement = AgreementWithFp32(
+        sha256="ab",
+        images=7,
+        random=True,
+        detections=31,
+        matched=0.9,
+        overlap=0.875,
+        correlation={"rpn_head.rpn_cls": (0.5, None), "bbox_head.fc_cls": (1.0,)},
+        difference={"rpn_head.rpn_cls": (0.25, 0.0), "bbox_head.fc_cls": (0.125,)},
+    )
+    manifest = dataclasses.replace(MANIFEST, agreement=agreement, requires=("vnni",))
+    assert manifest_from_metadata(manifest.to_metadata(), "x.onnx") == manifest
+    lines = str(agreement).splitlines()
+    assert lines[0] == "agrees with its source on 7 random images: 90.0 % of 31 detections, IoU 0.875"
+    assert lines[1] == "correlation of rpn_head.rpn_cls: 0.50000 -"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (lambda data: data.pop("agreement"), "'agreement' is missing"),
+        (lambda data: data.update(agreement={}), "'correlation' is missing"),
+        (lambda data: data.update(requires="vnni"), "'requires' is 'vnni', expected list"),
         (lambda data: data.pop("classes"), "'classes' is missing"),
         (lambda data: data.update(schema=99), "schema is 99"),
         (lambda data: data["preprocessing"].update(mean=[1, 2]), "'mean' has 2 values, expected 3"),
