@@ -27,6 +27,7 @@ def test_what_a_file_agreed_with_and_what_it_requires_come_back_too():
         overlap=0.875,
         correlation={"rpn_head.rpn_cls": (0.5, None), "bbox_head.fc_cls": (1.0,)},
         difference={"rpn_head.rpn_cls": (0.25, 0.0), "bbox_head.fc_cls": (0.125,)},
+        spread={"rpn_head.rpn_cls": (2.0, 0.0), "bbox_head.fc_cls": (1.0,)},
     )
     manifest = dataclasses.replace(MANIFEST, agreement=agreement, requires=("vnni",))
     assert manifest_from_metadata(manifest.to_metadata(), "x.onnx") == manifest

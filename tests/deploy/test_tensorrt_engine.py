@@ -122,7 +122,7 @@ def test_what_is_not_installed_leaves_an_engine_uncompared(engine, graph, trt, m
 
 @pytest.mark.parametrize("matched", [1.0, 0.5])
 def test_an_engine_gets_its_name_only_where_it_agrees(matched, graph, trt, tmp_path, monkeypatch, deploy):
-    agreement = dataclasses.asdict(AgreementWithFp32("0", 4, True, 40, matched, 1.0, {}, {}))
+    agreement = dataclasses.asdict(AgreementWithFp32("0", 4, True, 40, matched, 1.0, {}, {}, {}))
     right = tensorrt_export.run_apart
 
     def run(action: str, arguments: Any, *others: Any) -> Any:

@@ -40,16 +40,16 @@ class Limits:
     matched: float  # least share of detections
     overlap: float  # least mean IoU of the matched
     correlation: float  # least, of class logits with FP32's on a level
-    unnoticed: float  # root mean square of their differences up to which the correlation does not matter
-    difference: float  # largest root mean square
+    difference: float  # largest root mean square of their differences, as a part of the logits' standard deviation
+    unnoticed: float  # root mean square up to which neither matters
 
 
 # FP16 has 11 bits, and logits around -4 differ by 0.002: trained students have correlations of 0.999999 and match 99 %
 # of their detections, those of random weights 98 %. A difference of 0.01 moves a score by 0.0025 at most.
-FP16 = Limits(iou=0.9, score=0.05, matched=0.95, overlap=0.98, correlation=0.9999, unnoticed=0.01, difference=0.05)
+FP16 = Limits(iou=0.9, score=0.05, matched=0.95, overlap=0.98, correlation=0.9999, difference=0.03, unnoticed=0.01)
 # INT8: trained students have correlations from 0.998 and match 97 % of their detections, those of random weights from
 # 0.98 and 70 % (docs/results/precision.md). Boxes that overlap by half are the same object: NMS keeps one of them.
-INT8 = Limits(iou=0.5, score=0.1, matched=0.5, overlap=0.75, correlation=0.99, unnoticed=0.2, difference=0.5)
+INT8 = Limits(iou=0.5, score=0.1, matched=0.5, overlap=0.75, correlation=0.99, difference=0.3, unnoticed=0.2)
 
 
 def limits(precision: str) -> Limits:
@@ -118,6 +118,7 @@ def compare_with_fp32(reference: Detector, other: Detector, images: Iterable[np.
         overlap=round(float(np.mean(overlapping)), 6) if overlapping else 1.0,
         correlation={} if logits is None else logits.correlation(),
         difference={} if logits is None else logits.difference(),
+        spread={} if logits is None else logits.spread(),
     )
 
 
@@ -144,11 +145,15 @@ def check_agreement(found: AgreementWithFp32, what: str, precision: str, way_out
 
 def _faults(found: AgreementWithFp32, limit: Limits) -> Iterator[str]:
     for layer, levels in found.correlation.items():
-        for level, (correlation, difference) in enumerate(zip(levels, found.difference[layer], strict=True)):
+        for level, correlation in enumerate(levels):
+            difference, spread = found.difference[layer][level], found.spread[layer][level]
             where = f"the logits of {layer} on level {level}"
-            if not difference <= limit.difference:  # nor if it is not a number
-                yield f"{where} differ by {difference:.3g} (root mean square, at most {limit.difference:g})"
-            if difference > limit.unnoticed and correlation is not None and correlation < limit.correlation:
+            if difference <= limit.unnoticed:
+                continue
+            if not difference <= limit.difference * spread:  # nor if it is not a number
+                most = f"at most {limit.difference:g} of their standard deviation {spread:.3g}"
+                yield f"{where} differ by {difference:.3g} (root mean square, {most})"
+            if correlation is not None and correlation < limit.correlation:
                 yield f"{where} correlate by {correlation:.5f} (at least {limit.correlation:g})"
     missing = round((1 - found.matched) * found.detections)
     if found.matched < limit.matched and missing >= FEWEST_BOXES:
@@ -207,9 +212,18 @@ class _Logits:
         """By layer, level by level; infinite where a file gave what is no number."""
         return {layer: tuple(self._mean_square(name) for name in names) for layer, names in self._layers.items()}
 
+    def spread(self) -> dict[str, tuple[float, ...]]:
+        """Standard deviation of the reference's, by layer, level by level."""
+        return {layer: tuple(_deviation(self._sums[name]) for name in names) for layer, names in self._layers.items()}
+
     def _mean_square(self, name: str) -> float:
         value = np.sqrt(self._differences[name] / max(self._sums[name][0], 1))
         return round(float(value), 6) if np.isfinite(value) else float("inf")
+
+
+def _deviation(sums: np.ndarray) -> float:
+    count, x, xx = sums[0], sums[1], sums[3]
+    return round(float(np.sqrt(max(xx / count - (x / count) ** 2, 0.0))), 6)
 
 
 def _pearson(sums: np.ndarray) -> float | None:

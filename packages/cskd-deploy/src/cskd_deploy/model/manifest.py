@@ -119,6 +119,7 @@ class AgreementWithFp32:
     overlap: float  # mean IoU of the matched
     correlation: dict[str, tuple[float | None, ...]]  # of class logits, by layer, level by level; None: all are equal
     difference: dict[str, tuple[float, ...]]  # root mean square of the logits' differences
+    spread: dict[str, tuple[float, ...]]  # standard deviation of FP32's
 
     def __str__(self) -> str:
         images = f"{self.images} random images" if self.random else f"{self.images} images"
@@ -266,7 +267,7 @@ def _int_or_none(data: Mapping[str, Any], key: str) -> int | None:
 
 def _agreement(manifest: Mapping[str, Any]) -> AgreementWithFp32:
     data = _typed(manifest, "agreement", dict)
-    correlation, difference = _typed(data, "correlation", dict), _typed(data, "difference", dict)
+    correlation, difference, spread = (_typed(data, key, dict) for key in ("correlation", "difference", "spread"))
     return AgreementWithFp32(
         sha256=_typed(data, "sha256", str),
         images=_typed(data, "images", int),
@@ -279,6 +280,7 @@ def _agreement(manifest: Mapping[str, Any]) -> AgreementWithFp32:
             for layer, levels in ((layer, _typed(correlation, layer, list)) for layer in correlation)
         },
         difference={layer: tuple(_typed_list(difference, layer, float)) for layer in difference},
+        spread={layer: tuple(_typed_list(spread, layer, float)) for layer in spread},
     )
 
 
