@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -41,8 +39,8 @@ def main() -> None:
     calibration = CalibrationSettings(options.calibration_images or options.images, options.calibration_ann)
     print("| student | precision | images | FP32 | lower | drop | within | least correlation | matched | MB |")
     print("|---|---|---|---|---|---|---|---|---|---|")
-    rows = []
     for checkpoint in options.checkpoint:
+        rows = []
         for row in compare(checkpoint, options.ann, options.images, calibration):
             within = "yes" if row["drop_points"] <= GOALS[row["precision"]] else "no"
             print(
@@ -52,11 +50,10 @@ def main() -> None:
                 flush=True,
             )
             rows.append(row)
-    if options.json:
-        known = json.loads(options.json.read_text())["rows"] if options.json.exists() else []
-        about = {"commit": machine.commit(machine.ROOT), "environment": describe(usable_cores())}
-        about["command"] = shlex.join(["python", *sys.argv])
-        options.json.write_text(json.dumps({**about, "rows": known + rows}, indent=1) + "\n")
+        if options.json:
+            known = json.loads(options.json.read_text())["rows"] if options.json.exists() else []
+            about = {"commit": machine.commit(machine.ROOT), "environment": describe(usable_cores())}
+            options.json.write_text(json.dumps({**about, "rows": known + rows}, indent=1) + "\n")
 
 
 def compare(checkpoint: Path, ann: Path, images: Path, calibration: CalibrationSettings) -> list[dict[str, Any]]:
