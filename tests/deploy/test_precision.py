@@ -314,7 +314,8 @@ def test_bad_options_and_folders_are_one_clear_message(options, message, deploy,
     folders["images"] = shapes_root / "images"
     for value in (0, 128, 255):
         cv2.imwrite(str(folders["plain"] / f"{value}.png"), np.full((40, 60, 3), (value, 0, 9), dtype=np.uint8))
-    (folders["damaged"] / "bad.jpg").write_bytes(b"no picture")
+    for name in ("bad.jpg", "worse.jpg"):
+        (folders["damaged"] / name).write_bytes(b"no picture")
     given = [option.format(**folders) for option in options]
     done = deploy("export", "--onnx", exported("RetinaNet").model, "--output", tmp_path / "student.onnx", *given)
     assert done.code == 2
