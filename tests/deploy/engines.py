@@ -88,7 +88,8 @@ def write_graph(path: Path, dynamic: bool = False, outputs: int = 3, precision: 
     ]
     graph = helper.make_graph(nodes, "few", [image], values[:outputs], constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    for key, value in dataclasses.replace(MANIFEST, precision=precision).to_metadata().items():
+    form = dataclasses.replace(MANIFEST.graph, dynamic=True, batch=None) if dynamic else MANIFEST.graph
+    for key, value in dataclasses.replace(MANIFEST, precision=precision, graph=form).to_metadata().items():
         entry = model.metadata_props.add()
         entry.key, entry.value = key, value
     onnx.save(model, str(path))

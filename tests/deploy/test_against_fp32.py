@@ -49,7 +49,7 @@ def test_class_logits_are_those_of_every_level_and_of_the_second_stage(family, e
     graph = onnx.load(str(exported(family).model)).graph
     found = class_logits(graph)
     assert {name: len(tensors) for name, tensors in found.items()} == LOGITS[family]
-    numbers = [re.search(r"/Conv(?:_(\d+))?_output", name) for name in next(iter(found.values()))]
+    numbers = [re.search(r"_cls(?:_(\d+))?/", name) for name in next(iter(found.values()))]
     assert [int(one.group(1) or 0) for one in numbers if one] == [0, 1, 2, 3, 4]  # as the head went through the levels
 
 

@@ -79,7 +79,7 @@ SMALL = [(0, (40, 90)), (1, (64, 50))]
 def test_raw_pixels_and_a_normalised_image_give_the_same_detections(family, exported, formed, shapes_root):
     image = read_image(next((shapes_root / "images").iterdir()))
     with OnnxRuntimeBackend(exported(family).model) as raw, OnnxRuntimeBackend(formed(family, FLOAT)) as plain:
-        assert raw.manifest.graph == GraphForm("uint8", dynamic=True)
+        assert dataclasses.replace(raw.manifest.graph, proposals=None) == GraphForm("uint8", dynamic=True)
         assert Detector(raw).prepare(image).tensor.dtype == np.uint8
         assert Detector(plain).prepare(image).tensor.dtype == np.float32
         ours, theirs = (triple(Detector(backend).detect(image)) for backend in (raw, plain))

@@ -60,7 +60,10 @@ def test_search_keeps_what_the_drop_demands(deploy, exported, shapes_root, found
     each of the two costs more than a tenth of the mAP in INT8."""
     grey = tmp_path / "grey"
     grey.mkdir()
-    cv2.imwrite(str(grey / "grey.png"), np.full((128, 128, 3), 110, dtype=np.uint8))
+    for number, shade in enumerate((110, 112)):
+        picture = np.full((128, 128, 3), shade, dtype=np.uint8)
+        picture[:64] += 1  # hardly more than one colour, which would be refused
+        cv2.imwrite(str(grey / f"{number}.png"), picture)
     model, output = tmp_path / "student.onnx", tmp_path / "student.int8-tensorrt.onnx"
     model.write_bytes(exported("RetinaNet").model.read_bytes())
     outcome = deploy(

@@ -104,7 +104,7 @@ def test_an_engine_of_the_double_is_held_against_its_onnx_file(shift, matched, e
         return {**found, "scores": found["scores"] - np.float32(shift)}
 
     monkeypatch.setattr(TensorRTBackend, "infer", shifted)
-    arguments = {"module": "tensorrt", "onnx": str(graph), "engine": str(engine), "images": []}
+    arguments = {"onnx": str(graph), "engine": str(engine), "images": []}
     found = AgreementWithFp32(**worker.compare(arguments, lambda done: None)["agreement"])
     assert (found.images, found.random, found.detections, found.matched) == (4, True, 2 * 4 * 5, matched)
     assert found.sha256 == sha256_of(graph.read_bytes())
@@ -116,19 +116,19 @@ def test_what_is_not_installed_leaves_an_engine_uncompared(engine, graph, trt, m
         raise BackendMissing("nothing holds GPU memory here")
 
     monkeypatch.setattr(tensorrt, "open_buffers", none)
-    arguments = {"module": "tensorrt", "onnx": str(graph), "engine": str(engine), "images": []}
+    arguments = {"onnx": str(graph), "engine": str(engine), "images": []}
     assert worker.compare(arguments, lambda done: None) == {"not_compared": "nothing holds GPU memory here"}
 
 
 @pytest.mark.parametrize("matched", [1.0, 0.5])
 def test_an_engine_gets_its_name_only_where_it_agrees(matched, graph, trt, tmp_path, monkeypatch, deploy):
     agreement = dataclasses.asdict(AgreementWithFp32("0", 4, True, 40, matched, 1.0, {}, {}, {}))
-    right = tensorrt_export.run_apart
+    right = tensorrt_export.run_in_worker
 
     def run(action: str, arguments: Any, *others: Any) -> Any:
         return {"agreement": agreement} if action == "compare" else right(action, arguments, *others)
 
-    monkeypatch.setattr(tensorrt_export, "run_apart", run)
+    monkeypatch.setattr(tensorrt_export, "run_in_worker", run)
     path = tmp_path / "new.engine"
     done = deploy("export", "--onnx", graph, "--format", "trt", "--output", path)
     if matched == 1.0:

@@ -84,10 +84,10 @@ def test_a_wrong_part_of_a_two_stage_file_is_seen(part, tmp_path, monkeypatch):
     checkpoint = write_checkpoint(tmp_path / "student.pth", CLASSES, student_config(CLASSES, (160, 96), "FasterRCNN"))
     real = verify.verify
 
-    def of_another(model, manifest, path):
+    def of_another(model, manifest, path, device):
         with torch.no_grad():
             model.get_submodule(part).bias[:1] += 0.5  # the same for all classes would change no score
-        return real(model, manifest, path)
+        return real(model, manifest, path, device)
 
     monkeypatch.setattr("cskd_deploy.exporter.onnx.verify", of_another)
     message = "of the proposals agree" if part.startswith("rpn") else "are no ties"

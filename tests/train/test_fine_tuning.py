@@ -36,8 +36,7 @@ def fewer(tiny_config, tmp_path):
     """The tiny config for three classes, two of which `trained` knows."""
     path = tmp_path / "fewer.py"
     names = ["star", "hexagon", "ring"]
-    splits = ", ".join(f"{split}=dict(classes={names})" for split in ("train", "val", "test"))
-    path.write_text(f"_base_ = [{str(tiny_config)!r}]\ndata = dict({splits})\n")
+    path.write_text(f"_base_ = [{str(tiny_config)!r}]\nclasses = {names}\n")
     return path
 
 

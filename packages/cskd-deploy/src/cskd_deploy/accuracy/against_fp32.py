@@ -272,5 +272,7 @@ class _Shown:
     def __call__(self, feed: Arrays) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
         """The tensors, and where proposals were pooled, to feed the other file."""
         outputs = [*self._names, *self._pooled.values()]
+        if not outputs:  # of which ONNX Runtime would make all
+            return [], {}
         values = self._session.run(outputs, {name: feed[name] for name in self._inputs})
         return values[: len(self._names)], dict(zip(self._pooled, values[len(self._names) :], strict=True))
