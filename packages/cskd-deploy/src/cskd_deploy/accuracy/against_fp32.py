@@ -99,14 +99,14 @@ def compare_with_fp32(reference: Detector, other: Detector, images: Iterable[np.
     detections, missing, overlapping, count = 0, 0, [], 0
     for image in images:
         count += 1
-        found, theirs = _detect(reference, image), _detect(other, image)
-        pairs = matched_pairs(found, theirs, limit.iou, limit.score)
-        for place, boxes in enumerate((found, theirs)):
+        found, others = _detect(reference, image), _detect(other, image)
+        pairs = matched_pairs(found, others, limit.iou, limit.score)
+        for place, boxes in enumerate((found, others)):
             wanted = _above_the_cut(boxes, reference, limit.score)
             detections += int(wanted.sum())
             wanted[pairs[:, place]] = False
             missing += int(wanted.sum())
-        overlapping += [float(iou_with(found[0][one], theirs[0][mate : mate + 1])[0]) for one, mate in pairs]
+        overlapping += [float(iou_with(found[0][one], others[0][mate : mate + 1])[0]) for one, mate in pairs]
         if logits is not None:
             logits.add(feed_of(reference, image), feed_of(other, image))
     return AgreementWithFp32(

@@ -98,8 +98,8 @@ def compare_images(
     found = []
     for done, path in enumerate(paths, start=1):
         image = read_image(path)
-        ours, theirs = (_triple(detector.detect(image)) for detector in (first, second))
-        found.append(ImageDifference(path.name, match(ours, theirs, iou=IOU, score=ANY_SCORE)))
+        boxes, other_boxes = (_triple(detector.detect(image)) for detector in (first, second))
+        found.append(ImageDifference(path.name, match(boxes, other_boxes, iou=IOU, score=ANY_SCORE)))
         progress(done, len(paths))
     return tuple(found)
 

@@ -144,9 +144,9 @@ def _tensorrt(driver: Finding) -> Finding:
 
 
 def _buffers() -> Finding:
-    """The packages that hold GPU memory for TensorRT; by name only, as importing PyTorch takes seconds."""
-    found = {name: version_of("cuda-bindings" if name == "cuda-python" else name) or "+cpu" for name in BUFFERS}
-    there = ", ".join(f"{name} {version}" for name, version in found.items() if not version.endswith("+cpu"))
+    """The packages that hold GPU memory for TensorRT, by their installed versions."""
+    versions = {name: version_of("cuda-bindings" if name == "cuda-python" else name) for name in BUFFERS}
+    there = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     if there:
         return Finding("gpu memory", "ok", f"TensorRT engines: {there}")
     return Finding(

@@ -171,7 +171,7 @@ def geometry_cost(manifest: Manifest) -> list[str]:
     lines = []
     for size in ((480, 640), (640, 480)):
         placed, exact = placement(size, rule, form), exact_placement(size, rule)
-        rows, columns = (ours - wanted for ours, wanted in zip(placed.canvas, exact.canvas, strict=True))
+        rows, columns = (side - wanted for side, wanted in zip(placed.canvas, exact.canvas, strict=True))
         if placed.resized_size != exact.resized_size:
             share = math.sqrt(math.prod(placed.resized_size) / math.prod(exact.resized_size))
             cost = f"is shrunk to {100 * share:.0f} % of mmdet's {_written(exact.resized_size)}"

@@ -48,8 +48,8 @@ class WholeGraph(nn.Module):
         if self.suppress is None:
             return found
         named = dict(zip((*self.candidates.outputs, *self.candidates.checked), found, strict=True))
-        judged = named[self._manifest.postprocessing.threshold_on]
-        return (*self.suppress(*(named[name] for name in OUTPUTS), judged, shape), *found)
+        thresholded = named[self._manifest.postprocessing.threshold_on]
+        return (*self.suppress(*(named[name] for name in OUTPUTS), thresholded, shape), *found)
 
     def example(self) -> tuple[Tensor, ...]:
         """Empty images and their size to trace with, in the order of `inputs`; two where the batch is dynamic."""
@@ -111,12 +111,12 @@ class Suppress(nn.Module):
         self._rule = rule
 
     def forward(
-        self, boxes: Tensor, scores: Tensor, labels: Tensor, judged: Tensor, image_shape: Tensor
+        self, boxes: Tensor, scores: Tensor, labels: Tensor, thresholded: Tensor, image_shape: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Candidates `(1, k, 4)` and `(1, k)`, what the threshold applies to `(1, k)`, the image's size `(1, 2)`."""
         rule = self._rule
         corners, labels = boxes[0], labels[0]
-        likely = judged[0] > rule.score_threshold
+        likely = thresholded[0] > rule.score_threshold
         scores = torch.where(likely, scores[0], torch.zeros_like(scores[0]))
         if rule.clip_boxes:
             corners = torch.minimum(corners.clamp(min=0), image_shape.flip(1).repeat(1, 2))
