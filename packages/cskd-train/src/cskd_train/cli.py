@@ -17,6 +17,7 @@ from cskd_train.errors import REFUSALS
 
 COMMANDS = {
     "new": "Write a project for a data set of your own.",
+    "distill": "Go a project's whole way: teacher, student, file, table.",
     "run": "Train a detector, alone or distilled from a teacher.",
     "test": "COCO mAP of a checkpoint.",
     "table": "Published figures, and what was measured.",

@@ -44,6 +44,7 @@ class RunOptions:
     checkpoint_every: int | None = None  # steps; None saves at the end of an epoch only
     dry_run: bool = False  # nothing is written
     command: str = ""  # as typed, for result.json
+    way_on: str = ""  # the command that goes on with the run, where it is not `command` with --resume
 
 
 def say(console: Console, line: str) -> None:
@@ -103,7 +104,7 @@ def way_on(options: RunOptions, saved: Position | None) -> str:
     """
     default = ["cskd-train", "run", options.config, "--work-dir", str(options.work_dir)]
     words = [word for word in shlex.split(options.command) or default if word not in ("--resume", "--overwrite")]
-    resume = f"Go on with: {shlex.join([*words, '--resume'])}"
+    resume = f"Go on with: {options.way_on or shlex.join([*words, '--resume'])}"
     last = WorkDir(options.work_dir).last
     if is_worker() and not is_launched():
         resume = "Go on by starting all processes again, with --resume"

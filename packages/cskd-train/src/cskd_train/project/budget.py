@@ -1,0 +1,80 @@
+"""How many epochs fit into the time that a user has."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cskd_train.engine.timing import Cost
+from cskd_train.errors import TrainError
+
+RESERVE = 0.05
+"""Share of the time that is left for what was not measured: checkpoints, a machine that slows down as it warms up."""
+
+_UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+
+
+def parse_duration(text: str) -> float:
+    """`2h`, `90m`, `1h30m` or `1.5h` in seconds.
+
+    Raises:
+        TrainError: it is none of these, or no time at all.
+    """
+    parts = re.findall(r"([0-9.]+) *(d|h|m|s)", text)
+    try:
+        seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    except ValueError:
+        seconds = 0.0
+    if re.sub(r"[0-9.]+ *[dhms] *", "", text.strip()) or seconds <= 0:
+        raise TrainError(f"budget {text!r}: expected a time such as 2h, 90m or 1h30m")
+    return seconds
+
+
+def duration(seconds: float) -> str:
+    """Seconds for a person: `1 h 05 min`, `12 min`, `40 s`."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
+
+
+def fitting_epochs(planned: Mapping[str, int], costs: Mapping[str, Cost], seconds: float) -> dict[str, int]:
+    """The same share of every run's epochs, as large as fits; all of them where they fit.
+
+    Args:
+        planned: run -> epochs of its config; runs of equally many keep equally many.
+        costs: run -> what its epochs cost.
+        seconds: for all runs together.
+
+    Raises:
+        TrainError: one epoch of each does not fit.
+    """
+
+    def needed(epochs: Mapping[str, int]) -> float:
+        return sum(costs[name].seconds(number) for name, number in epochs.items())
+
+    # Only where one of the counts changes does the share matter.
+    shares = sorted({number / of for of in planned.values() for number in range(1, of + 1)}, reverse=True)
+    for share in shares:
+        epochs = {name: max(1, int(share * of + 1e-9)) for name, of in planned.items()}
+        if needed(epochs) <= seconds:
+            return epochs
+    least = needed(dict.fromkeys(planned, 1))
+    raise TrainError(
+        f"{duration(max(seconds, 0))} are left for training, and one epoch of each of {', '.join(planned)} takes "
+        f"{duration(least)}: give a larger budget, smaller images (image_scale in dataset.py), or leave the student "
+        "alone out (--no-baseline)"
+    )
+
+
+def schedule(cfg: Any, epochs: int) -> dict[str, Any]:
+    """The settings that make a config's training so many epochs long, its learning rate falling at the same shares."""
+    planned = cfg.runner.max_epochs
+    if epochs == planned:
+        return {}
+    settings: dict[str, Any] = {"runner.max_epochs": epochs}
+    policy = cfg.get("lr_config") or {}
+    if policy.get("policy") == "step" and isinstance(policy.get("step"), Sequence):
+        settings["lr_config.step"] = sorted({max(1, round(step * epochs / planned)) for step in policy["step"]})
+    return settings

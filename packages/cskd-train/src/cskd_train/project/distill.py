@@ -1,0 +1,427 @@
+"""A project's whole way: data check, teacher, student alone, student under the teacher, test, the file that ships.
+
+What is done is not done again: runs go on from their last.pth, and everything made from a checkpoint is made again when
+that checkpoint has changed, by its hash.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmcv import Config
+from rich.console import Console
+
+from cskd_core.plan import DistillPlan
+from cskd_data.files import write_json
+from cskd_data.json_file import load_json
+from cskd_train.engine.build import check_data
+from cskd_train.engine.device import choose_device
+from cskd_train.engine.evaluate import evaluate_checkpoint
+from cskd_train.engine.launch import check_processes, launch
+from cskd_train.engine.prepare import RunOptions, say, way_on
+from cskd_train.engine.progress import evaluation_progress
+from cskd_train.engine.resume import flat, saved_position
+from cskd_train.engine.run import run
+from cskd_train.engine.signals import stop_on_signals
+from cskd_train.engine.timing import Cost, measure
+from cskd_train.engine.workdir import WorkDir
+from cskd_train.errors import TrainError
+from cskd_train.files.checkpoints import load_checkpoint, sha256
+from cskd_train.files.config import config_to_data, load_config
+from cskd_train.files.overrides import move_root
+from cskd_train.files.settings import check_settings
+from cskd_train.mm.data_sources import Source, sources
+from cskd_train.project import deployed
+from cskd_train.project.budget import RESERVE, duration, fitting_epochs, parse_duration, schedule
+from cskd_train.project.outcome import Distilled, Row
+from cskd_train.report.side_by_side import draw_side_by_side
+from cskd_train.results import RunResult
+
+ROLES = {"teacher": "teacher", "student": "student alone", "distilled": "student distilled"}
+
+MAY_CHANGE = ("runner.max_epochs", "lr_config.step", "data.workers_per_gpu", "log_config", "checkpoint_config")
+"""Settings that a run may have other than its config has now."""
+
+
+def distill(
+    folder: Path | str,
+    *,
+    budget: str | float | None = None,
+    baseline: bool = True,
+    gpus: int | None = None,
+    device: str = "auto",
+    console: Console | None = None,
+) -> Distilled:
+    """Go a project's whole way, or what is left of it.
+
+    Args:
+        folder: as `new` has written it.
+        budget: time for all trainings and what follows them, as `2h` or in seconds: epochs are chosen that fit, by what
+            the first steps take. None takes the epochs of the configs.
+        baseline: also train the student alone, without which nobody knows what distilling changed.
+        gpus: train and evaluate in so many processes, each on a GPU of its own.
+        device: auto, cpu or cuda.
+        console: takes warnings and progress; None prints nothing.
+
+    Returns:
+        What was measured; it prints as a table.
+
+    Raises:
+        TrainError: no project; a step of it failed, with the way on; runs of other settings than the configs have now.
+        DataError: the data cannot be used.
+        Interrupted: a signal. What was done is saved, and the same call goes on.
+    """
+    seconds = parse_duration(budget) if isinstance(budget, str) else budget
+    console = console or Console(quiet=True, force_terminal=False)
+    if gpus:
+        check_processes(gpus, device)
+    with stop_on_signals():
+        return _Way(Path(folder), seconds, baseline, gpus, device, console).go()
+
+
+@dataclass
+class _State:
+    """What `work_dirs/distill.json` holds."""
+
+    file: Path
+    data: dict[str, str]  # annotation file -> its hash when the first run began
+    epochs: dict[str, int]  # role -> epochs that were chosen for it
+    costs: dict[str, dict[str, Any]]  # role -> `Cost`
+    made: dict[str, str]  # product -> hash of the checkpoint that it was made from
+    budget: float | None = None
+    root: str = ""  # where the project was when its first run began: it may have been moved
+
+    @classmethod
+    def read(cls, file: Path) -> _State:
+        if not file.exists():
+            return cls(file, {}, {}, {}, {})
+        return cls(file, **{key: value for key, value in _read(file).items() if key != "file"})
+
+    def write(self) -> None:
+        self.file.parent.mkdir(exist_ok=True)
+        write_json(self.file, {key: value for key, value in vars(self).items() if key != "file"})
+
+
+class _Way:
+    """The steps of one call."""
+
+    def __init__(
+        self, root: Path, budget: float | None, baseline: bool, gpus: int | None, device: str, console: Console
+    ) -> None:
+        self.root, self.budget, self.gpus, self.device, self.console = root, budget, gpus, device, console
+        names = [f"{role}.py" for role in ROLES]
+        if missing := [name for name in names if not (root / name).is_file()]:
+            raise TrainError(
+                f"{root} is no project: there is no {missing[0]}. Make one with cskd-train new {root} --data ..."
+            )
+        self.roles = [role for role in ROLES if baseline or role != "student"]
+        self.work_dirs = root / "work_dirs"
+        self.configs = {role: self._config(role) for role in self.roles}
+        teacher = DistillPlan.parse(self.configs["distilled"].distill).teacher
+        if os.path.abspath(teacher.checkpoint) != os.path.abspath(self._best("teacher")):
+            self.roles.remove("teacher")  # there is another one already
+            say(console, f"distilled.py names another teacher, {teacher.checkpoint}: teacher.py is not trained")
+        self.test = self._test_source()
+        self.test_is_val = self.test in sources(self.configs["distilled"].data.get("val") or ())
+        self.state = _State.read(self.work_dirs / "distill.json")
+        self.number = 0
+
+    def go(self) -> Distilled:
+        """All steps, in order."""
+        self._step("the data")
+        splits = ("train", "val") if self.test_is_val else ("train", "val", "test")
+        for warning in check_data(self.configs["distilled"], splits):
+            say(self.console, f"warning: {warning}")
+        self._refuse_changes()
+        self._check_budget()
+        self._plan()
+        results = {role: self._train(role) for role in self.roles}
+        test = {role: self._test(role) for role in self.roles}
+        return self._outcome(results, test, self._file())
+
+    def _step(self, what: str) -> None:
+        self.number += 1
+        say(self.console, f"\n== {self.number}/{len(self.roles) + 3} {what}")
+
+    def _config(self, role: str) -> Config:
+        cfg = load_config(self.root / f"{role}.py")
+        check_settings(cfg)
+        return cfg
+
+    def _test_source(self) -> Source:
+        """The annotation file of the test split.
+
+        Raises:
+            TrainError: there is none, or several.
+        """
+        found = list(sources(self.configs["distilled"].data.get("test") or ()))
+        if len(found) != 1:
+            raise TrainError(
+                f"dataset.py: data.test has {len(found)} annotation files, and the exported file is evaluated on one: "
+                "name one there (without test images, that of data.val)"
+            )
+        return found[0]
+
+    def _best(self, role: str) -> Path:
+        return self._work_dir(role).best
+
+    def _work_dir(self, role: str) -> WorkDir:
+        return WorkDir(self.work_dirs / role)
+
+    def _options(self, role: str, overrides: Mapping[str, Any], work_dir: Path | None = None) -> RunOptions:
+        again = ["cskd-train", "distill", str(self.root)]
+        return RunOptions(
+            config=str(self.root / f"{role}.py"),
+            work_dir=work_dir or self._work_dir(role).root,
+            resume=work_dir is None,
+            overrides=overrides,
+            device=self.device,
+            command=shlex.join(again),
+            way_on=shlex.join(again),
+        )
+
+    def _refuse_changes(self) -> None:
+        """Refuse runs of other data or settings than the project has now: their results would not be its own.
+
+        Raises:
+            TrainError: names the first of them, and the folder to remove.
+        """
+        begun = [role for role in self.roles if self._work_dir(role).last.exists()]
+        now = {str(file.relative_to(self.root)): sha256(file) for file in sorted((self.root / "data").glob("*.json"))}
+        here = os.path.abspath(self.root)
+        changed = [name for name, was in self.state.data.items() if now.get(name, was) != was]
+        if begun and changed:
+            raise TrainError(
+                f"{changed[0]} has changed since {self._work_dir(begun[0]).root} was trained on it. Remove "
+                f"{self.work_dirs} to train on the new data, or put the file back"
+            )
+        if not begun:
+            self.state.data, self.state.costs, self.state.epochs, self.state.root = now, {}, {}, here
+        for role in begun:
+            work_dir = self._work_dir(role)
+            before = dict(flat(move_root(_read(work_dir.config), self.state.root, here)))
+            after = dict(flat(json.loads(json.dumps(config_to_data(self.configs[role])))))
+            for key in {**before, **after}:
+                if before.get(key) != after.get(key) and not key.startswith(MAY_CHANGE):
+                    raise TrainError(
+                        f"{work_dir.root} was trained with other settings than {role}.py has now: {key} was "
+                        f"{before.get(key, 'not set')} and is {after.get(key, 'not set')}. Remove {work_dir.root} to "
+                        "train it anew, or set the setting back"
+                    )
+
+    def _check_budget(self) -> None:
+        """Keep the budget for later calls.
+
+        Raises:
+            TrainError: another budget than that of students which have begun, or of a teacher that is under way.
+        """
+        fresh = not any(self._work_dir(role).last.exists() for role in self.roles if role != "teacher")
+        teacher = self._work_dir("teacher")
+        if fresh and (teacher.result.exists() or not teacher.last.exists()):
+            self.state.budget = self.budget or (self.state.budget if teacher.last.exists() else None)
+        elif self.budget not in (None, self.state.budget):
+            had = "no budget" if self.state.budget is None else f"a budget of {duration(self.state.budget)}"
+            raise TrainError(
+                f"the runs in {self.work_dirs} were begun with {had}: go on without --budget, or remove that folder "
+                "to begin again"
+            )
+
+    def _plan(self) -> None:
+        """Measure what the runs cost that have not begun, and choose their epochs where there is a budget."""
+        todo = self._not_begun()
+        if not todo:
+            return
+        if any(role not in self.state.costs for role in todo):
+            say(self.console, "what a step takes ...")
+            with tempfile.TemporaryDirectory(prefix="cskd-train-") as folder:
+                self.state.costs = {role: vars(cost) for role, cost in self._costs(todo, Path(folder)).items()}
+        costs = {role: Cost(**self.state.costs[role]) for role in todo}
+        self._fit(costs)
+        for role in todo:
+            planned = self.configs[role].runner.max_epochs
+            epochs = self.state.epochs.get(role, planned)
+            fewer = f"{epochs} of {planned}" if epochs < planned else f"{epochs}"
+            lasts = duration(costs[role].seconds(epochs))
+            say(self.console, f"  {ROLES[role]}: {fewer} epochs, {costs[role].step:.2g} s a step, about {lasts}")
+
+    def _not_begun(self) -> list[str]:
+        return [role for role in self.roles if not self._work_dir(role).last.exists()]
+
+    def _fit(self, costs: Mapping[str, Cost]) -> None:
+        """Choose the epochs of runs that have not begun; the students' are equally many, or none has begun."""
+        if self.state.budget is not None and not {"student", "distilled"} & ({*self.roles} - {*costs}):
+            planned = {role: int(self.configs[role].runner.max_epochs) for role in costs}
+            self.state.epochs |= fitting_epochs(planned, costs, self._left(costs))
+        self.state.write()
+
+    def _costs(self, roles: list[str], folder: Path) -> dict[str, Cost]:
+        """What the runs will cost, in a teacher's place one that has not learnt anything where there is none yet."""
+        stand_in = folder / "teacher.pth"
+        costs = {}
+        for role in roles:
+            overrides: dict[str, Any] = {}
+            if role == "distilled" and "teacher" in roles:
+                overrides["distill.teacher.checkpoint"] = str(stand_in)
+            options = self._options(role, overrides, folder / role)
+            costs[role] = measure(options, stand_in if role == "teacher" else None)
+            if self.gpus:
+                costs[role] = costs[role].shared(self.gpus)
+        return costs
+
+    def _left(self, costs: Mapping[str, Cost]) -> float:
+        """Seconds of the budget for the runs that have not begun."""
+        assert self.state.budget is not None
+        spent = sum(self._spent(role) for role in self.roles if role not in costs)
+        tests = sum(cost.evaluation for cost in costs.values()) + costs["distilled"].evaluation
+        return self.state.budget * (1 - RESERVE) - spent - tests - deployed.SECONDS
+
+    def _spent(self, role: str) -> float:
+        """Seconds of a run: what it took, or will take in all where it is under way."""
+        if (result := self._work_dir(role).result).exists():
+            return float(_read(result)["seconds"])
+        cost, epochs = self.state.costs.get(role), self.configs[role].runner.max_epochs
+        return 0.0 if cost is None else Cost(**cost).seconds(self.state.epochs.get(role, epochs))
+
+    def _train(self, role: str) -> RunResult:
+        """Train, or go on, or find that it is done."""
+        work_dir, began = self._work_dir(role), self._work_dir(role).last.exists()
+        if role == "distilled":
+            self._refuse_other_teacher(began)
+        if role != "teacher" and not began:
+            self._plan_again()
+        cfg = self.configs[role]
+        self._step(f"{ROLES[role]}, {_named(cfg)}")
+        overrides = schedule(cfg, self.state.epochs.get(role, cfg.runner.max_epochs))
+        options = self._options(role, overrides)
+        if not self.gpus:
+            return run(options, self.console)
+        assignments = [word for key, value in overrides.items() for word in ("--set", f"{key}={value!r}")]
+        words = ["run", options.config, "--work-dir", str(options.work_dir), "--resume", "--device", self.device]
+        launch(self.gpus, [*words, *assignments], lambda: way_on(options, saved_position(work_dir.last)))
+        return RunResult(**_read(work_dir.result))
+
+    def _plan_again(self) -> None:
+        """Fit the students' epochs to what is left of the budget, now that it is known what the teacher took."""
+        slower = 1.0
+        if "teacher" in self.state.costs and "teacher" in self.roles:
+            result = _read(self._work_dir("teacher").result)
+            slower = result["seconds"] / Cost(**self.state.costs["teacher"]).seconds(result["epochs"])
+        costs = {role: Cost(**self.state.costs[role]) for role in self._not_begun()}
+        self._fit({role: cost.times(slower) for role, cost in costs.items()})
+
+    def _refuse_other_teacher(self, began: bool) -> None:
+        """Keep the teacher's hash, and refuse a distilled run that began under another one.
+
+        Raises:
+            TrainError: names both folders.
+        """
+        checkpoint = Path(DistillPlan.parse(self.configs["distilled"].distill).teacher.checkpoint)
+        if not checkpoint.is_file():  # a URL
+            return
+        teacher = sha256(checkpoint)
+        if began and self.state.made.get("distilled", teacher) != teacher:
+            root = self._work_dir("distilled").root
+            raise TrainError(
+                f"{root} was trained under another teacher than {checkpoint} is now: remove {root} to train it anew"
+            )
+        self.state.made["distilled"] = teacher
+        self.state.write()
+
+    def _test(self, role: str) -> dict[str, Any]:
+        """What the best checkpoint of a role does on the test split."""
+        if role == self.roles[0]:
+            self._step(f"the test split: {Path(self.test.ann_file).name}")
+        best, file = self._best(role), self._work_dir(role).root / "test.json"
+
+        def make() -> None:
+            with evaluation_progress(self.console) as progress:
+                checkpoint, config = load_checkpoint(best), self.root / f"{role}.py"
+                device = choose_device(self.device)
+                result = evaluate_checkpoint(checkpoint, None, "test", config=config, device=device, progress=progress)
+            write_json(file, {"checkpoint": checkpoint.sha256, **result.to_dict()})
+
+        self._made(f"{role}/test", file, best, make)
+        found: dict[str, Any] = _read(file)
+        say(self.console, f"  {role}: mAP {found['metrics']['bbox_mAP']:.3f}")
+        return found
+
+    def _made(self, name: str, file: Path, checkpoint: Path, make: Callable[[], None]) -> None:
+        """Make a file from a checkpoint, where it is not there or was made from another one."""
+        current = sha256(checkpoint)
+        if not file.exists() or self.state.made.get(name) != current:
+            make()
+            self.state.made[name] = current
+            self.state.write()
+
+    def _file(self) -> deployed.Measured | None:
+        """The exported file and what was measured on it; None where cskd-deploy is not installed."""
+        self._step("the file that ships")
+        if not deployed.installed():
+            say(self.console, f"  {deployed.MISSING}")
+            return None
+        best, file = self._best("distilled"), self.root / "student.onnx"
+        files = deployed.Files(file, self._work_dir("distilled").root)
+        quiet = self.console.quiet
+        self._made("student.onnx", file, best, lambda: deployed.export(best, file, quiet))
+        self._made("eval", files.eval, best, lambda: deployed.evaluate(files, best, self.test, quiet))
+        self._made("bench", files.bench, best, lambda: deployed.bench(files, best, self.test, quiet))
+        return files.read()
+
+    def _picture(self) -> Path:
+        """Detections of each detector beside the truth."""
+        out = self.root / "detections.png"
+        titles = [ROLES[role] for role in self.roles]
+        best = [self._best(role) for role in self.roles]
+        data = {"data.test": config_to_data(self.configs["distilled"].data.test)}
+
+        def draw() -> None:
+            draw_side_by_side(best, out, titles=titles, split="test", overrides=data)
+
+        self._made("detections.png", out, best[-1], draw)
+        return out
+
+    def _outcome(
+        self, results: Mapping[str, RunResult], test: Mapping[str, dict[str, Any]], file: deployed.Measured | None
+    ) -> Distilled:
+        rows = tuple(
+            Row(
+                role,
+                f"{ROLES[role].removeprefix('the ')}, {_named(self.configs[role])}",
+                result.epochs,
+                result.seconds,
+                result.best,
+                test[role]["metrics"],
+            )
+            for role, result in results.items()
+        )
+        made = [*(self._best(role) for role in self.roles), self._picture()]
+        if file is not None:
+            made += [file.path, file.eval_file, file.bench_file]
+        return Distilled(
+            folder=str(self.root),
+            seed=results["distilled"].seed,
+            test=self.test.ann_file,
+            test_images=test["distilled"]["images"],
+            test_is_val=self.test_is_val,
+            rows=rows,
+            file=None if file is None else file.to_dict(),
+            budget=self.state.budget,
+            files=tuple(map(str, made)),
+        )
+
+
+def _named(cfg: Config) -> str:
+    """`RetinaNet ResNet-18`."""
+    kinds = {"FasterRCNN": "Faster R-CNN"}
+    return f"{kinds.get(cfg.model.type, cfg.model.type)} ResNet-{cfg.model.backbone.depth}"
+
+
+def _read(file: Path) -> Any:
+    return load_json(file, "result")
