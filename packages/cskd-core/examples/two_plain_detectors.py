@@ -3,9 +3,7 @@
 import torch
 from torch import nn
 
-from cskd_core.distiller import Distiller
-from cskd_core.family import Batch, Family, Observation, PredictionRule, PyramidSpec
-from cskd_core.plan import DistillPlan
+from cskd_core import Batch, Distiller, DistillPlan, Family, Observation, PredictionRule, PyramidSpec
 
 
 class TinyDetector(nn.Module):

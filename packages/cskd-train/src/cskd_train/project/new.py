@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -54,7 +55,8 @@ class Project:
                 *(f"  {one.name:<{wide}}  {one.value:<{values}}  {one.why}" for one in self.choices),
                 *(f"  warning: {warning}" for warning in self.warnings),
                 f"  files: {', '.join(self.files)}",
-                f"  go on with {os.path.join(self.folder, 'README.md')}",
+                f"  go on with: {shlex.join(['cskd-train', 'distill', self.folder])}; "
+                f"{os.path.join(self.folder, 'README.md')} has each step",
             ]
         )
 

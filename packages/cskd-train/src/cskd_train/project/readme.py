@@ -26,6 +26,9 @@ def readme(name: str, chosen: Sequence[Choice], warnings: Sequence[str], test: s
 In this folder:
 
     cskd-train data show data/train.json sheet.png    # are the boxes where they should be?
+    cskd-train distill .                              # the whole way; --budget 2h takes epochs that fit
+
+`distill` does this, one after the other, and prints a table; stopped at any point, it goes on when called again:
 
     cskd-train run teacher.py          # 1. the teacher
     cskd-train run student.py          # 2. the student alone, to compare with

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 
 from cskd_data.files import write_atomically
 from cskd_data.images import read_image
@@ -19,9 +22,6 @@ from cskd_train.engine.evaluate import build_trained, detect
 from cskd_train.errors import TrainError
 from cskd_train.files.checkpoints import load_checkpoint
 from cskd_train.files.config import config_from_data
-
-matplotlib.use("Agg")
-from matplotlib import pyplot
 
 CELL_INCHES = 3.0
 
@@ -100,16 +100,12 @@ def _by_image(dataset: Any, annotations: Sequence[dict[str, Any]]) -> list[list[
 
 
 def _draw(dataset: Any, columns: Sequence[tuple[str, list[list[Drawn]]]], out: Path) -> None:
-    colours = pyplot.get_cmap("tab10").colors
+    colours = colormaps["tab10"].colors  # type: ignore[attr-defined]
     rows = len(dataset.data_infos)
     height, width = dataset.data_infos[0]["height"], dataset.data_infos[0]["width"]
-    figure, axes = pyplot.subplots(
-        rows,
-        len(columns),
-        figsize=(CELL_INCHES * len(columns), CELL_INCHES * height / width * rows + 0.8),
-        squeeze=False,
-        layout="compressed",
-    )
+    size = CELL_INCHES * len(columns), CELL_INCHES * height / width * rows + 0.8
+    figure = Figure(figsize=size, layout="compressed")  # without pyplot, which would choose the caller's backend
+    axes = figure.subplots(rows, len(columns), squeeze=False)
     for row, info in enumerate(dataset.data_infos):
         image = read_image(Path(dataset.img_prefix) / info["filename"])
         for column, (title, drawn) in enumerate(columns):
@@ -121,11 +117,9 @@ def _draw(dataset: Any, columns: Sequence[tuple[str, list[list[Drawn]]]], out: P
             for one in drawn[row]:
                 x, y, w, h = one.box
                 colour = colours[one.label % len(colours)]
-                axis.add_patch(pyplot.Rectangle((x, y), w, h, fill=False, linewidth=1.2, edgecolor=colour))
+                axis.add_patch(Rectangle((x, y), w, h, fill=False, linewidth=1.2, edgecolor=colour))
     handles = [
-        pyplot.Line2D([], [], color=colours[label % len(colours)], label=name)
-        for label, name in enumerate(dataset.CLASSES)
+        Line2D([], [], color=colours[label % len(colours)], label=name) for label, name in enumerate(dataset.CLASSES)
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 8), fontsize=8, frameon=False)
     write_atomically(out, lambda file: figure.savefig(file, format="png", dpi=110))
-    pyplot.close(figure)
