@@ -130,3 +130,17 @@ def test_numbers_without_sense_are_refused(plain, tmp_path):
     for count, columns in ((0, 4), (5, 0), (1000, 4)):
         with pytest.raises(DataError, match="give 1 to 400 images and at least one column"):
             contact_sheet(read(plain[0]), tmp_path / "a.png", count, columns)
+
+
+def test_the_score_of_a_detection_is_drawn_at_its_box(plain, tmp_path, monkeypatch):
+    from cskd_data import contact_sheet as module
+
+    file, data = plain
+    data["annotations"][0]["score"] = 0.8765
+    file.write_text(json.dumps(data))
+    written, draw = [], module.write
+    monkeypatch.setattr(
+        module, "write", lambda picture, text, *rest: [written.append(text), draw(picture, text, *rest)]
+    )
+    contact_sheet(read(file), tmp_path / "sheet.png")
+    assert len([text for text in written if text.endswith(" 0.88")]) == 1

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cskd_data.dataset import IMAGE_ROOT, Dataset
+from cskd_data.boxes import number
+from cskd_data.dataset import IMAGE_ROOT, PSEUDO_LABELLED, Dataset
 from cskd_data.errors import DataError
 from cskd_data.image_names import SAMPLE
 from cskd_data.json_file import load_json
@@ -17,13 +19,16 @@ from cskd_data.normalise import normalise
 SECTIONS = ("images", "annotations", "categories")
 
 
-def read_coco(path: Path | str, images: Path | str | None = None, *, skip_missing: bool = False) -> Dataset:
+def read_coco(
+    path: Path | str, images: Path | str | None = None, *, skip_missing: bool = False, content: Any = None
+) -> Dataset:
     """The data set of a COCO JSON file, in any of JSON's encodings, gzipped or not.
 
     Args:
         images: folder that the file names start from; None takes the one that the file names, where the images are
             there, or looks for it beside the file.
         skip_missing: leave images out whose file is not there, or whose size cannot be read, with a note.
+        content: of the file, where it was read before.
 
     Raises:
         DataError: the first few faults, their count and the way out: no such file, broken JSON (line and column), not
@@ -31,10 +36,21 @@ def read_coco(path: Path | str, images: Path | str | None = None, *, skip_missin
     """
     path = Path(path)
     with paused_garbage_collection():
-        content = load_json(path, "annotation file")
+        content = load_json(path, "annotation file") if content is None else content
         _check_sections(content, path)
         folder = _named_root(content, path) if images is None else Path(images)
-        return normalise(content, path, folder, skip_missing=skip_missing)
+        dataset = normalise(content, path, folder, skip_missing=skip_missing)
+        return replace(dataset, pseudo_labels=_pseudo_labels(content))
+
+
+def _pseudo_labels(content: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What a file says about its pseudo-labels; where boxes merely have scores, as other tools write them, nothing."""
+    info = content.get("info")
+    said = info.get(PSEUDO_LABELLED) if isinstance(info, dict) else None
+    if isinstance(said, dict):
+        return said
+    scored = any(number(one.get("score")) is not None for one in content.get("annotations") or [])
+    return {} if scored or said else None
 
 
 def _named_root(content: Mapping[str, Any], path: Path) -> Path | None:

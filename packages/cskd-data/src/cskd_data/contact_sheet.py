@@ -13,7 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from cskd_data.boxes import reaches_over
+from cskd_data.boxes import number, reaches_over
 from cskd_data.dataset import Dataset
 from cskd_data.errors import DataError, ImageFault
 from cskd_data.files import write_atomically
@@ -31,6 +31,7 @@ _MOST_COVERED = 0.5  # of any box, by the tag of another or its own; else the bo
 
 Size = tuple[int, int]  # height, width
 Place = tuple[int, int, int, int]  # left, top, right, bottom
+Placed = tuple[Place, int, bool, str]  # a box in its tile, its label, whether it is a crowd, and what its tag says
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ def contact_sheet(
     """Draw images with their boxes into a PNG file.
 
     Images are chosen so that every class is to be seen, the rare ones first; those with boxes that leave the image go
-    before others. A crowd is drawn with a thin line. The legend has each class with its number of boxes in all images.
+    before others. A crowd is drawn with a thin line; a box of a detector has its score after its name. The legend has
+    each class with its number of boxes in all images.
 
     Args:
         count: how many images; all where there are fewer.
@@ -149,18 +151,20 @@ def _tile(
     shown = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
     left, top = (room[1] - size[0]) // 2, (room[0] - size[1]) // 2
     tile[top : top + size[1], left : left + size[0]] = shown
-    placed: list[tuple[Place, int, bool]] = []
+    placed: list[Placed] = []
     for one in boxes:
         x, y, w, h = one["bbox"]
         ends = (left + x * scale, top + y * scale, left + (x + w) * scale, top + (y + h) * scale)
         x1, y1, x2, y2 = (round(min(max(end, -4), 4000)) for end in ends)
-        placed.append(((x1, y1, x2, y2), one["category_id"] - 1, bool(one["iscrowd"])))
+        label, score = one["category_id"] - 1, number(one.get("score"))
+        name = fitting(names[label], 0.42, 150) + ("" if score is None else f" {score:.2f}")
+        placed.append(((x1, y1, x2, y2), label, bool(one["iscrowd"]), name))
     placed.sort(key=lambda one: -(one[0][2] - one[0][0]) * (one[0][3] - one[0][1]))  # the small ones on top
-    for (x1, y1, x2, y2), label, crowd in placed:
+    for (x1, y1, x2, y2), label, crowd, _ in placed:
         if not crowd:
             cv2.rectangle(tile, (x1, y1), (x2, y2), (255, 255, 255), 4, cv2.LINE_AA)
         cv2.rectangle(tile, (x1, y1), (x2, y2), colours[label], 1 if crowd else 2, cv2.LINE_AA)
-    _name_boxes(tile, placed, names, colours)
+    _name_boxes(tile, placed, colours)
     tile[room[0] :] = _PAPER
     amount = counted(len(boxes), "box")
     wrong = sum(reaches_over(one["bbox"], image["width"], image["height"]) for one in boxes)
@@ -174,14 +178,11 @@ def _tile(
     return tile
 
 
-def _name_boxes(
-    tile: np.ndarray, placed: Sequence[tuple[Place, int, bool]], names: Sequence[str], colours: Sequence[Colour]
-) -> None:
+def _name_boxes(tile: np.ndarray, placed: Sequence[Placed], colours: Sequence[Colour]) -> None:
     """A tag at each box where it hides no other tag and little of any box; in a crowded image at the large boxes."""
     taken: list[Place] = []
     limits = tile.shape[1], tile.shape[0] - _LINE
-    for (x1, y1, x2, y2), label, _ in placed:
-        text = fitting(names[label], 0.42, 150)
+    for (x1, y1, x2, y2), label, _, text in placed:
         width, height = width_of(text, 0.42) + 6, 15
         if x2 - x1 < width * (0 if len(placed) <= _CROWDED else 0.5 if len(placed) <= 2 * _CROWDED else 1):
             continue
@@ -193,7 +194,7 @@ def _name_boxes(
             place = (x, y, x + width, y + height)
             if any(_overlap(place, other) for other in taken):
                 continue
-            covered = max(_overlap(place, box) / max(_area(box), 1) for box, _, _ in placed)
+            covered = max(_overlap(place, box) / max(_area(box), 1) for box, *_ in placed)
             if covered <= _MOST_COVERED and (best is None or covered < best[0]):
                 best = covered, place
         if best is None:

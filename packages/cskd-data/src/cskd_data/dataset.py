@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _MOST_EXAMPLES = 100
 IMAGE_ROOT = "image_root"
 """The key in the `info` of a COCO file that `Dataset.to_coco` has written."""
+PSEUDO_LABELLED = "pseudo_labelled"
+"""The key in the `info` of a COCO file whose boxes a detector has found: which one, and from which score on."""
 GIVE_IMAGES = "give the folder of the images (`--images FOLDER`; `img_prefix` in a config)"
 
 
@@ -70,6 +72,7 @@ class Dataset:
     annotated: bool = True  # False: the source holds images only, as a test set does
     unused: Mapping[str, Key] = field(default_factory=dict)  # categories that are no classes: name -> the user's id
     left_out: Mapping[Key, str] = field(default_factory=dict)  # images of the source: the user's id -> what is wrong
+    pseudo_labels: Mapping[str, Any] | None = None  # of boxes that a detector found: what the file says about them
 
     @property
     def images(self) -> list[dict[str, Any]]:
@@ -105,6 +108,19 @@ class Dataset:
                 "nor counted: there is nothing to learn or to find. Write iscrowd 0 for single objects"
             )
         return f"{self.source} has no box of the classes {_listed(self.classes)}: there is nothing to learn or to find"
+
+    def refuse_as_truth(self) -> None:
+        """Refuse to measure a detector by pseudo-labels; training may take them.
+
+        Raises:
+            DataError: the boxes are a detector's.
+        """
+        if self.pseudo_labels is not None:
+            raise DataError(
+                f"{self.source} is pseudo-labelled: a detector found its boxes, and scores on them would say how alike "
+                "two detectors are. Validate and test on boxes drawn by people; to train on these, name the file in "
+                "data.unlabeled"
+            )
 
     def path(self, image: Mapping[str, Any]) -> Path:
         """The file of an entry of `images`.
@@ -207,15 +223,19 @@ class Dataset:
         """Write the normal form as a COCO file, with the user's own image and category ids.
 
         File names start from `image_root`, as other tools expect; where that is, seen from the file, stands in its
-        `info`, and `read` goes by it.
+        `info`, and `read` goes by it. Pseudo-labels stay marked as such there.
 
         Raises:
             DataError: the file cannot be written.
         """
         from cskd_data.files import write_atomically
 
-        info = {} if self.image_root is None else {"info": {IMAGE_ROOT: _way(Path(path).parent, self.image_root)}}
-        content = json.dumps({**info, **self.with_keys()}).encode()
+        info: dict[str, Any] = {}
+        if self.image_root is not None:
+            info[IMAGE_ROOT] = _way(Path(path).parent, self.image_root)
+        if self.pseudo_labels is not None:
+            info[PSEUDO_LABELLED] = dict(self.pseudo_labels)
+        content = json.dumps({**({"info": info} if info else {}), **self.with_keys()}).encode()
         write_atomically(Path(path), lambda file: file.write(content))
 
     def with_keys(self) -> dict[str, list[dict[str, Any]]]:

@@ -41,18 +41,19 @@ def evaluate(
         protocol: a class with the interface of `COCOeval`; None takes `coco_protocol()`.
 
     Raises:
-        DataError: the data set has no box that counts; the file is no JSON list; a detection names an image or category
-            that the data set lacks, or its box or score are no numbers.
+        DataError: the data set is pseudo-labelled, or has no box that counts; the file is no JSON list; a detection
+            names an image or category that the data set lacks, or its box or score are no numbers.
     """
     begin = time.perf_counter()
+    dataset.refuse_as_truth()
     if not dataset.countable:
         raise DataError(f"mAP cannot be computed: {dataset.nothing_counts()}")
     if isinstance(detections, (str, Path)):
         detections = load_detections(Path(detections))
-    found = _numbered(dataset, detections)
+    found = numbered(dataset, detections)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its steps
         protocol = protocol or coco_protocol()
-        run = protocol(_coco(dataset, dataset.annotations), _coco(dataset, found), "bbox")
+        run = protocol(coco_index(dataset, dataset.annotations), coco_index(dataset, found), "bbox")
         run.evaluate()
         run.accumulate()
         run.summarize()
@@ -111,7 +112,7 @@ def _distribution(protocol: Any) -> str:
     return module
 
 
-def _numbered(dataset: Dataset, detections: Detections) -> list[dict[str, Any]]:
+def numbered(dataset: Dataset, detections: Detections) -> list[dict[str, Any]]:
     """Detections with the ids of the normal form, in the same order, and what pycocotools' `loadRes` would add."""
     images = with_aliases({key: image_id for image_id, key in dataset.image_keys.items()})
     categories = with_aliases({key: category_id for category_id, key in dataset.category_keys.items()})
@@ -156,7 +157,7 @@ def _numbered(dataset: Dataset, detections: Detections) -> list[dict[str, Any]]:
     return found
 
 
-def _coco(dataset: Dataset, annotations: Sequence[Mapping[str, Any]]) -> Any:
+def coco_index(dataset: Dataset, annotations: Sequence[Mapping[str, Any]]) -> Any:
     """pycocotools' index of these annotations; copies, for the protocol writes into them."""
     from pycocotools.coco import COCO
 

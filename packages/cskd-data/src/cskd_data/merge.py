@@ -62,6 +62,7 @@ def merge(datasets: Sequence[Dataset]) -> Dataset:
         notes=tuple(notes),
         annotated=all(dataset.annotated for dataset in datasets),
         left_out=left_out,
+        pseudo_labels=next((one.pseudo_labels for one in datasets if one.pseudo_labels is not None), None),
     )
 
 

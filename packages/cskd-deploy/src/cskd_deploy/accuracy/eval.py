@@ -40,10 +40,11 @@ def load_dataset(
         skip_broken: leave out images that cannot be used, of these.
 
     Raises:
-        DataError: the data set cannot be used, an image is missing, damaged or of another size than annotated, or a
-            class is missing; no image is left.
+        DataError: the data set cannot be used or is pseudo-labelled, an image is missing, damaged or of another size
+            than annotated, or a class is missing; no image is left.
     """
     dataset = cskd_data.read(ann, images, skip_missing=skip_broken)
+    dataset.refuse_as_truth()
     if classes is not None:
         dataset = dataset.select(classes)
     if limit is not None:

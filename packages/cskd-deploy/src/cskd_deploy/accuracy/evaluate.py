@@ -46,6 +46,7 @@ def evaluate_detections(
         DataError, DeployError, BackendMissing: as `evaluate_model`; also when the detections cannot be used.
     """
     dataset = cskd_data.read(ann, images, skip_missing=skip_broken)
+    dataset.refuse_as_truth()
     if skip_broken:
         dataset = usable(dataset, use_memory=True).dataset
     for note in dataset.notes:

@@ -177,12 +177,14 @@ def check_split(cfg: Config, split: str, classes: Sequence[str] = (), *, scored:
 
     Raises:
         TrainError: the config has no such split, or one with other classes.
-        DataError: a file of it is missing or cannot be used.
+        DataError: a file of it is missing or cannot be used; one to evaluate on is pseudo-labelled.
     """
     warnings: list[str] = []
     sources = _sources(cfg, split)
     for source in sources:
         dataset = source.read(classes or sources[0].classes)
+        if split != "train":
+            dataset.refuse_as_truth()
         report = check(dataset, use_memory=True)
         report.raise_for_errors()
         if scored and not dataset.annotated:

@@ -33,7 +33,8 @@ def read_splits(
         split -> data set, a sentence on where they come from, and warnings.
 
     Raises:
-        DataError: a data set that cannot be used, splits of different classes, too few images.
+        DataError: a data set that cannot be used, splits of different classes, too few images, a pseudo-labelled file
+            to validate or test on.
     """
     if len(paths) > len(PARTS):
         raise DataError(f"{len(paths)} data sets: give one, or those for {', '.join(PARTS)}")
@@ -58,6 +59,8 @@ def read_splits(
         warnings.append("there are no test images: the test split is the validation split")
     warnings += [str(note) for note in check_together(parts)]
     for name, part in parts.items():
+        if name != "train":
+            part.refuse_as_truth()
         if not part.countable:
             raise DataError(f"{name}: {part.nothing_counts()}")
     return {name: part.select(parts["train"].classes) for name, part in parts.items()}, how, warnings
