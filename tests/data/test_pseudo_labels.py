@@ -57,11 +57,12 @@ def test_pseudo_labels_are_refused_as_what_a_detector_is_measured_by(scored):
 
 def test_the_commands_refuse_to_measure_by_pseudo_labels(scored, model, tmp_path, call):
     checkpoint, onnx = model(("cat", "dog"))
+    settings = ("--set", f"data.test.ann_file={scored}", "--set", f"data.test.img_prefix={scored.parent / 'images'}")
     (detections := tmp_path / "detections.json").write_text("[]")
     for words in (
         ("deploy", "eval", "--predictions", detections, "--ann", scored),
         ("deploy", "eval", onnx, "--ann", scored),
-        ("train", "test", checkpoint, "--split", "test", "--set", f"data.test.ann_file={scored}"),
+        ("train", "test", checkpoint, "--split", "test", *settings),
         ("train", "new", tmp_path / "mine", "--data", scored),
         ("train", "new", tmp_path / "mine", "--data", scored, "--data", scored),
     ):

@@ -20,6 +20,7 @@ COMMANDS = {
     "distill": "Go a project's whole way: teacher, student, file, table.",
     "run": "Train a detector, alone or distilled from a teacher.",
     "test": "COCO mAP of a checkpoint.",
+    "pseudo-label": "Label pictures with what a teacher finds on them.",
     "table": "Published figures, and what was measured.",
     "show": "Draw what several detectors find, side by side.",
     "data": "Check, convert, split, clean, show and generate data sets.",
@@ -36,7 +37,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        return importlib.import_module(f"cskd_train.commands.{cmd_name}").command
+        return importlib.import_module(f"cskd_train.commands.{cmd_name.replace('-', '_')}").command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

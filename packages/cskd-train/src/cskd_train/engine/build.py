@@ -262,6 +262,11 @@ def skips_broken(cfg: Config) -> bool:
     return value
 
 
+def split_files(cfg: Config, split: str) -> list[data_sources.Files]:
+    """The annotation files of a split, each with its image folder, time and size."""
+    return [source.files for source in _sources(cfg, split)]
+
+
 def agree_on_broken(cfg: Config, splits: Iterable[str], world: World) -> None:
     """Have the processes of a run leave out the same images: those that cannot be used on any of its machines.
 

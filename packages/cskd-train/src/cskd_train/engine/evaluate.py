@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -158,21 +158,44 @@ def detect(
     Raises:
         EvaluationStopped: `stopped` said yes in one of the processes.
     """
+    found = detect_each(model, dataset, workers, progress, world, stopped)
+    return [one for index in sorted(found) for one in found[index]]
+
+
+def detect_each(
+    model: nn.Module,
+    dataset: Any,
+    workers: int = 0,
+    progress: Progress | None = None,
+    world: World | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+    done: Container[int] = (),
+    keep: Callable[[int, Detections], None] = lambda index, detections: None,
+) -> dict[int, Detections]:
+    """As `detect`, by the index of the image.
+
+    Args:
+        done: indices of images to leave out.
+        keep: called in the process that has detected on an image, with its index and detections.
+    """
     world = world or World()
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    found: list[Detections] = []
+    left = [index for index in range(len(dataset)) if index not in done]
+    own = left[world.rank :: world.size]
+    found: dict[int, Detections] = {}
     stopping = False
-    batches = iter(evaluation_loader(dataset, workers, world))
+    batches = iter(evaluation_loader(dataset, own, workers, world))
     try:
         with torch.no_grad():
-            for batch in batches:
-                index = world.rank + len(found) * world.size
+            for index, batch in zip(own, batches, strict=True):
                 boxes_by_class = model(return_loss=False, rescale=True, **to_device(batch, device))[0]
-                found.append(_coco_results(dataset.normal, dataset.img_ids[index], boxes_by_class))
+                found[index] = _coco_results(dataset.normal, dataset.img_ids[index], boxes_by_class)
+                keep(index, found[index])
                 if progress is not None:
-                    progress(min(index + world.size, len(dataset)), len(dataset))
+                    before = len(dataset) - len(left)
+                    progress(before + min(len(found) * world.size, len(left)), len(dataset))
                 if stopping := stopped():
                     break
     finally:
@@ -180,9 +203,7 @@ def detect(
         model.train(was_training)
     if any(world.gather(stopping)):
         raise EvaluationStopped
-    parts = world.to_main(found)
-    images = range(len(dataset)) if world.is_main else ()
-    return [one for index in images for one in parts[index % world.size][index // world.size]]
+    return {index: detections for part in world.to_main(found) for index, detections in part.items()}
 
 
 def _coco_results(normal: cskd_data.Dataset, image_id: int, boxes_by_class: list[np.ndarray]) -> Detections:

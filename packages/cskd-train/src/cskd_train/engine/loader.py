@@ -9,7 +9,7 @@ number of workers, and at another number of processes the list is the same.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -194,14 +194,18 @@ def end_workers(batches: Any) -> None:
         batches._shutdown_workers()
 
 
-def evaluation_loader(dataset: Any, workers: int, world: World | None = None) -> DataLoader:
-    """One image at a time, so that a result depends on one image only; process r of n has images r, r + n, ..."""
+def evaluation_loader(dataset: Any, indices: Sequence[int], workers: int, world: World | None = None) -> DataLoader:
+    """One image at a time, so that a result depends on one image only.
+
+    Args:
+        indices: of the images of this process.
+    """
     allow_open_files(workers, 1)
     world = world or World()
     return DataLoader(
         dataset,
         batch_size=1,
-        sampler=range(world.rank, len(dataset), world.size),
+        sampler=indices,
         num_workers=workers,
         collate_fn=partial(_collated, 1),
         generator=torch.Generator(),

@@ -46,7 +46,7 @@ class Source:
                 f"the config's classes for {self.ann_file} are {', '.join(own)}, expected those of the model and of "
                 f"the training data: {', '.join(wanted)}. Give data.train, data.val and data.test the same `classes`"
             )
-        return _read(self._files, tuple(wanted), self.skip_broken)
+        return _read(self.files, tuple(wanted), self.skip_broken)
 
     def left_out(self) -> Mapping[Key, str]:
         """The images that are left out as broken: the user's id -> what is wrong."""
@@ -54,12 +54,13 @@ class Source:
 
     def leave_out(self, faults: Mapping[Key, str]) -> None:
         """From here on `read` leaves out these images, and decides nothing of its own."""
-        if _broken.get(self._files) != faults:
-            _broken[self._files] = faults
+        if _broken.get(self.files) != faults:
+            _broken[self.files] = faults
             _read.cache_clear()
 
     @property
-    def _files(self) -> Files:
+    def files(self) -> Files:
+        """What is read, and a mark of its state."""
         try:
             status = os.stat(self.ann_file)
             stamp = status.st_mtime_ns, status.st_size

@@ -68,6 +68,16 @@ def build(cfg: Any, test_mode: bool, classes: Sequence[str] = (), skip_broken: b
     return CountedCocoDataset(found[0].ann_file, first["pipeline"], normal=normal, test_mode=True, **kept)
 
 
+def build_unlabelled(cfg: Any, pictures: cskd_data.Dataset) -> Any:
+    """The mmdet dataset of pictures without annotations, brought in as a config's split for evaluation is.
+
+    Args:
+        cfg: the config's `data.val` or `data.test`.
+        pictures: they have the classes of the model.
+    """
+    return CountedCocoDataset(str(pictures.source), _first_leaf(cfg)["pipeline"], normal=pictures, test_mode=True)
+
+
 def counts(dataset: Any) -> tuple[int, int]:
     """How many images of its annotation files a dataset uses, and how many were left out of them."""
     if hasattr(dataset, "normal"):

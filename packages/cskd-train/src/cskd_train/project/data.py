@@ -43,6 +43,9 @@ def read_splits(
         how = "the files that were given"
     else:
         parts, how = _own_splits(paths[0], images)
+    for name, part in parts.items():
+        if name != "train" or "val" not in parts:
+            part.refuse_as_truth()
     warnings = _checked(parts, progress)
     if "val" not in parts:
         name = next(iter(parts))
@@ -59,8 +62,6 @@ def read_splits(
         warnings.append("there are no test images: the test split is the validation split")
     warnings += [str(note) for note in check_together(parts)]
     for name, part in parts.items():
-        if name != "train":
-            part.refuse_as_truth()
         if not part.countable:
             raise DataError(f"{name}: {part.nothing_counts()}")
     return {name: part.select(parts["train"].classes) for name, part in parts.items()}, how, warnings
