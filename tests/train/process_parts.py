@@ -14,6 +14,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 
 import torch
+from pairs import distilled, trained
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
@@ -26,6 +27,7 @@ from cskd_train.engine.step import TrainStep
 from cskd_train.errors import TrainError
 from cskd_train.files.config import load_config
 from cskd_train.mm import data_sources
+from cskd_train.mm.plain import build_without_pretrained
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["process_parts"])
@@ -80,6 +82,17 @@ def worker_environment(rank, size, port):
         "MASTER_PORT": str(port),
         "TORCHELASTIC_RUN_ID": "by hand",
     }
+
+
+def in_parts(world, models, batches, weight):
+    """One step of a distilled detector on a batch of two parts: gradients and terms."""
+    torch.manual_seed(0)
+    model = distilled(*map(build_without_pretrained, models))
+    step = TrainStep(model, torch.optim.SGD(model.parameters(), lr=0.0), world)
+    step.model = world.wrap(model)
+    model.train()
+    report = step([Batch(0, 0, *batches, weight=weight)])
+    return {"gradients": {name: one.grad for name, one in trained(model).items()}, "terms": report.terms}
 
 
 def free_port():

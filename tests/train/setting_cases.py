@@ -55,6 +55,13 @@ SILENT = {
     "data.train": [{"type": "CocoDataset"}],
     "data.val": [{"type": "CocoDataset"}],
     "data.test": [{"type": "CocoDataset"}],
+    "data.unlabeled": [None, {"ann_file": "unlabeled.json"}],
+    "data.unlabeled.ann_file": ["unlabeled.json"],
+    "data.unlabeled.img_prefix": [None, "photographs/"],
+    "data.unlabeled.share": [0.25, 0.75],
+    "data.unlabeled.weight": [0, 0.5, 2],
+    "data.unlabeled.images": [None, "photographs"],
+    "data.unlabeled.classes": [("a", "b")],
     "data.train_dataloader": [None, {}],
     "data.val_dataloader": [None, {}],
     "data.test_dataloader": [None, {}],
@@ -171,6 +178,12 @@ REFUSED = {
     "data.samples_per_gpu": (0, COUNT),
     "data.workers_per_gpu": (-1, COUNT),
     "data.skip_broken": ("yes", "expected True or False"),
+    "data.unlabeled": ("unlabeled.json", "expected a dict"),
+    "data.unlabeled.ann_file": (["a.json", "b.json"], "expected a file"),
+    "data.unlabeled.img_prefix": (1, "expected a file or a URL"),
+    "data.unlabeled.share": (1, "expected a number between 0 and 1"),
+    "data.unlabeled.weight": (-0.5, "at least 0"),
+    "data.unlabeled.images": (1, "expected a file or a URL"),
     "data.train_dataloader.samples_per_gpu": (2.0, COUNT),
     "data.train_dataloader.workers_per_gpu": (True, COUNT),
     "data.train_dataloader.shuffle": (False, "shuffles the images in every epoch"),
@@ -232,6 +245,8 @@ def with_keys(settings):
     data = config_to_data(Config.fromstring(LEAST, ".py"))
     if any(key.startswith("distill.") for key in settings):
         data["distill"] = {**TEACHER}
+    if any(key.startswith("data.unlabeled.") for key in settings):
+        data["data"]["unlabeled"] = {"ann_file": "unlabeled.json"}
     if any(key.startswith("optimizer_config.grad_clip.") for key in settings):
         data["optimizer_config"] = {"grad_clip": {"max_norm": 35}}
     cfg = config_from_data(data)

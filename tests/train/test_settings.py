@@ -73,6 +73,7 @@ def test_a_config_without_a_block_is_refused(key):
         ({"momentum_config": {}}, "'policy'"),
         ({"optimizer_config": {"grad_clip": {"norm_type": 2}}}, "'max_norm'"),
         ({"auto_scale_lr": {"enable": True}}, "base_batch_size"),
+        ({"data": {"train": {}, "unlabeled": {"share": 0.5}}}, "'ann_file'"),
         ({"runner": {"type": "EpochBasedRunner"}}, "max_epochs=N"),
     ],
 )

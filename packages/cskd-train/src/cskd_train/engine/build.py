@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +19,7 @@ from cskd_data.check import check
 from cskd_data.merge import merge
 from cskd_data.together import check_together
 from cskd_train.engine.distributed import World
-from cskd_train.engine.loader import TrainLoader
+from cskd_train.engine.loader import TrainLoader, Unlabelled
 from cskd_train.engine.runner import HookRunner, build_runner
 from cskd_train.engine.step import AveragedStudent, TrainStep
 from cskd_train.errors import TrainError
@@ -41,17 +43,22 @@ class Parts:
     loader: TrainLoader
     learning_rate: float  # after scaling
     training: Any  # mmdet's dataset
+    unlabelled: Any  # mmdet's dataset of data.unlabeled, or None
     validation: Any  # mmdet's test dataset, or None without a validation split
     start: Start | None  # None without a load_from, or where it was not read
 
     @property
     def images(self) -> dict[str, tuple[int, int]]:
         """Split -> how many images it uses, and how many could not be used and are left out."""
-        splits = {"train": self.training, "val": self.validation}
+        splits = {"train": self.training, "unlabeled": self.unlabelled, "val": self.validation}
         return {split: datasets.counts(one) for split, one in splits.items() if one is not None}
 
 
-def check_data(cfg: Config, splits: Iterable[str] = ("train", "val")) -> list[str]:
+SPLITS = ("train", "unlabeled", "val")
+"""What a run reads. `unlabeled` is the config's `data.unlabeled`: pseudo-labelled images, trained on beside `train`."""
+
+
+def check_data(cfg: Config, splits: Iterable[str] = SPLITS) -> list[str]:
     """Check the annotations of every split that the config has; gives the warnings, each once.
 
     Raises:
@@ -60,7 +67,10 @@ def check_data(cfg: Config, splits: Iterable[str] = ("train", "val")) -> list[st
     checked = [split for split in splits if split == "train" or has_split(cfg, split)]
     classes = class_names(cfg, checked[0])
     warnings = [warning for split in checked for warning in check_split(cfg, split, classes)]
-    return list(dict.fromkeys(warnings + shared_pictures(cfg, checked)))
+    warnings += shared_pictures(cfg, [split for split in checked if split != "unlabeled"])
+    if {"unlabeled", "val"} <= {*checked}:
+        warnings += shared_pictures(cfg, ("unlabeled", "val"))
+    return list(dict.fromkeys(warnings))
 
 
 def download(cfg: Config) -> None:
@@ -94,6 +104,7 @@ def build_parts(
     torch.use_deterministic_algorithms(cfg.get("deterministic", False), warn_only=True)
     train_set = build_split(cfg, "train")
     validation = build_split(cfg, "val", train_set.CLASSES) if has_split(cfg, "val") else None
+    beside = build_split(cfg, "unlabeled", train_set.CLASSES) if has_split(cfg, "unlabeled") else None
     serve(world.device)
     notes: list[str] = []
     classes = tuple(train_set.CLASSES)
@@ -110,8 +121,9 @@ def build_parts(
     distilled = build_distilled(student, cfg, world.device) if cfg.get("distill") else None
     trained: nn.Module = student if distilled is None else distilled
     loading = {"samples_per_gpu": 2, "workers_per_gpu": WORKERS, **cfg.data, **(cfg.data.get("train_dataloader") or {})}
-    accumulate = cfg.get("accumulate", 1)
-    loader = TrainLoader(train_set, loading["samples_per_gpu"], loading["workers_per_gpu"], seed, world, accumulate)
+    accumulate, batch = cfg.get("accumulate", 1), loading["samples_per_gpu"]
+    unlabelled = None if beside is None else unlabelled_of(cfg, beside, batch)
+    loader = TrainLoader(train_set, batch, loading["workers_per_gpu"], seed, world, accumulate, unlabelled)
     lr, sentence = scaled_learning_rate(cfg, loader.images_per_step, (loader.batch_size, world.size, accumulate))
     runner = build_runner(cfg, trained, lr, work_dir)
     average = None if cfg.get("ema") is None else AveragedStudent(student, **cfg.ema)
@@ -129,11 +141,12 @@ def build_parts(
         *notes,
         *([] if start is None else [str(start)]),
         *(() if distilled is None else distilled.remarks),
+        *([] if unlabelled is None else [str(unlabelled)]),
         sentence,
     ):
         say(note)
     distiller = None if distilled is None else distilled.distiller
-    return Parts(student, trained, classes, distiller, runner, step, loader, lr, train_set, validation, start)
+    return Parts(student, trained, classes, distiller, runner, step, loader, lr, train_set, beside, validation, start)
 
 
 def scaled_learning_rate(cfg: Config, images: int, counts: tuple[int, int, int]) -> tuple[float, str]:
@@ -159,6 +172,28 @@ def scaled_learning_rate(cfg: Config, images: int, counts: tuple[int, int, int])
     return lr, f"warning: learning rate {lr:g} is the config's for {base} images a step, this run has {step}: {why}"
 
 
+SHARE, WEIGHT = 0.5, 0.5
+"""Of data.unlabeled, where a config does not say."""
+
+
+def unlabelled_of(cfg: Config, dataset: Any, batch: int) -> Unlabelled:
+    """How many images of a batch are pseudo-labelled: the share that the config asks for, rounded; at least one is, and
+    at least one is not.
+
+    Raises:
+        TrainError: a batch of one image.
+    """
+    settings = cfg.data.unlabeled
+    share = settings.get("share", SHARE)
+    if batch < 2:
+        raise TrainError(
+            "data.unlabeled: a batch of one image has no room for both kinds: set data.samples_per_gpu (--batch-size) "
+            "to 2 at least"
+        )
+    images = min(max(int(share * batch + 0.5), 1), batch - 1)
+    return Unlabelled(dataset, images, float(settings.get("weight", WEIGHT)))
+
+
 WORKERS = 2
 """Processes that load images, where a config does not say."""
 
@@ -181,9 +216,11 @@ def check_split(cfg: Config, split: str, classes: Sequence[str] = (), *, scored:
     """
     warnings: list[str] = []
     sources = _sources(cfg, split)
+    if split == "unlabeled":
+        _check_made(cfg, sources)
     for source in sources:
         dataset = source.read(classes or sources[0].classes)
-        if split != "train":
+        if split in ("val", "test"):
             dataset.refuse_as_truth()
         report = check(dataset, use_memory=True)
         report.raise_for_errors()
@@ -193,6 +230,22 @@ def check_split(cfg: Config, split: str, classes: Sequence[str] = (), *, scored:
         if report.remembered:
             warnings.append(f"{dataset.source}: its images were checked before and not opened again: none has changed")
     return warnings
+
+
+def _check_made(cfg: Config, sources: Sequence[data_sources.Source]) -> None:
+    """Say how the file of pseudo-labels is made where it is not there yet.
+
+    Raises:
+        TrainError: the command.
+    """
+    for file in (source.ann_file for source in sources):
+        if not os.path.exists(file):
+            teacher = ((cfg.get("distill") or {}).get("teacher") or {}).get("checkpoint") or "TEACHER.pth"
+            words = ["cskd-train", "pseudo-label", teacher, cfg.data.unlabeled.get("images") or "IMAGES", file]
+            raise TrainError(
+                f"data.unlabeled: {file} is not there yet. When the teacher is trained, this makes it from what it "
+                f"detects:\n  {shlex.join(words)}"
+            )
 
 
 def class_names(cfg: Config, split: str) -> tuple[str, ...]:
@@ -215,7 +268,7 @@ def shared_pictures(cfg: Config, splits: Iterable[str]) -> list[str]:
 
 
 def build_split(cfg: Config, split: str, classes: Sequence[str] = ()) -> Any:
-    """The mmdet dataset of a split: with annotations and augmentation for `train`, as tested otherwise.
+    """The mmdet dataset of a split: with annotations and augmentation for training, as tested otherwise.
 
     Args:
         classes: of the model: the order of the labels; the config's own by default.
@@ -226,7 +279,7 @@ def build_split(cfg: Config, split: str, classes: Sequence[str] = ()) -> Any:
     """
     settings = _split(cfg, split)
     try:
-        dataset = datasets.build(settings, split != "train", classes, skips_broken(cfg))
+        dataset = datasets.build(settings, split not in ("train", "unlabeled"), classes, skips_broken(cfg))
     except (KeyError, TypeError, AssertionError) as error:
         raise TrainError(f"data.{split} of the config cannot be built: {error}") from error
     if len(dataset) == 0:
@@ -292,4 +345,25 @@ def _split(cfg: Config, split: str) -> Any:
     if not has_split(cfg, split):
         known = ", ".join(name for name in ("train", "val", "test") if has_split(cfg, name)) or "none"
         raise TrainError(f"the config has no data.{split} (it has: {known})")
-    return cfg.data[split]
+    return _unlabeled(cfg) if split == "unlabeled" else cfg.data[split]
+
+
+def _unlabeled(cfg: Config) -> Any:
+    """`data.unlabeled` as a dataset: its images come in as those of `data.train`, also those without a box.
+
+    Raises:
+        TrainError: data.train mixes images, which these are not to take part in.
+    """
+    settings, train = cfg.data.unlabeled, cfg.data.train
+    if "MultiImageMixDataset" in str(train):
+        raise TrainError("data.unlabeled does not go with a MultiImageMixDataset in data.train: take one of them out")
+    first = datasets.first_leaf(train)
+    return {
+        "type": "CocoDataset",
+        "data_root": first.get("data_root"),
+        "ann_file": settings.ann_file,
+        "img_prefix": settings.get("img_prefix"),
+        "classes": settings.get("classes") or data_sources.classes_of(train),
+        "pipeline": first["pipeline"],
+        "filter_empty_gt": False,
+    }

@@ -8,6 +8,8 @@ number of workers, and at another number of processes the list is the same.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +21,7 @@ import numpy as np
 import torch
 from mmcv.parallel import DataContainer, collate
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from cskd_train.engine.device import keep_freed_memory
@@ -27,7 +29,7 @@ from cskd_train.engine.distributed import World
 from cskd_train.engine.open_files import allow_open_files
 from cskd_train.engine.signals import outlive_the_step
 
-Place = tuple[int, int]  # epoch, index of an image
+Place = tuple[int, int]  # epoch (of unlabelled images: the pass over them), index of an image
 
 
 @dataclass(frozen=True)
@@ -41,28 +43,70 @@ class Position:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """A batch, its place in the run, and the arguments of a detector's training forward."""
+class Part:
+    """Images of a batch that go through the detector together."""
 
-    epoch: int
-    number: int  # in the epoch's list
-    data: dict[str, Any]
+    data: dict[str, Any]  # the arguments of a detector's training forward
+    share: float  # of the batch's images
+    weight: float  # of the student's own losses on them
 
     def on(self, device: torch.device) -> dict[str, Any]:
         """The arguments with their tensors on `device`."""
         moved: dict[str, Any] = to_device(self.data, device)
         return moved
 
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch, its place in the run, and the arguments of a detector's training forward: for labelled images and, in a
+    run that has such, for pseudo-labelled ones beside them."""
+
+    epoch: int
+    number: int  # in the epoch's list
+    data: dict[str, Any]
+    unlabelled: dict[str, Any] | None = None
+    weight: float = 1.0  # of the student's own losses on the latter
+
+    @property
+    def parts(self) -> list[Part]:
+        """What goes through the detector, one after the other; the shares are 1 in all."""
+        if self.unlabelled is None:
+            return [Part(self.data, 1.0, 1.0)]
+        share = len(self.unlabelled["img_metas"]) / len(self.image_names)
+        return [Part(self.data, 1 - share, 1.0), Part(self.unlabelled, share, self.weight)]
+
     @property
     def image_names(self) -> list[str]:
         """The file names of the images."""
-        return [str(meta.get("ori_filename") or meta.get("filename")) for meta in self.data["img_metas"]]
+        metas = [meta for data in (self.data, self.unlabelled) if data for meta in data["img_metas"]]
+        return [str(meta.get("ori_filename") or meta.get("filename")) for meta in metas]
+
+
+@dataclass(frozen=True)
+class Unlabelled:
+    """Pseudo-labelled images that are trained on beside the labelled ones.
+
+    Attributes:
+        dataset: mmdet's, with `flag`.
+        images: of them in a batch.
+        weight: of the student's own losses on them.
+    """
+
+    dataset: Any
+    images: int
+    weight: float
+
+    def __str__(self) -> str:
+        return (
+            f"data.unlabeled: {len(self.dataset)} images, {self.images} in each batch; the student's own losses on "
+            f"them count {self.weight:g}"
+        )
 
 
 class SeededDataset(Dataset):
     """A dataset that seeds the generators, which augmentations draw from, before each image.
 
-    Its index is (epoch, image), so that workers which outlive an epoch know which one it is.
+    Its index is a `Place`, (epoch, image), so that workers which outlive an epoch know which one it is.
     """
 
     def __init__(self, dataset: Any, seed: int) -> None:
@@ -77,13 +121,13 @@ class SeededDataset(Dataset):
         return self.dataset[place[1]]
 
 
-def epoch_batches(groups: np.ndarray, batch_size: int, seed: int, epoch: int) -> np.ndarray:
-    """The batches of an epoch: image indices (batches, batch_size), shuffled.
+def epoch_batches(groups: np.ndarray, batch_size: int, seed: int, epoch: int, stream: int = 0) -> np.ndarray:
+    """The batches of an epoch: image indices (batches, batch_size), shuffled; another `stream` gives another shuffle.
 
     A batch holds images of one aspect ratio group (mmdet's `flag`), like mmdet's GroupSampler; each group is filled up
     to whole batches by repeating some of its images.
     """
-    generator = np.random.default_rng((seed, epoch))
+    generator = np.random.default_rng((seed, epoch, stream) if stream else (seed, epoch))
     batches: list[np.ndarray] = []
     for group in np.unique(groups):
         members = generator.permutation(np.flatnonzero(groups == group))
@@ -100,13 +144,23 @@ class TrainLoader:
         batch_size: images a batch.
         workers: processes that load images; 0 loads them here. They live as long as the run.
         accumulate: batches that this process contributes to a step.
+        unlabelled: images that take a part of every batch. An epoch is one pass over `dataset`; of these, passes follow
+            one another over the whole run, and a batch has those that its number in the run says. Their order comes
+            from (seed, pass), their augmentation from (seed, pass, image).
 
     Attributes:
         batches: in an epoch, of all processes together.
     """
 
     def __init__(
-        self, dataset: Any, batch_size: int, workers: int, seed: int, world: World | None = None, accumulate: int = 1
+        self,
+        dataset: Any,
+        batch_size: int,
+        workers: int,
+        seed: int,
+        world: World | None = None,
+        accumulate: int = 1,
+        unlabelled: Unlabelled | None = None,
     ) -> None:
         allow_open_files(workers, batch_size)
         self.world = world or World()
@@ -114,13 +168,22 @@ class TrainLoader:
         self.accumulate = accumulate
         self._seed = seed
         self._groups = np.asarray(dataset.flag, dtype=np.int64)
+        self._unlabelled = unlabelled
+        self._labelled = batch_size - (unlabelled.images if unlabelled else 0)  # images of a batch
         self._places: list[list[Place]] = []  # of the epoch under way; the DataLoader takes them from here
-        self.batches = len(epoch_batches(self._groups, batch_size, seed, 0))
+        self.batches = len(epoch_batches(self._groups, self._labelled, seed, 0))
+        sizes = [self._labelled]
+        if unlabelled:
+            sizes.append(unlabelled.images)
+            self._first = len(dataset)  # the index of the first of them
+            groups = np.asarray(unlabelled.dataset.flag, dtype=np.int64)
+            self._pass = functools.cache(partial(epoch_batches, groups, unlabelled.images, seed, stream=1))
+            dataset = ConcatDataset([dataset, unlabelled.dataset])
         self._loader = DataLoader(
             SeededDataset(dataset, seed),
             batch_sampler=_View(self._places),
             num_workers=workers,
-            collate_fn=partial(_collated, batch_size),
+            collate_fn=partial(_collated_parts, sizes),
             generator=torch.Generator(),  # of its own: nothing that a step draws depends on it
             pin_memory=self.world.device.type == "cuda",
             persistent_workers=workers > 0,
@@ -150,12 +213,18 @@ class TrainLoader:
 
         The last step is filled up from the beginning of the epoch's list.
         """
-        order = epoch_batches(self._groups, self.batch_size, self._seed, position.epoch)
+        order = epoch_batches(self._groups, self._labelled, self._seed, position.epoch)
         count = self.steps_left(position)
         first = position.batches + self.world.rank
         numbers = [(first + place * self.world.size) % self.batches for place in range(count * self.accumulate)]
         self._places[:] = [[(position.epoch, int(index)) for index in order[number]] for number in numbers]
-        loaded = (Batch(position.epoch, number, data) for number, data in zip(numbers, self._loader, strict=True))
+        for places, number in zip(self._places, numbers, strict=True):
+            places += self._beside(position.epoch, number)
+        weight = self._unlabelled.weight if self._unlabelled else 1.0
+        loaded = (
+            Batch(position.epoch, number, data, beside[0] if beside else None, weight)
+            for number, (data, *beside) in zip(numbers, self._loader, strict=True)
+        )
         for _ in range(count):
             batches = [next(loaded) for _ in range(self.accumulate)]
             position = replace(
@@ -165,6 +234,13 @@ class TrainLoader:
                 step=position.step + 1,
             )
             yield batches, position
+
+    def _beside(self, epoch: int, number: int) -> list[Place]:
+        """The unlabelled images of a batch of an epoch."""
+        if self._unlabelled is None:
+            return []
+        turn, within = divmod(epoch * self.batches + number, len(self._pass(0)))
+        return [(turn, self._first + int(index)) for index in self._pass(turn)[within]]
 
     def close(self) -> None:
         """End the processes that load images."""
@@ -217,6 +293,12 @@ def evaluation_loader(dataset: Any, indices: Sequence[int], workers: int, world:
 def _collated(batch_size: int, samples: list[Any]) -> Any:
     """A batch of plain tensors, lists and dicts, which the DataLoader can pin, out of mmcv's DataContainers."""
     return _unpacked(collate(samples, samples_per_gpu=batch_size))
+
+
+def _collated_parts(sizes: Sequence[int], samples: list[Any]) -> list[Any]:
+    """Samples that lie one after the other, so many in each part of a batch, collated by part."""
+    ends = itertools.accumulate(sizes)
+    return [_collated(size, samples[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
 
 
 def _unpacked(data: Any) -> Any:

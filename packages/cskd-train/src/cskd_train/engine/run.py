@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 
 from cskd_data.files import write_json
-from cskd_train.engine.build import Parts, agree_on_broken, build_parts, download
+from cskd_train.engine.build import SPLITS, Parts, agree_on_broken, build_parts, download
 from cskd_train.engine.device import device_name, keep_freed_memory
 from cskd_train.engine.distributed import SharedError, World, is_launched, is_restart, joined
 from cskd_train.engine.evaluate import EvaluationStopped, evaluate
@@ -77,7 +77,7 @@ class Run:
         # The process that launches others has looked and reported already; under torchrun one of each machine does.
         look = not is_launched() and world.local_rank == 0
         self.cfg, self.work_dir = world.together(lambda: prepare(options, partial(say, console), look))
-        agree_on_broken(self.cfg, ("train", "val"), world)
+        agree_on_broken(self.cfg, SPLITS, world)
         self.config_data = config_to_data(self.cfg)
         asked = {"--seed": options.seed, "--checkpoint-every": options.checkpoint_every}
         world.check_equal("settings", {**dict(flat(self.config_data)), **asked})
@@ -100,8 +100,8 @@ class Run:
         if world.size > 1:  # one process of each machine downloads, the others find what it has brought
             world.together(lambda: download(self.cfg) if world.local_rank == 0 and not resumption else None)
         self.parts = world.together(lambda: self._build(resumption))
-        validation = self.parts.validation
-        sizes = {"training batches": self.parts.loader.batches, "validation images": len(validation or ())}
+        sizes = {"training batches": self.parts.loader.batches}
+        sizes |= {f"{split} images": used for split, (used, _) in self.parts.images.items()}
         world.check_equal("data", sizes)
         # The wrapper talks to the other processes: not inside of `together`, which a process that fails leaves early.
         self.parts.step.model = world.wrap(self.parts.trained, self.cfg.get("find_unused_parameters", False))

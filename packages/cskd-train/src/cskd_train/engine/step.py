@@ -15,8 +15,8 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from cskd_train.engine.distributed import SharedError, World
-from cskd_train.engine.loader import Batch, seed_generators
-from cskd_train.mm.detector import float32_heads
+from cskd_train.engine.loader import Batch, Part, seed_generators
+from cskd_train.mm.detector import DistilledDetector, float32_heads, weighted
 
 DECAY, WARMUP = 0.9998, 2000
 
@@ -80,7 +80,8 @@ class StepReport:
     """What one step found.
 
     Attributes:
-        terms: every loss term and their sum, `loss`: means over the processes and the batches of the step.
+        terms: every loss term and their sum, `loss`: means over the processes and the batches of the step, with the
+            weights that make them add up.
         stop: whether any process was asked to stop.
         skipped: whether float16 gradients overflowed: weights are as they were, the scale is lower.
     """
@@ -93,7 +94,8 @@ class StepReport:
 class TrainStep:
     """Takes optimizer steps, each over `len(batches)` batches of this process and as many of every other.
 
-    The gradient is the mean over batches and processes. Whatever is drawn at random in a step comes from (seed, epoch,
+    The gradient is the mean over batches and processes, where the parts of a batch count by their share of its images
+    (docs/unlabeled.md). Whatever is drawn at random in a step comes from (seed, epoch,
     number of the batch in its epoch), so that nothing has to be stored to resume.
 
     Args:
@@ -138,22 +140,23 @@ class TrainStep:
         device = self.world.device.type
         values: dict[str, Any] = {}  # tensors on the device, until they are shared
         stop = False
-        for place, batch in enumerate(batches):
-            last = place + 1 == len(batches)
-            seed_generators(self.seed, batch.epoch, batch.number, 1)  # not the numbers of an image (seed, epoch, index)
+        parts = [(batch, number, part) for batch in batches for number, part in enumerate(batch.parts, start=1)]
+        for place, (batch, number, part) in enumerate(parts):
+            last = place + 1 == len(parts)
+            seed_generators(self.seed, batch.epoch, batch.number, number)  # not those of an image (seed, epoch, index)
             with self._synchronised(last):
                 with (
                     float32_heads(self._detector),
                     torch.autocast(device, PRECISIONS[self.amp], enabled=bool(self.amp)),
                 ):
-                    losses = self.model(**batch.on(self.world.device))
+                    losses = self._losses(part)
                 total, terms = summed(losses)
                 for name, value in terms.items():
-                    values[name] = values.get(name, 0) + value / len(batches)
+                    values[name] = values.get(name, 0) + value * part.share / len(batches)
                 if last:
                     values, stop = self._shared(values, stop_requested)
                     self._check_finite(values, batches)
-                self.scaler.scale(total / len(batches)).backward()
+                self.scaler.scale(total * part.share / len(batches)).backward()
         scale = self.scaler.get_scale()
         if self.clip:
             self.scaler.unscale_(self.optimizer)
@@ -171,8 +174,17 @@ class TrainStep:
             self.average.update()
         return StepReport(values, stop, skipped)
 
+    def _losses(self, part: Part) -> dict[str, Any]:
+        """The losses of one part, the student's own with their weight."""
+        data = part.on(self.world.device)
+        if part.weight == 1:
+            return self.model(**data)
+        if isinstance(self._detector, DistilledDetector):
+            return self.model(**data, own_weight=part.weight)
+        return weighted(self.model(**data), part.weight)
+
     def _synchronised(self, last: bool) -> AbstractContextManager[Any]:
-        """Gradients travel between the processes in the backward of the last batch only."""
+        """Gradients travel between the processes in the last backward of a step only."""
         if last or not isinstance(self.model, DistributedDataParallel):
             return nullcontext()
         return self.model.no_sync()

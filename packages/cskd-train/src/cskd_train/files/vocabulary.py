@@ -65,6 +65,7 @@ NUMBER = Rule(True, _number, "expected a number")
 NOT_NEGATIVE = Rule(True, lambda value: _number(value, 0), "expected a number of at least 0")
 POSITIVE = Rule(True, lambda value: _number(value, 0) and value > 0, "expected a number above 0")
 DECAY = Rule(True, lambda value: _number(value, 0) and 0 < value < 1, "expected a number between 0 and 1")
+TEXT = Rule(True, lambda value: isinstance(value, str) and bool(value), "expected a file")
 FILE = Rule(True, lambda value: value is None or isinstance(value, str), "expected a file or a URL")
 
 _AMP = "take it out (--set fp16=None) and give --amp bf16 or --amp fp16"
@@ -133,9 +134,18 @@ TABLES: Mapping[str, Mapping[str, Rule]] = {
         "train": OBEYED,
         "val": OBEYED,
         "test": OBEYED,
+        "unlabeled": BLOCK,
         "train_dataloader": BLOCK,
         "val_dataloader": BLOCK,
         "test_dataloader": BLOCK,
+    },
+    "data.unlabeled": {
+        "ann_file": TEXT,
+        "img_prefix": FILE,
+        "share": DECAY,
+        "weight": NOT_NEGATIVE,
+        "images": FILE,  # what `cskd-train pseudo-label` is to make the file from
+        "classes": OBEYED,
     },
     "data.train_dataloader": {
         "samples_per_gpu": AT_LEAST_1,
@@ -208,6 +218,7 @@ TABLES: Mapping[str, Mapping[str, Rule]] = {
 """Dotted block -> key -> rule. Other blocks hold the keyword arguments of a class, which refuses others."""
 
 REQUIRED: Mapping[str, tuple[str, ...]] = {
+    "data.unlabeled": ("ann_file",),
     "lr_config": ("policy",),
     "momentum_config": ("policy",),
     "optimizer_config.grad_clip": ("max_norm",),

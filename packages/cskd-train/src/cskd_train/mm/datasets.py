@@ -61,7 +61,7 @@ def build(cfg: Any, test_mode: bool, classes: Sequence[str] = (), skip_broken: b
     classes = tuple(classes) or found[0].classes
     if not test_mode:
         return build_dataset(_with_own_types(cfg, classes, skip_broken))
-    first = _first_leaf(cfg)
+    first = first_leaf(cfg)
     normal = merge([source.read(classes) for source in found])
     keys = ("proposal_file", "filter_empty_gt", "file_client_args")
     kept = {key: first[key] for key in keys if key in first}
@@ -75,7 +75,7 @@ def build_unlabelled(cfg: Any, pictures: cskd_data.Dataset) -> Any:
         cfg: the config's `data.val` or `data.test`.
         pictures: they have the classes of the model.
     """
-    return CountedCocoDataset(str(pictures.source), _first_leaf(cfg)["pipeline"], normal=pictures, test_mode=True)
+    return CountedCocoDataset(str(pictures.source), first_leaf(cfg)["pipeline"], normal=pictures, test_mode=True)
 
 
 def counts(dataset: Any) -> tuple[int, int]:
@@ -107,8 +107,8 @@ def _with_own_types(cfg: Any, classes: tuple[str, ...], skip_broken: bool) -> An
     return own
 
 
-def _first_leaf(cfg: Any) -> Mapping[str, Any]:
-    """The settings of the first dataset that is no wrapper."""
+def first_leaf(cfg: Any) -> Mapping[str, Any]:
+    """The settings of the first dataset of a config that is no wrapper."""
     while isinstance(cfg, (list, tuple)) or cfg.get("type") in WRAPPERS:
         cfg = cfg[0] if isinstance(cfg, (list, tuple)) else cfg.get("dataset") or cfg.get("datasets")
     return cfg

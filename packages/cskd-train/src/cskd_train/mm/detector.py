@@ -98,8 +98,10 @@ class DistilledDetector(nn.Module):
         self.remarks = tuple(remarks)
         self._normalizations = normalizations
 
-    def forward(self, img: Tensor, img_metas: list[dict[str, Any]], **targets: Any) -> dict[str, Any]:
-        """The student's own losses and the distillation terms, each under a name with `loss` in it.
+    def forward(
+        self, img: Tensor, img_metas: list[dict[str, Any]], own_weight: float = 1, **targets: Any
+    ) -> dict[str, Any]:
+        """The student's own losses, times `own_weight`, and the distillation terms, each named with `loss` in it.
 
         Under autocast, losses and terms are computed in float32 from what the layers gave in half precision.
         """
@@ -114,12 +116,26 @@ class DistilledDetector(nn.Module):
             details=img_metas,
         )
         terms = self.distiller(recording, batch)
+        if own_weight != 1:
+            losses = weighted(losses, own_weight)
         return {**losses, **{f"loss_{name}": value for name, value in terms.items()}}
 
     def train_step(self, data: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:
         """As `mmdet.models.detectors.BaseDetector.train_step`: the total loss, its parts, and the batch size."""
         loss, log_vars = self.student._parse_losses(self(**data))  # type: ignore[operator]
         return {"loss": loss, "log_vars": log_vars, "num_samples": len(data["img_metas"])}
+
+
+def weighted(losses: Mapping[str, Any], weight: float) -> dict[str, Any]:
+    """A detector's losses times a weight: tensors or lists of them. What has no `loss` in its name stays as it is."""
+    return {
+        name: value
+        if "loss" not in name
+        else value * weight
+        if isinstance(value, Tensor)
+        else [one * weight for one in value]
+        for name, value in losses.items()
+    }
 
 
 HEADS = ("bbox_head", "rpn_head", "roi_head.bbox_head")
