@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -375,3 +376,76 @@ def test_the_readmes_commands_name_what_is_there(coco, tmp_path):
     assert "| teacher: epochs | 100 |" in text
     assert "| student: learning rate | 0.0005 |" in text
     assert str(coco / "images") in text
+
+
+# Pictures without labels
+
+
+@pytest.fixture(scope="module")
+def pictures(coco, tmp_path_factory):
+    """Five new pictures, and two of the validation images."""
+    root = tmp_path_factory.mktemp("more pictures")
+    generate(root / "new", images=5, val_images=1, size=(128, 160), seed=77)
+    folder = root / "photo graphs"
+    folder.mkdir()
+    for file in sorted((root / "new" / "images").glob("train*")):
+        shutil.copy(file, folder / f"new_{file.name}")
+    for image, _ in list(boxes_of(coco / "annotations" / "val.json"))[:2]:
+        shutil.copy(coco / "images" / image["file_name"], folder)
+    return folder
+
+
+def test_a_project_with_pictures_without_labels_says_what_makes_its_file(
+    coco, pictures, command_line, tmp_path, monkeypatch
+):
+    files = [coco / "annotations" / f"{name}.json" for name in ("train", "val")]
+    words = [word for file in files for word in ("--data", file)]
+    code, out, err = command_line("new", tmp_path / "p", *words, "--unlabeled", pictures, "--width", "0.5")
+    assert code == 0, err
+    assert "unlabeled        7 images" in out
+    assert "warning: 2 pictures both in unlabeled and in val, so that its scores flatter the model" in out
+    monkeypatch.chdir(tmp_path / "p")
+    lines = [line.strip() for line in Path("README.md").read_text().splitlines() if "pseudo-label" in line]
+    words = shlex.split(lines[0], comments=True)
+    assert words[:3] == ["cskd-train", "pseudo-label", "work_dirs/teacher/best.pth"]
+    assert Path(words[3]).resolve() == pictures
+    assert words[4] == "data/unlabeled.json"
+    for name in ("teacher", "student"):
+        assert "unlabeled" not in load_config(f"{name}.py").data
+    cfg = load_config("distilled.py")
+    assert Path(cfg.data.unlabeled.images).resolve() == pictures
+    assert check_settings(cfg) == []
+    code, out, err = command_line("run", "distilled.py", "--dry-run", *TINY)
+    assert (code, out) == (2, "")
+    teacher = tmp_path / "p" / "work_dirs" / "teacher" / "best.pth"
+    named = shlex.split(err.splitlines()[-1])
+    assert named == [
+        "cskd-train",
+        "pseudo-label",
+        str(teacher),
+        cfg.data.unlabeled.images,
+        f"{cfg.data_root}/unlabeled.json",
+    ]
+
+
+def test_a_batch_of_one_image_has_room_for_one_without_labels(coco, pictures, tmp_path):
+    weak = Machine(cores=12, gpu="A GPU", gpu_memory=2**31)
+    for width, unlabeled in ((1, pictures), (1, None)):
+        folder = tmp_path / str(unlabeled is None)
+        cskd_train.new(
+            folder, coco / "annotations" / "train.json", unlabeled=unlabeled, machine=weak, width=width, size=1333
+        )
+    batches = [load_config(tmp_path / one / "distilled.py").data.samples_per_gpu for one in ("False", "True")]
+    assert batches == [2, 1]
+
+
+def test_pictures_that_cannot_be_used_are_refused(coco, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.jpg").write_bytes(b"no picture")
+    for name, message in (("nowhere", "no such file or folder"), ("empty", "no picture is in"), ("broken", "a.jpg")):
+        with pytest.raises(DataError, match=message):
+            cskd_train.new(
+                tmp_path / "p", coco / "annotations" / "train.json", unlabeled=tmp_path / name, machine=PROCESSOR
+            )
+        assert not (tmp_path / "p").exists()

@@ -36,6 +36,12 @@ from cskd_train.commands.data.common import A_PATH, as_json_option, show
     "[default: imagenet at width 1, none at 0.5]",
 )
 @click.option("--size", type=click.IntRange(min=64), help="Longer side of the images.  [default: by the boxes]")
+@click.option(
+    "--unlabeled",
+    type=A_PATH,
+    metavar="IMAGES",
+    help="Pictures without labels, to train the student under the teacher on what the teacher finds there.",
+)
 @as_json_option
 def command(folder: Path, data: tuple[Path, ...], width: str | None, as_json: bool, **options: Any) -> None:
     """Write a project into DIR for a data set of one's own: a teacher, a student, the student under the teacher.
@@ -47,7 +53,7 @@ def command(folder: Path, data: tuple[Path, ...], width: str | None, as_json: bo
     \b
     Examples:
       cskd-train new cells --data cells.json --images photographs
-      cskd-train new cards --data cards/train.json --data cards/val.json --detector gfl
+      cskd-train new cards --data cards/train.json --data cards/val.json --detector gfl --unlabeled photographs
       cskd-train new fish --data aquarium --init mmdet::retinanet/retinanet_r50_fpn_2x_coco.py --size 640
     """
     from rich.console import Console

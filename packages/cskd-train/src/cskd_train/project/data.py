@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from cskd_data.check import check
@@ -11,6 +11,7 @@ from cskd_data.errors import DataError
 from cskd_data.formats import reader_of, split_of, splits_of
 from cskd_data.split import PARTS, split
 from cskd_data.together import check_together
+from cskd_data.unlabelled import read_unlabelled
 
 Progress = Callable[[str, int, int], None]
 """Called with what is done, how much of it is done, and how much there is."""
@@ -65,6 +66,27 @@ def read_splits(
         if not part.countable:
             raise DataError(f"{name}: {part.nothing_counts()}")
     return {name: part.select(parts["train"].classes) for name, part in parts.items()}, how, warnings
+
+
+def read_pictures(path: Path, parts: Mapping[str, Dataset], progress: Progress) -> tuple[Dataset, list[str]]:
+    """Pictures without labels, looked at one by one, and warnings: of those that validation or test has too.
+
+    Args:
+        parts: the splits.
+
+    Raises:
+        DataError: there are none, or one cannot be used.
+    """
+    pictures = read_unlabelled(path, parts["train"].classes)
+    report = check(pictures, progress=lambda done, of: progress("checking images: unlabeled", done, of))
+    report.raise_for_errors()
+    shared = [
+        note
+        for name in ("val", "test")
+        if name in parts
+        for note in check_together({"unlabeled": pictures, name: parts[name]})
+    ]
+    return pictures, list(map(str, shared))
 
 
 def _own_splits(path: Path, images: Path | None) -> tuple[dict[str, Dataset], str]:

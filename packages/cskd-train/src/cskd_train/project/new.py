@@ -17,7 +17,7 @@ from cskd_data.names import counted
 from cskd_train.errors import TrainError
 from cskd_train.project import choices
 from cskd_train.project.choices import DETECTORS, Choice
-from cskd_train.project.data import Progress, read_splits
+from cskd_train.project.data import Progress, read_pictures, read_splits
 from cskd_train.project.machine import Machine, this_machine
 from cskd_train.project.readme import readme
 from cskd_train.project.recipes import CAFFE, Detector, dataset_config, distilled_config
@@ -72,6 +72,7 @@ def new(
     width: float | None = None,
     init: str | None = None,
     size: int | None = None,
+    unlabeled: Path | str | None = None,
     machine: Machine | None = None,
     progress: Progress = lambda what, done, of: None,
 ) -> Project:
@@ -89,6 +90,8 @@ def new(
         init: `imagenet`, `none`, or a detector's checkpoint that the teacher starts from: a file, a URL, or the
             `mmdet::` name of its config; None: `imagenet` at width 1, `none` at 0.5.
         size: the longer side that images are scaled to; None goes by the boxes.
+        unlabeled: a folder of pictures without labels, on which the student under the teacher trains too, once
+            `cskd-train pseudo-label` has labelled them.
         machine: what it will be trained on; None looks.
         progress: called with what is done, how much of it is done, and how much there is.
 
@@ -113,9 +116,18 @@ def new(
     start = _start(init, detector, depth)
     with _folder(target) as made:
         splits, how, warnings = read_splits(paths, None if images is None else Path(images), progress)
+        way = None
+        beside: list[Choice] = []
+        if unlabeled is not None:
+            pictures, shared = read_pictures(Path(unlabeled), splits, progress)
+            warnings += shared
+            way = _way(made, Path(unlabeled))
+            number = counted(len(pictures.images), "image")
+            beside = [Choice("unlabeled", number, "as asked for: half of each batch of distilled.py")]
         plan = _Plan(splits["train"], detector, depth, STUDENTS[student], narrow, start, size, machine)
         chosen = (
             Choice("data", counted(len(splits), "split"), how),
+            *beside,
             Choice("machine", "GPU" if machine.gpu else "processor", str(machine)),
             Choice("width", "0.5" if narrow else "1", why_width),
             *plan.choices,
@@ -128,8 +140,8 @@ def new(
             "dataset.py": dataset_config(splits["train"].classes, plan.scale, plan.batch, plan.workers, test),
             "teacher.py": plan.teacher.config(),
             "student.py": plan.student.config(),
-            "distilled.py": distilled_config(detector),
-            "README.md": readme(target.absolute().name, chosen, warnings, test, _images_of(splits[test])),
+            "distilled.py": distilled_config(detector, way, plan.batch),
+            "README.md": readme(target.absolute().name, chosen, warnings, test, _images_of(splits[test]), way),
         }
         for name, text in texts.items():
             (made / name).write_text(text, encoding="utf-8")
@@ -201,6 +213,18 @@ class _Plan:
             Choice("  learning rate", f"{rate:g}", why_rate),
         ]
         return detector
+
+
+def _way(folder: Path, pictures: Path) -> str:
+    """Where pictures are, seen from a project's folder.
+
+    Raises:
+        TrainError: a config cannot name that.
+    """
+    way = os.path.relpath(os.path.realpath(pictures), os.path.realpath(folder))
+    if any(character in _UNFIT for character in way):
+        raise TrainError(f"{pictures}: quotes, braces and backslashes cannot be in the path of pictures")
+    return way
 
 
 def _images_of(dataset: Dataset) -> str:

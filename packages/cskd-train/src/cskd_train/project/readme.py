@@ -8,18 +8,25 @@ from collections.abc import Sequence
 from cskd_train.project.choices import Choice
 
 
-def readme(name: str, chosen: Sequence[Choice], warnings: Sequence[str], test: str, images: str) -> str:
+def readme(
+    name: str, chosen: Sequence[Choice], warnings: Sequence[str], test: str, images: str, unlabeled: str | None = None
+) -> str:
     """The text.
 
     Args:
         test: the split that the file is evaluated on.
         images: the folder of its images.
+        unlabeled: where pictures without labels are, seen from the project's folder.
     """
     rows, role = [], ""
     for one in chosen:
         within = one.name.startswith(" ")
         role = role if within else one.name
         rows.append(f"| {f'{role}: {one.name.strip()}' if within else role} | {one.value} | {one.why} |")
+    labelling = ""
+    if unlabeled is not None:
+        words = ["cskd-train", "pseudo-label", "work_dirs/teacher/best.pth", unlabeled, "data/unlabeled.json"]
+        labelling = f"\n    {shlex.join(words)}  # what it finds on pictures without labels"
     said = "".join(f"\n- {warning}" for warning in warnings)
     return f"""# {name}
 
@@ -30,7 +37,7 @@ In this folder:
 
 `distill` does this, one after the other, and prints a table; stopped at any point, it goes on when called again:
 
-    cskd-train run teacher.py          # 1. the teacher
+    cskd-train run teacher.py          # 1. the teacher{labelling}
     cskd-train run student.py          # 2. the student alone, to compare with
     cskd-train run distilled.py        # 3. the student under the teacher
     cskd-train test work_dirs/distilled/best.pth --split test

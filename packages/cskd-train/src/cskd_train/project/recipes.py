@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -135,8 +136,13 @@ def dataset_config(classes: Sequence[str], scale: Sequence[int], batch: int, wor
     )
 
 
-def distilled_config(family: str) -> str:
-    """The text of the student's config under the teacher."""
+def distilled_config(family: str, unlabeled: str | None = None, batch: int = 2) -> str:
+    """The text of the student's config under the teacher.
+
+    Args:
+        unlabeled: where pictures without labels are, seen from its folder.
+        batch: images a batch.
+    """
     pair = (1, 0.5)
     terms: dict[str, Any] = {
         "teacher": {"checkpoint": "{{ fileDirname }}/work_dirs/teacher/best.pth"},
@@ -152,9 +158,25 @@ def distilled_config(family: str) -> str:
             "# The student under the teacher. Weights are pairs: guided squared error, cosine.",
             setting("_base_", ["student.py"]),
             setting("distill", terms),
+            *([] if unlabeled is None else _unlabeled(unlabeled, batch)),
             "",
         ]
     )
+
+
+def _unlabeled(way: str, batch: int) -> list[str]:
+    """The lines that train on pictures without labels too; a batch has room for one of each kind at least."""
+    settings = {
+        "ann_file": "unlabeled.json",
+        "images": way if os.path.isabs(way) else f"{{{{ fileDirname }}}}/{way}",
+        "share": 0.5,
+        "weight": 0.5,
+    }
+    return [
+        "# Pictures without labels: their share of a batch, and how much the student's own losses count on what the",
+        "# teacher has found there. `cskd-train pseudo-label` makes the file.",
+        setting("data", {**({"samples_per_gpu": 2} if batch < 2 else {}), "unlabeled": settings}),
+    ]
 
 
 def setting(name: str, value: Any) -> str:
