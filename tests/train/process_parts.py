@@ -23,6 +23,7 @@ from cskd_train.engine.build import agree_on_broken, build_parts, build_split
 from cskd_train.engine.distributed import World, joined
 from cskd_train.engine.evaluate import evaluate_checkpoint
 from cskd_train.engine.loader import Batch, Position
+from cskd_train.engine.pseudo_label import pseudo_label
 from cskd_train.engine.step import TrainStep
 from cskd_train.errors import TrainError
 from cskd_train.files.config import load_config
@@ -82,6 +83,11 @@ def worker_environment(rank, size, port):
         "MASTER_PORT": str(port),
         "TORCHELASTIC_RUN_ID": "by hand",
     }
+
+
+def pseudo_labels(world, teacher, pictures, out, threshold):
+    """The result that each process gets."""
+    return pseudo_label(teacher, pictures, out, threshold=threshold, world=world).to_dict()
 
 
 def in_parts(world, models, batches, weight):

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import process_parts
+from process_parts import in_processes
 
 import cskd_data
 from cskd_data.operating_point import best_f1
@@ -16,8 +23,6 @@ from cskd_train.engine.pseudo_label import pseudo_label
 from cskd_train.errors import TrainError
 from cskd_train.files import checkpoints
 from cskd_train.files.config import config_from_data
-
-from .launching import command
 
 LEAST = 0.0102  # some of the tiny teacher's scores are above it, some below
 
@@ -137,12 +142,12 @@ def test_half_of_another_call_is_refused_until_it_may_be_replaced(teacher, pictu
 
 
 def test_two_processes_write_the_same_bytes(whole, teacher, pictures, tmp_path):
-    ended = command(
-        "pseudo-label", teacher, pictures, tmp_path / "two.json", "--threshold", LEAST, "--gpus", 2, "--device", "cpu"
-    )
-    assert ended.code == 0, ended.err
-    assert ended.out.count("two.json: 7 images") == 1
-    assert (tmp_path / "two.json").read_bytes().replace(b"../", b"") == whole[0].read_bytes().replace(b"../", b"")
+    out = tmp_path / "two.json"
+    with pytest.raises(EvaluationStopped):  # what one process has begun, two go on with
+        pseudo_label(teacher, pictures, out, threshold=LEAST, device="cpu", stopped=lambda: True)
+    found = in_processes(2, process_parts.pseudo_labels, teacher, pictures, out, LEAST)
+    assert found == [{**whole[1].to_dict(), "written": str(out)}] * 2
+    assert out.read_bytes().replace(b"../", b"") == whole[0].read_bytes().replace(b"../", b"")
 
 
 # The command
