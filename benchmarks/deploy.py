@@ -166,7 +166,7 @@ def export_files(checkpoint: Path, folder: Path, proposals: int | None, options:
     if options.calibration_images is not None:
         calibration = CalibrationSettings(options.calibration_images, options.calibration_ann)
         lowered = folder / f"student{name}.int8.onnx"
-        convert_to_int8(plain, lowered, "cpu", calibration, (), lambda line: None)
+        convert_to_int8(plain, lowered, "cpu", calibration, (), lambda line: None, lambda line: None)
         yield lowered
 
 

@@ -71,7 +71,7 @@ def compare(checkpoint: Path, options: argparse.Namespace) -> list[dict[str, Any
         for form, sizes in forms.items():
             plain = export(checkpoint, Path(name) / f"{form}.onnx", input_sizes=sizes).path
             calibration = CalibrationSettings(options.calibration_images, options.calibration_ann)
-            convert_to_int8(plain, Path(name) / f"{form}.int8.onnx", "cpu", calibration, (), quiet)
+            convert_to_int8(plain, Path(name) / f"{form}.int8.onnx", "cpu", calibration, (), quiet, quiet)
             files |= {(form, "fp32"): plain, (form, "int8-cpu"): Path(name) / f"{form}.int8.onnx"}
         detectors = {
             key: Detector(stack.enter_context(backend_for(path, threads=options.threads)))

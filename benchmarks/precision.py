@@ -21,7 +21,8 @@ from cskd_deploy.accuracy.eval import load_dataset, measure
 from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend
 from cskd_deploy.detect.detector import Detector
 from cskd_deploy.exporter.onnx import export
-from cskd_deploy.lower.conversion import CalibrationSettings, PrecisionResult, convert_to_fp16, convert_to_int8
+from cskd_deploy.lower.conversion import CalibrationSettings, PrecisionResult
+from cskd_deploy.lower.precision import PrecisionPlan
 from cskd_deploy.measure.environment import describe, usable_cores
 
 GOALS = {"fp16": 0.1, "int8-cpu": 0.5, "int8-tensorrt": 0.5}
@@ -90,10 +91,9 @@ def compare(checkpoint: Path, ann: Path, images: Path, calibration: CalibrationS
 
 def lowered(source: Path, output: Path, precision: str, calibration: CalibrationSettings) -> PrecisionResult:
     """The file in another precision, as the manifest calls it."""
-    if precision == "fp16":
-        return convert_to_fp16(source, output, (), lambda line: None, calibration)
-    target = precision.removeprefix("int8-")
-    return convert_to_int8(source, output, target, calibration, keep_float=(), searching=None, progress=lambda _: None)
+    name, _, target = precision.partition("-")
+    plan = PrecisionPlan(name, target, calibration=calibration)
+    return plan.convert(source, output, progress=lambda line: None, warn=print)
 
 
 def points(model: Path, ann: Path, images: Path) -> tuple[float, int]:

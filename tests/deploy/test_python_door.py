@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -178,9 +179,53 @@ def test_an_export_is_the_file_of_the_command_beside_the_checkpoint(deploy, expo
     assert (tmp_path / "command.onnx").read_bytes() == result.path.read_bytes()
 
 
+@pytest.mark.parametrize(("precision", "target"), [("fp16", None), ("int8", "tensorrt")])
+def test_lower_precision_is_the_file_of_the_command(precision, target, deploy, exported, shapes_root, tmp_path):
+    checkpoint = tmp_path / "best.pth"
+    shutil.copy(exported("RetinaNet").checkpoint, checkpoint)
+    images, listed = shapes_root / "images", shapes_root / "annotations" / "train.json"
+    with contextlib.nullcontext() if precision == "fp16" else pytest.warns(UserWarning, match="few") as warned:
+        result = cskd_deploy.export(
+            str(checkpoint),
+            precision=precision,
+            target=target,
+            calibration_images=str(images),
+            calibration_ann=str(listed),
+            calibration_count=3,
+            keep_float="bbox_head",
+        )
+    assert {one.filename for one in warned or ()} <= {__file__}
+    assert isinstance(result, cskd_deploy.PrecisionResult)
+    name = precision if target is None else f"{precision}-{target}"
+    assert (result.path, result.manifest.precision) == (tmp_path / f"best.{name}.onnx", name)
+    assert "bbox_head.retina_cls" in result.kept
+    assert result.agreement.images == 3
+    assert not result.agreement.random
+    words = ("--precision", precision, *(() if target is None else ("--target", target)), "--keep-float", "bbox_head")
+    pictures = ("--calibration-images", images, "--calibration-ann", listed, "--calibration-count", 3)
+    made = deploy("export", "--checkpoint", checkpoint, *words, *pictures, "-o", tmp_path / "command.onnx", "--json")
+    assert made.code == 0
+    assert (tmp_path / "command.onnx").read_bytes() == result.path.read_bytes()
+    assert {**json.loads(made.out), "path": str(result.path)} == json.loads(json.dumps(result.to_dict()))
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["best.pth", f"best.{name}.onnx", "command.onnx"])
+
+
+def test_proposals_of_an_export_are_those_of_the_command(exported, tmp_path):
+    result = cskd_deploy.export(exported("FasterRCNN").checkpoint, tmp_path / "student.onnx", proposals=7)
+    assert result.manifest.graph.proposals == 7
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"precision": "int4"}, "precision is 'int4', expected one of fp32, fp16, int8"),
+        ({"precision": "int8", "target": "gpu"}, "target is 'gpu', expected one of cpu, tensorrt"),
+        ({"precision": "int8"}, "needs images to calibrate on: give calibration_images"),
+        ({"precision": "fp16", "calibration_count": 9}, "which images: give calibration_images"),
+        ({"precision": "int8", "calibration_images": "x", "calibration_count": 0}, "calibration_count is 0"),
+        ({"precision": "fp16", "target": "cpu"}, "target is for precision int8"),
+        ({"keep_float": ["neck"]}, "keep_float is for precision fp16 or int8"),
+        ({"calibration_images": "x"}, "calibration_images is for precision fp16 or int8: give"),
         ({"nms": "graph", "batch": None}, "batch must be 1"),
         ({"nms": "inside"}, "nms is 'inside'"),
         ({"graph_input": "int8"}, "input is 'int8'"),
@@ -190,7 +235,7 @@ def test_an_export_is_the_file_of_the_command_beside_the_checkpoint(deploy, expo
         ({"input_sizes": [(96, 160), (160, 96), (128, 128)]}, "twice with two sizes"),
     ],
 )
-def test_a_form_that_no_graph_has_is_refused(options, message, checkpoint, tmp_path):
+def test_what_no_file_can_be_is_refused(options, message, checkpoint, tmp_path):
     with pytest.raises(DeployError, match=message):
         cskd_deploy.export(checkpoint, tmp_path / "student.onnx", **options)
     assert not list(tmp_path.iterdir())

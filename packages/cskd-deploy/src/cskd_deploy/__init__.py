@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from cskd_deploy.detect.postprocess import Detections
     from cskd_deploy.errors import BackendMissing, CheckFailed, DeployError
     from cskd_deploy.exporter.onnx import ExportResult
+    from cskd_deploy.lower.conversion import PrecisionResult
     from cskd_deploy.measure.report import BenchReport
 
 AnyPath = str | PathLike[str]
@@ -42,6 +43,7 @@ __all__ = [
     "Detector",
     "EvaluationResult",
     "ExportResult",
+    "PrecisionResult",
     "benchmark",
     "evaluate",
     "export",
@@ -57,6 +59,7 @@ _CLASSES = {
     "Detector": "detect.detector",
     "EvaluationResult": "accuracy.eval",
     "ExportResult": "exporter.onnx",
+    "PrecisionResult": "lower.conversion",
 }
 
 
@@ -126,14 +129,24 @@ def export(
     graph_input: str = "uint8",
     nms: str = "outside",
     batch: int | None = 1,
+    proposals: int | None = None,
+    precision: str = "fp32",
+    target: str | None = None,
+    calibration_images: AnyPath | None = None,
+    calibration_ann: AnyPath | None = None,
+    calibration_count: int | None = None,
+    keep_float: Sequence[str] = (),
     device: str = "cpu",
     progress: Callable[[str], None] = lambda line: None,
-) -> ExportResult:
+) -> ExportResult | PrecisionResult:
     """Export a student to an ONNX file, which gets its name after it has been compared with mmdet.
+
+    In lower precision it is compared with its FP32 file too, which is not kept. Few calibration images are a warning.
 
     Args:
         checkpoint: of cskd-train, or of mmdet with its `config`.
-        output: the file to write; by default the checkpoint's name with `.onnx`, beside it.
+        output: the file to write; by default the checkpoint's name with `.onnx` (`.fp16.onnx`, `.int8-cpu.onnx`,
+            `.int8-tensorrt.onnx`), beside it.
         config: a config file in place of the one stored in the checkpoint.
         input_sizes: none for a graph that takes every image as mmdet resizes and pads it; one (height, width) for a
             graph of that size; two that differ for one whose images are padded to either, a pair of orientations.
@@ -141,21 +154,35 @@ def export(
             images `(N, 3, H, W)`.
         nms: "outside", or "graph" for ONNX's NonMaxSuppression and a fixed number of detections.
         batch: images at a time; None takes any number. With Faster R-CNN or `nms="graph"` 1.
+        proposals: Faster R-CNN: keep the best so many of an image; by default the config's number.
+        precision: "fp32", "fp16" or "int8".
+        target: of INT8: "cpu", the default, or "tensorrt".
+        calibration_images: a folder of images like those it will see: INT8 is calibrated on them and needs them, and
+            the file is compared with FP32 on them, FP16 on random ones without.
+        calibration_ann: a COCO file; only those images that it lists.
+        calibration_count: at most so many images, spread over the folder; by default 64.
+        keep_float: layers that stay in float: names (`bbox_head.retina_cls`), modules or globs.
         device: where the file is compared with mmdet, "cpu" or "cuda".
         progress: called with a line for each step.
 
     Raises:
-        DeployError: the checkpoint cannot be used, its family cannot be exported, the form is none of a graph, or
-            `output` cannot be written.
-        BackendMissing: torch, cskd-train, onnx, onnxslim or onnxruntime is not installed.
-        CheckFailed: the exported graph does not compute what mmdet does; no file is written.
+        DeployError: the checkpoint cannot be used, its family cannot be exported, the form is none of a graph, the
+            arguments for lower precision do not go together, or `output` cannot be written.
+        DataError: the calibration images cannot be used (`cskd_data.DataError`).
+        BackendMissing: torch, cskd-train, onnx, onnxslim or onnxruntime is not installed, or too old for INT8.
+        CheckFailed: the exported graph does not compute what mmdet does, or what the FP32 file finds; no file is
+            written.
     """
     from cskd_deploy.errors import DeployError
     from cskd_deploy.exporter import onnx
+    from cskd_deploy.lower.precision import precision_plan
     from cskd_deploy.model.manifest import GraphForm
 
+    plan = precision_plan(
+        precision, target, _path(calibration_images), _path(calibration_ann), calibration_count, keep_float
+    )
     try:
-        form = GraphForm(input=graph_input, nms=nms, batch=batch)
+        form = GraphForm(input=graph_input, nms=nms, batch=batch, proposals=proposals)
     except ValueError as error:
         raise DeployError(str(error)) from error
     try:
@@ -163,15 +190,18 @@ def export(
     except (TypeError, ValueError) as error:
         raise DeployError(f"input_sizes is {input_sizes!r}, expected pairs such as [(800, 1344)]") from error
     source = Path(checkpoint)
-    return onnx.export(
-        source,
-        source.with_suffix(".onnx") if output is None else Path(output),
-        None if config is None else Path(config),
-        sizes,
-        progress,
-        form,
-        device,
-    )
+    path = source.with_suffix(plan.suffix) if output is None else Path(output)
+
+    def to_fp32(path: Path) -> ExportResult:
+        return onnx.export(source, path, _path(config), sizes, progress, form, device)
+
+    if plan.is_plain:
+        return to_fp32(path)
+    return plan.convert_from(to_fp32, path, progress, lambda line: warn(line, stacklevel=6))
+
+
+def _path(path: AnyPath | None) -> Path | None:
+    return None if path is None else Path(path)
 
 
 def evaluate(
@@ -220,12 +250,12 @@ def evaluate(
     return evaluate_model(
         Path(model),
         Path(ann),
-        None if images is None else Path(images),
-        None if reference is None else Path(reference),
+        _path(images),
+        _path(reference),
         backend=backend,
         limit=limit,
         skip_broken=skip_broken,
-        output=None if output is None else Path(output),
+        output=_path(output),
         warn=lambda line: warn(line, stacklevel=4),
         progress=Progress if show_progress else silent,
         device=device,
@@ -290,8 +320,8 @@ def benchmark(
 
     return room.benchmark(
         [Path(model) for model in ([models] if isinstance(models, (str, PathLike)) else models)],
-        None if images is None else Path(images),
-        reference=None if reference is None else Path(reference),
+        _path(images),
+        reference=_path(reference),
         backends=backends,
         batches=batches,
         duration=duration,

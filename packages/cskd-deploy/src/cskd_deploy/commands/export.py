@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -17,18 +15,22 @@ from cskd_deploy.backends.tensorrt.export import require_tensorrt
 from cskd_deploy.backends.tensorrt.settings import parse_build_settings
 from cskd_deploy.commands.export_options import (
     BUILD_KEYS,
-    PrecisionPlan,
     build,
     build_options,
     engine_path,
     onnx_path,
     precision_options,
-    precision_plan,
     refuse_build_options,
+    spelled,
 )
 from cskd_deploy.errors import DeployError
+from cskd_deploy.lower.precision import PrecisionPlan, precision_plan
 from cskd_deploy.model.manifest import GraphForm
-from cskd_deploy.model.onnx_file import check_model_output
+from cskd_deploy.progress import Progress
+
+if TYPE_CHECKING:
+    from cskd_deploy.exporter.onnx import ExportResult
+    from cskd_deploy.lower.conversion import PrecisionResult
 
 
 @click.command(epilog=BUILD_KEYS)
@@ -147,7 +149,7 @@ def command(
       cskd-deploy export --onnx student.onnx --format trt --output student.engine
     """
     form = replace(_form(graph_input, nms, batch), proposals=proposals)
-    plan = precision_plan("tensorrt" if file_format == "trt" else "cpu", options)
+    plan = precision_plan(**options, engine=file_format == "trt", spelled=spelled)
     source = _source(checkpoint, onnx_file, file_format, plan)
     if onnx_file is not None:
         _refuse_checkpoint_options()
@@ -163,14 +165,27 @@ def command(
     def progress(line: str) -> None:
         click.echo(f"export: {line}", err=True)
 
-    def plain(path: Path) -> Any:
+    def warn(line: str) -> None:
+        progress(f"warning: {line}")
+
+    def plain(path: Path) -> ExportResult:
         """Export the checkpoint to an FP32 file."""
         from cskd_deploy.exporter.onnx import export
 
         return export(source, path, config, input_sizes, progress, form, device)
 
+    def reported(path: Path) -> None:
+        """An FP32 file on the way to another."""
+        click.echo(str(plain(path)), err=True)
+
     if onnx_file is None or not plan.is_plain:
-        result = plain(target) if plan.is_plain else _lowered(plan, onnx_file, plain, target, progress)
+        result: ExportResult | PrecisionResult
+        if plan.is_plain:
+            result = plain(target)
+        elif onnx_file is not None:
+            result = plan.convert(onnx_file, target, progress, warn, Progress)
+        else:
+            result = plan.convert_from(reported, target, progress, warn, Progress)
         onnx_file = target
         if engine is None:
             click.echo(json.dumps(result.to_dict(), indent=2) if as_json else str(result))
@@ -178,23 +193,6 @@ def command(
         click.echo(str(result), err=True)
     assert engine is not None
     build(onnx_file, engine, as_json, settings, plan.calibration)
-
-
-def _lowered(
-    plan: PrecisionPlan,
-    onnx_file: Path | None,
-    plain: Callable[[Path], Any],
-    target: Path,
-    progress: Callable[[str], None],
-) -> Any:
-    """Write `target` in the plan's precision, from the FP32 file, or where there is none from what `plain` writes."""
-    if onnx_file is not None:
-        return plan.convert(onnx_file, target, progress)
-    check_model_output(target)
-    with tempfile.TemporaryDirectory() as folder:
-        exported = Path(folder) / "student.onnx"
-        click.echo(str(plain(exported)), err=True)
-        return plan.convert(exported, target, progress)
 
 
 def _form(graph_input: str, nms: str, batch: str) -> GraphForm:

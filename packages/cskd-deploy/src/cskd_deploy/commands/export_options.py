@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,16 +14,8 @@ from cskd_deploy.backends.tensorrt.export import export_engine, read_model
 from cskd_deploy.backends.tensorrt.settings import KEYS, BuildSettings, usage
 from cskd_deploy.errors import DeployError
 from cskd_deploy.lower.calibration import calibration_images
-from cskd_deploy.lower.conversion import (
-    FP32,
-    PRECISIONS,
-    TARGETS,
-    CalibrationSettings,
-    PrecisionResult,
-    convert_to_fp16,
-    convert_to_int8,
-    precision_name,
-)
+from cskd_deploy.lower.conversion import FP32, PRECISIONS, TARGETS, CalibrationSettings, precision_name
+from cskd_deploy.lower.precision import PrecisionPlan
 from cskd_deploy.progress import Progress
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -65,91 +56,17 @@ _OPTIONS = (
         "holds it (bbox_head) or a glob (neck.*_convs). May be given again.",
     ),
 )
-_INT8_ONLY = ("target",)
-_PICTURES = ("calibration_images", "calibration_ann", "calibration_count")
-
-
-@dataclass(frozen=True)
-class PrecisionPlan:
-    """What the options ask for, checked for consistency."""
-
-    precision: str
-    target: str
-    keep_float: tuple[str, ...]
-    calibration: CalibrationSettings | None  # pictures to calibrate on, and to compare with FP32 on
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether the FP32 file is all that is wanted."""
-        return self.precision == FP32
-
-    @property
-    def name(self) -> str:
-        """What the file's manifest calls it: `fp32`, `fp16`, `int8-cpu`, `int8-tensorrt`."""
-        return precision_name(self.precision, self.target)
-
-    @property
-    def suffix(self) -> str:
-        """The end of the default file name: `.onnx`, `.fp16.onnx`, `.int8-cpu.onnx`."""
-        return ".onnx" if self.is_plain else f".{self.name}.onnx"
-
-    def convert(self, source: Path, output: Path, progress: Callable[[str], None]) -> PrecisionResult:
-        """Write the FP32 file `source` in the lower precision."""
-        if self.precision != "int8":
-            return convert_to_fp16(source, output, self.keep_float, progress, self.calibration)
-        assert self.calibration is not None
-        with Progress("export: calibration", "images") as counted:
-            return convert_to_int8(source, output, self.target, self.calibration, self.keep_float, progress, counted)
 
 
 def precision_options(command: Command) -> Command:
-    """The options, which `precision_plan` takes as keywords."""
+    """The options, which `lower.precision.precision_plan` takes as keywords."""
     for option in reversed(_OPTIONS):  # as decorators do: the last one is applied first
         command = option(command)
     return command
 
 
-def precision_plan(default_target: str, options: dict[str, Any]) -> PrecisionPlan:
-    """Check the options against each other, and take them out of `options`.
-
-    Raises:
-        DeployError: an option has no meaning beside the others, or one that is needed is missing.
-    """
-    given = {name: options.pop(name) for name in ("precision", "keep_float", *_PICTURES, *_INT8_ONLY)}
-    precision = given["precision"]
-    if precision != "int8":
-        _refuse(given, _INT8_ONLY, "--precision int8")
-    if precision == FP32:
-        _refuse(given, ("keep_float",), "--precision fp16 or int8")
-        if default_target != "tensorrt":
-            _refuse(given, _PICTURES, "--precision fp16 or int8, or --format trt")
-    if default_target == "tensorrt" and given["target"] == "cpu":
-        raise DeployError("--target cpu has int32 biases, which TensorRT refuses: leave it out with --format trt")
-    calibration = None
-    if precision == "int8" or any(given[name] is not None for name in _PICTURES):
-        why = "--precision int8 needs images to calibrate on" if precision == "int8" else "which images"
-        calibration = CalibrationSettings(
-            images=_needed(given, "calibration_images", why),
-            annotations=given["calibration_ann"],
-            count=given["calibration_count"] or CalibrationSettings.count,
-        )
-    return PrecisionPlan(precision, given["target"] or default_target, given["keep_float"], calibration)
-
-
-def _refuse(given: dict[str, Any], names: tuple[str, ...], wanted: str) -> None:
-    for name in names:
-        if given[name] not in (None, ()):
-            raise DeployError(f"{_option(name)} is for {wanted}: give that too, or leave it out")
-
-
-def _needed(given: dict[str, Any], name: str, why: str) -> Path:
-    path: Path | None = given[name]
-    if path is None:
-        raise DeployError(f"{why}: give {_option(name)}")
-    return path
-
-
-def _option(name: str) -> str:
+def spelled(name: str) -> str:
+    """An option as it is written on the command line."""
     return f"--{name.replace('_', '-')}"
 
 

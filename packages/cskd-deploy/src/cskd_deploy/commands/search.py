@@ -87,6 +87,7 @@ def command(
             keep_float,
             SearchSettings(ann, images, max_drop),
             progress,
+            lambda line: progress(f"warning: {line}"),
             counted,
         )
     click.echo(json.dumps(result.to_dict(), indent=2) if as_json else str(result))

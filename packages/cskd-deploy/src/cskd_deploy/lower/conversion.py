@@ -125,6 +125,7 @@ def convert_to_int8(
     calibration: CalibrationSettings,
     keep_float: Collection[str],
     progress: Progress,
+    warn: Progress,
     counted: Callable[[int, int], None] = lambda done, total: None,
     choose: Callable[[Quantizer, list[str]], Sequence[str]] | None = None,
 ) -> PrecisionResult:
@@ -134,6 +135,7 @@ def convert_to_int8(
         target: one of `TARGETS`.
         keep_float: layers that stay in float: names, modules or globs.
         progress: called with a line for each step.
+        warn: called with what makes the file worse than it could be.
         counted: called with (calibration images read, all of them).
         choose: given the calibrated network and the layers of `keep_float`, gives those to keep (`lower.search`).
 
@@ -151,7 +153,7 @@ def convert_to_int8(
         paths = calibration_images(calibration.images, calibration.count, calibration.annotations, classes)
         check_worth(paths)
         if len(paths) < FEW_IMAGES:
-            progress(f"warning: {len(paths)} calibration images are few: ranges are sound from {FEW_IMAGES} on")
+            warn(f"{len(paths)} calibration images are few: ranges are sound from {FEW_IMAGES} on")
         reader = CalibrationReader(known.detector, paths, known.inputs, counted)
         progress(f"calibrating INT8 for {target} on {len(paths)} images")
         quantizer = Quantizer(source, target, reader, folder)

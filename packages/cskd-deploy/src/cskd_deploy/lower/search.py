@@ -85,6 +85,7 @@ def search_int8(
     keep_float: Collection[str],
     settings: SearchSettings,
     progress: Callable[[str], None],
+    warn: Callable[[str], None],
     counted: Callable[[int, int], None] = lambda done, total: None,
 ) -> SearchResult:
     """Write the INT8 form of an exported FP32 file whose mAP drops by no more than it may.
@@ -101,7 +102,7 @@ def search_int8(
             searches.append(_search(detector, dataset, quantizer, kept, settings.max_drop, Path(folder), progress))
             return searches[0].kept
 
-        file = convert_to_int8(source, output, target, calibration, keep_float, progress, counted, choose)
+        file = convert_to_int8(source, output, target, calibration, keep_float, progress, warn, counted, choose)
     return SearchResult(file, searches[0])
 
 

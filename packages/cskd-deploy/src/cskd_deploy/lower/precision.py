@@ -1,0 +1,145 @@
+"""Which precision a file is wanted in, and the way to it: under `cskd-deploy export` and `cskd_deploy.export`."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cskd_deploy.errors import DeployError
+from cskd_deploy.lower.conversion import (
+    FP32,
+    PRECISIONS,
+    TARGETS,
+    CalibrationSettings,
+    PrecisionResult,
+    convert_to_fp16,
+    convert_to_int8,
+    precision_name,
+)
+from cskd_deploy.model.onnx_file import check_model_output
+from cskd_deploy.progress import Begin, silent
+
+ToFp32 = Callable[[Path], object]
+
+
+@dataclass(frozen=True)
+class PrecisionPlan:
+    """What is wanted, checked for consistency (`precision_plan`)."""
+
+    precision: str = FP32
+    target: str = "cpu"
+    keep_float: tuple[str, ...] = ()
+    calibration: CalibrationSettings | None = None  # pictures to calibrate on, and to compare with FP32 on
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the FP32 file is all that is wanted."""
+        return self.precision == FP32
+
+    @property
+    def name(self) -> str:
+        """What the file's manifest calls it: `fp32`, `fp16`, `int8-cpu`, `int8-tensorrt`."""
+        return precision_name(self.precision, self.target)
+
+    @property
+    def suffix(self) -> str:
+        """The end of the default file name: `.onnx`, `.fp16.onnx`, `.int8-cpu.onnx`."""
+        return ".onnx" if self.is_plain else f".{self.name}.onnx"
+
+    def convert(
+        self,
+        source: Path,
+        output: Path,
+        progress: Callable[[str], None],
+        warn: Callable[[str], None],
+        counted: Begin = silent,
+    ) -> PrecisionResult:
+        """Write the FP32 file `source` in the lower precision.
+
+        Args, raises: as `convert_to_fp16` and `convert_to_int8`; `counted` counts the calibration images.
+        """
+        if self.precision != "int8":
+            return convert_to_fp16(source, output, self.keep_float, progress, self.calibration)
+        assert self.calibration is not None
+        with counted("export: calibration", "images") as count:
+            return convert_to_int8(
+                source, output, self.target, self.calibration, self.keep_float, progress, warn, counted=count
+            )
+
+    def convert_from(
+        self,
+        to_fp32: ToFp32,
+        output: Path,
+        progress: Callable[[str], None],
+        warn: Callable[[str], None],
+        counted: Begin = silent,
+    ) -> PrecisionResult:
+        """Write the lower precision of an FP32 file that `to_fp32` writes; it is not kept. Otherwise as `convert`."""
+        check_model_output(output)  # before the work of the FP32 file
+        with tempfile.TemporaryDirectory() as folder:
+            exported = Path(folder) / "student.onnx"
+            to_fp32(exported)
+            return self.convert(exported, output, progress, warn, counted)
+
+
+def precision_plan(
+    precision: str = FP32,
+    target: str | None = None,
+    calibration_images: Path | None = None,
+    calibration_ann: Path | None = None,
+    calibration_count: int | None = None,
+    keep_float: Sequence[str] = (),
+    *,
+    engine: bool | None = None,
+    spelled: Callable[[str], str] = str,
+) -> PrecisionPlan:
+    """The plan that these options of an export make.
+
+    Args:
+        engine: whether an engine is built of the file; None where none can be asked for.
+        spelled: how the user writes the name of an option: messages name it so.
+
+    Raises:
+        DeployError: an option has no such value or no meaning beside the others, or one that is needed is missing.
+    """
+    for name, value, known in (("precision", precision, PRECISIONS), ("target", target, (None, *TARGETS))):
+        if value not in known:
+            choices = ", ".join(one for one in known if one)
+            raise DeployError(f"{spelled(name)} is {value!r}, expected one of {choices}")
+    if calibration_count is not None and calibration_count < 1:
+        raise DeployError(f"{spelled('calibration_count')} is {calibration_count}, expected 1 or more")
+    lower = f"{spelled('precision')} fp16 or int8"
+
+    def refuse(wanted: str, **given: object) -> None:
+        for name, value in given.items():
+            if value is not None and value != ():
+                raise DeployError(f"{spelled(name)} is for {wanted}: give that too, or leave it out")
+
+    pictures = {
+        "calibration_images": calibration_images,
+        "calibration_ann": calibration_ann,
+        "calibration_count": calibration_count,
+    }
+    if precision != "int8":
+        refuse(f"{spelled('precision')} int8", target=target)
+    if precision == FP32:
+        refuse(lower, keep_float=tuple(keep_float))
+        if not engine:
+            refuse(lower if engine is None else f"{lower}, or {spelled('format')} trt", **pictures)
+    if engine and target == "cpu":
+        raise DeployError(
+            f"{spelled('target')} cpu has int32 biases, which TensorRT refuses: leave it out with "
+            f"{spelled('format')} trt"
+        )
+    calibration = None
+    if precision == "int8" or any(value is not None for value in pictures.values()):
+        if calibration_images is None:
+            why = f"{spelled('precision')} int8 needs images to calibrate on" if precision == "int8" else "which images"
+            raise DeployError(f"{why}: give {spelled('calibration_images')}")
+        calibration = CalibrationSettings(
+            calibration_images, calibration_ann, calibration_count or CalibrationSettings.count
+        )
+    names = (keep_float,) if isinstance(keep_float, str) else tuple(keep_float)
+    return PrecisionPlan(precision, target or ("tensorrt" if engine else "cpu"), names, calibration)
