@@ -139,8 +139,8 @@ def test_stock_mmdet_loads_it_strictly(trained, name):
     model = build_detector(config.model)
     loaded = load_with_mmcv(model, str(trained / name), map_location="cpu", strict=True)
     assert loaded["meta"]["CLASSES"][0] == "circle"
-    ours = checkpoints.load_checkpoint(trained / name).state_dict
-    assert all(torch.equal(value, ours[key]) for key, value in model.state_dict().items())
+    stored = checkpoints.load_checkpoint(trained / name).state_dict
+    assert all(torch.equal(value, stored[key]) for key, value in model.state_dict().items())
 
 
 def test_a_full_disk_leaves_the_old_file_and_no_litter(tmp_path):

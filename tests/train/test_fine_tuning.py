@@ -280,9 +280,9 @@ def test_cocos_classes_are_taken_for_a_zoo_model_that_names_none_and_it_is_said(
     old, student, start = zoo_model({})
     assert start.classes_kept == ["person", "dog"]
     assert "(the file names none; mmdet's zoo says COCO)" in str(start)
-    ours, theirs = student.bbox_head.retina_cls.weight, old.bbox_head.retina_cls.weight
-    assert torch.equal(ours[0::3], theirs[0::80])
-    assert torch.equal(ours[2::3], theirs[16::80])
+    student_rows, stored_rows = student.bbox_head.retina_cls.weight, old.bbox_head.retina_cls.weight
+    assert torch.equal(student_rows[0::3], stored_rows[0::80])
+    assert torch.equal(student_rows[2::3], stored_rows[16::80])
     assert torch.equal(student.backbone.conv1.weight, old.backbone.conv1.weight)
 
 

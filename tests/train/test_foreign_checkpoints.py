@@ -86,10 +86,10 @@ def test_its_rows_are_taken_by_name(mmengine_file, sample_model):
     checkpoint = loaded(mmengine_file)
     start = Fit(model, checkpoint, ("penguin", "shark", "fish")).load(model)
     assert start.classes_kept == ["penguin", "fish"]
-    ours = model.bbox_head.retina_cls.weight.view(9, 3, 2, 3, 3)
-    theirs = checkpoint.state_dict["bbox_head.retina_cls.weight"].view(9, 3, 2, 3, 3)
-    assert torch.equal(ours[:, 0], theirs[:, 2])
-    assert torch.equal(ours[:, 2], theirs[:, 0])
+    student = model.bbox_head.retina_cls.weight.view(9, 3, 2, 3, 3)
+    stored = checkpoint.state_dict["bbox_head.retina_cls.weight"].view(9, 3, 2, 3, 3)
+    assert torch.equal(student[:, 0], stored[:, 2])
+    assert torch.equal(student[:, 2], stored[:, 0])
 
 
 def test_a_student_normalised_by_mmdet_3_is_refused_with_the_step_to_write(sample_model):
@@ -195,7 +195,7 @@ def test_a_chain_of_allowed_names_reaches_no_code(tmp_path):
         loaded(path)
 
 
-def test_every_stand_in_is_a_class_of_ours_under_the_name_of_another():
+def test_every_stand_in_is_an_inert_class_under_the_name_of_another():
     names = [f"{one.__module__}.{one.__qualname__}" for one in foreign.STAND_INS]
     assert "builtins.getattr" in names
     assert len(set(names)) == len(names)

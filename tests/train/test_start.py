@@ -43,12 +43,12 @@ def checkpoint_of(model, classes, path="old.pth", **more):
 def started(narrow_model):
     """`started(family, old classes, new classes)`: weights of the file, of the detector before and after, and Start."""
 
-    def start(family, theirs, ours, names=None, known=(), **options):
-        old = detector(narrow_model(family, classes=len(theirs), **options), 1)
-        new = detector(narrow_model(family, classes=len(ours)), 2)
+    def start(family, stored, classes, names=None, known=(), **options):
+        old = detector(narrow_model(family, classes=len(stored), **options), 1)
+        new = detector(narrow_model(family, classes=len(classes)), 2)
         before = {key: value.clone() for key, value in new.state_dict().items()}
-        checkpoint = checkpoint_of(old, theirs if names is None else names)
-        start = Fit(new, checkpoint, ours, known).load(new)
+        checkpoint = checkpoint_of(old, stored if names is None else names)
+        start = Fit(new, checkpoint, classes, known).load(new)
         return checkpoint.state_dict, before, new.state_dict(), start
 
     return start
@@ -62,7 +62,7 @@ def row_of(family, layer, classes, name, anchor):
     return anchor * len(classes) + index
 
 
-def check_rows(family, found, theirs, ours, shared):
+def check_rows(family, found, stored, classes, shared):
     """Every row of every predictor: of a shared class the file's, of any other as it was."""
     file, before, after = found
     seen = 0
@@ -70,10 +70,10 @@ def check_rows(family, found, theirs, ours, shared):
         background = ["background"] if layer.endswith("fc_cls") else []
         for key in (f"{layer}.weight", f"{layer}.bias"):
             for anchor in range(ANCHORS.get(family, 1)):
-                for name in [*ours, *background]:
-                    new = row_of(family, layer, ours, name, anchor)
+                for name in [*classes, *background]:
+                    new = row_of(family, layer, classes, name, anchor)
                     kept = name in shared or (name == "background" and bool(shared))
-                    source, row = (file, row_of(family, layer, theirs, name, anchor)) if kept else (before, new)
+                    source, row = (file, row_of(family, layer, stored, name, anchor)) if kept else (before, new)
                     assert torch.equal(after[key][new], source[key][row]), (key, anchor, name)
                     seen += after[key][new].shape[0] if isinstance(new, slice) else 1
     assert seen == sum(after[f"{layer}.{leaf}"].shape[0] for layer in PREDICTORS[family] for leaf in ("weight", "bias"))
@@ -84,7 +84,7 @@ REORDERED = ("cross", "circle", "queen", "star", "square")
 
 
 @pytest.mark.parametrize(
-    ("ours", "shared"),
+    ("classes", "shared"),
     [
         (AQUARIUM, ()),
         (BCCD, ()),
@@ -95,12 +95,12 @@ REORDERED = ("cross", "circle", "queen", "star", "square")
     ],
     ids=["aquarium, 7", "bccd, 3", "cards, 6 other names", "one shared name", "in another order", "the same"],
 )
-def test_every_row_of_a_classifier_is_kept_by_the_name_of_its_class(family, started, ours, shared):
-    *found, start = started(family, SHAPES, ours)
-    check_rows(family, found, SHAPES, ours, shared)
-    assert start.classes_kept == [name for name in ours if name in shared]
-    assert start.classes_fresh == [name for name in ours if name not in shared]
-    said = f"rows of {len(shared)} of {len(ours)} classes kept"
+def test_every_row_of_a_classifier_is_kept_by_the_name_of_its_class(family, started, classes, shared):
+    *found, start = started(family, SHAPES, classes)
+    check_rows(family, found, SHAPES, classes, shared)
+    assert start.classes_kept == [name for name in classes if name in shared]
+    assert start.classes_fresh == [name for name in classes if name not in shared]
+    said = f"rows of {len(shared)} of {len(classes)} classes kept"
     assert said in str(start)
     if not shared:
         assert f"{said}: the file's are circle, ring, square, triangle and 2 more; " in str(start)
@@ -198,9 +198,11 @@ def test_of_a_deeper_backbone_of_the_same_blocks_the_common_ones_are_taken(narro
     assert sum(part.startswith("backbone.") for part in start.fresh) == 17
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [(18, 50), (50, 18)])
-def test_a_backbone_of_other_blocks_is_refused_though_some_shapes_agree(narrow_model, family, ours, theirs):
-    old, new = (detector(narrow_model(family, depth=depth), depth) for depth in (theirs, ours))
+@pytest.mark.parametrize(("student_depth", "stored_depth"), [(18, 50), (50, 18)])
+def test_a_backbone_of_other_blocks_is_refused_though_some_shapes_agree(
+    narrow_model, family, student_depth, stored_depth
+):
+    old, new = (detector(narrow_model(family, depth=depth), depth) for depth in (stored_depth, student_depth))
     expected = new.state_dict()
     assert any(
         key.startswith("backbone.layer") and value.dim() == 4 and expected[key].shape == value.shape
@@ -224,13 +226,13 @@ def test_a_head_of_another_family_begins_afresh_and_the_files_is_left_out(narrow
     assert start.classes_kept == []
 
 
-@pytest.mark.parametrize(("ours", "fresh"), [(SHAPES, False), (CARDS, True)])
-def test_a_head_whose_classifier_is_not_known_is_taken_for_the_same_classes_only(narrow_model, ours, fresh):
+@pytest.mark.parametrize(("classes", "fresh"), [(SHAPES, False), (CARDS, True)])
+def test_a_head_whose_classifier_is_not_known_is_taken_for_the_same_classes_only(narrow_model, classes, fresh):
     old, new = (detector(narrow_model("FCOS", classes=6), seed) for seed in (1, 2))
     for one in (old, new):
         one.bbox_head.predict_what = one.bbox_head.conv_cls
         del one.bbox_head.conv_cls
-    start = Fit(new, checkpoint_of(old, SHAPES), ours).load(new)
+    start = Fit(new, checkpoint_of(old, SHAPES), classes).load(new)
     assert ("bbox_head.predict_what" in start.fresh) is fresh
     assert start.rows == ""
     assert torch.equal(new.bbox_head.predict_what.weight, old.bbox_head.predict_what.weight) is not fresh

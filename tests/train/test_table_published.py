@@ -110,21 +110,21 @@ def test_mmdet_publishes_a_student_trained_by_the_same_recipe_for_the_row_that_s
 
 def test_what_is_said_to_differ_from_the_matched_student_differs_and_nothing_else() -> None:
     (row,) = (row for row in ROWS if row.matched_student)
-    ours = load_config(REPOSITORY / "configs/cskd" / row.recipe)
-    theirs = Config.fromfile(str(SHIPPED / "gfl" / f"{row.matched_student.model}.py"))
+    recipe = load_config(REPOSITORY / "configs/cskd" / row.recipe)
+    shipped = Config.fromfile(str(SHIPPED / "gfl" / f"{row.matched_student.model}.py"))
 
-    assert (theirs.model.backbone.frozen_stages, ours.model.backbone.frozen_stages) == (1, -1)
-    assert (theirs.optimizer_config.grad_clip, ours.optimizer_config.grad_clip.max_norm) == (None, 35)
-    assert theirs.lr_config.warmup_ratio < ours.lr_config.warmup_ratio
-    for config in (ours, theirs):
+    assert (shipped.model.backbone.frozen_stages, recipe.model.backbone.frozen_stages) == (1, -1)
+    assert (shipped.optimizer_config.grad_clip, recipe.optimizer_config.grad_clip.max_norm) == (None, 35)
+    assert shipped.lr_config.warmup_ratio < recipe.lr_config.warmup_ratio
+    for config in (recipe, shipped):
         del config.model.backbone.frozen_stages
         del config.lr_config.warmup_ratio
-    assert ours.model == theirs.model
-    assert ours.optimizer == theirs.optimizer
-    assert ours.lr_config == theirs.lr_config
-    assert ours.data.samples_per_gpu == theirs.data.samples_per_gpu
-    assert ours.data.train.pipeline == theirs.data.train.pipeline
-    assert ours.data.test.pipeline == theirs.data.test.pipeline
+    assert recipe.model == shipped.model
+    assert recipe.optimizer == shipped.optimizer
+    assert recipe.lr_config == shipped.lr_config
+    assert recipe.data.samples_per_gpu == shipped.data.samples_per_gpu
+    assert recipe.data.train.pipeline == shipped.data.train.pipeline
+    assert recipe.data.test.pipeline == shipped.data.test.pipeline
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.printed_student], ids=lambda row: row.recipe)

@@ -35,8 +35,8 @@ class Operators(types.ModuleType):
 
 class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(self, name, path, target=None):
-        ours = name == "mmcv.ops" or name.startswith("mmcv.ops.")
-        return importlib.machinery.ModuleSpec(name, self, is_package=True) if ours else None
+        stands_in = name == "mmcv.ops" or name.startswith("mmcv.ops.")
+        return importlib.machinery.ModuleSpec(name, self, is_package=True) if stands_in else None
 
     def create_module(self, spec):
         return Operators(spec.name)

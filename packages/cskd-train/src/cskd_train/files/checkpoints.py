@@ -62,8 +62,8 @@ def save(path: str | Path, contents: Mapping[str, Any]) -> None:
 
 
 def load_checkpoint(path: str | Path, require_config: bool = True) -> Checkpoint:
-    """Read a detector's checkpoint: ours, mmdet's of either line, the published research code's (its distillation is
-    dropped), or the detector inside a wrapper.
+    """Read a detector's checkpoint: cskd-train's, mmdet's of either line, the published research code's (its
+    distillation is dropped), or the detector inside a wrapper.
 
     Args:
         require_config: False also takes a plain mmdet checkpoint or a bare state dict; `config`, `meta` and `metrics`
@@ -79,19 +79,19 @@ def load_checkpoint(path: str | Path, require_config: bool = True) -> Checkpoint
 def parse(contents: Mapping[str, Any], file: Path, require_config: bool = True) -> Checkpoint:
     """The detector in the contents of a checkpoint file that was read before: see `load_checkpoint`."""
     found = contents.get("meta")
-    ours = isinstance(found, Mapping) and found.get("format") == FORMAT
-    meta: Mapping[str, Any] = found if isinstance(found, Mapping) and ours else {}
-    if require_config and not ours:
+    is_own = isinstance(found, Mapping) and found.get("format") == FORMAT
+    meta: Mapping[str, Any] = found if isinstance(found, Mapping) and is_own else {}
+    if require_config and not is_own:
         raise TrainError(
             f"checkpoint {file}: it holds no config of cskd-train (a plain mmdet checkpoint, perhaps). "
             "Give its config beside it (--config), or train it with cskd-train run"
         )
-    if ours and meta.get("version") != FORMAT_VERSION:
+    if is_own and meta.get("version") != FORMAT_VERSION:
         raise TrainError(
             f"checkpoint {file}: format version {meta.get('version')!r}, this program reads {FORMAT_VERSION}: "
             "install the cskd-train that wrote it"
         )
-    weights, remarks = _weights(contents, file)
+    weights, notes = _weights(contents, file)
     return Checkpoint(
         state_dict=weights,
         config=dict(meta.get("config", {})),
@@ -99,12 +99,12 @@ def parse(contents: Mapping[str, Any], file: Path, require_config: bool = True) 
         metrics=meta.get("metrics", {}),
         meta=meta,
         path=file,
-        remarks=remarks,
+        remarks=notes,
     )
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """The raw contents of a checkpoint file, ours or any other, without running anything in it.
+    """The raw contents of a checkpoint file, whoever wrote it, without running anything in it.
 
     Objects that training programs store beside the weights come as `foreign.Inert`, which is none of them.
 
@@ -161,7 +161,7 @@ def sha256(path: str | Path) -> str:
 
 
 def weights_of(contents: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    """The weights inside any checkpoint: under `state_dict` (mmdet's and ours) or `model`, or the whole file.
+    """The weights inside any checkpoint: under `state_dict` (mmdet's and cskd-train's) or `model`, or the whole file.
 
     Their keys are a stock detector's, or those of a part of one: see `foreign.unwrap` and `to_stock_keys`.
 
@@ -176,8 +176,8 @@ def _weights(contents: Mapping[str, Any], path: Path) -> tuple[dict[str, Tensor]
     if not isinstance(weights, Mapping) or not weights or not all(isinstance(v, Tensor) for v in weights.values()):
         keys = ", ".join(map(str, list(contents)[:5])) or "none"
         raise TrainError(f"checkpoint {path}: holds no weights (keys: {keys}); expected a state_dict of tensors")
-    found, remarks = unwrap({str(key): value for key, value in weights.items()})
-    return to_stock_keys(found), remarks
+    found, notes = unwrap({str(key): value for key, value in weights.items()})
+    return to_stock_keys(found), notes
 
 
 def _classes_of(meta: Any) -> tuple[str, ...]:

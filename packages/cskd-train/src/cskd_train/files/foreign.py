@@ -64,22 +64,22 @@ def unwrap(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str,
     Returns:
         The weights, and what was left out, a line each.
     """
-    remarks: list[str] = []
-    found = _without_averages(dict(weights), remarks)
+    notes: list[str] = []
+    found = _without_averages(dict(weights), notes)
     while prefix := next((one for one in _PREFIXES if _is_wrapped(found, one)), None):
         inside = {key.removeprefix(prefix): value for key, value in found.items() if key.startswith(prefix)}
         others = sorted({key.partition(".")[0] for key in found if not key.startswith(prefix)})
         if others:
             beside = len(found) - len(inside)
-            remarks.append(f"{beside} tensors beside {prefix.rstrip('.')} left out: {', '.join(others[:5])}")
+            notes.append(f"{beside} tensors beside {prefix.rstrip('.')} left out: {', '.join(others[:5])}")
         found = inside
-    return found, tuple(remarks)
+    return found, tuple(notes)
 
 
-def _without_averages(weights: dict[str, Tensor], remarks: list[str]) -> dict[str, Tensor]:
+def _without_averages(weights: dict[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
     copies = {f"ema_{key.replace('.', '_')}" for key in weights} & weights.keys()
     if copies:
-        remarks.append(f"{len(copies)} averaged copies left out: ema_...")
+        notes.append(f"{len(copies)} averaged copies left out: ema_...")
     return {key: value for key, value in weights.items() if key not in copies}
 
 
@@ -117,7 +117,7 @@ _LAYOUTS = (
 
 def layout_of(keys: Any) -> str | None:
     """What a state dict of another program is, by its keys, and what to do with it; None where it is not known."""
-    for pattern, said in _LAYOUTS:
+    for pattern, layout in _LAYOUTS:
         if any(re.match(pattern, key) for key in keys):
-            return f"by its keys it is {said}"
+            return f"by its keys it is {layout}"
     return None

@@ -90,11 +90,11 @@ def started_student(
 
 
 def _other_images(cfg: Any, checkpoint: Checkpoint) -> str | None:
-    """Whether the weights were trained on images that are normalised otherwise, where a config of theirs is at hand."""
-    theirs: Any = checkpoint.config
+    """Whether the weights were trained on images that are normalised otherwise, where their config is at hand."""
+    trained_with: Any = checkpoint.config
     if cfg.load_from.startswith(MMDET_PREFIX):
-        theirs = load_config(cfg.load_from)
-    before, now = Normalization.of_config(theirs), Normalization.of_config(cfg)
+        trained_with = load_config(cfg.load_from)
+    before, now = Normalization.of_config(trained_with), Normalization.of_config(cfg)
     if before is None or now is None or before == now:
         return None
     return f"load_from was trained on other images than this run gives it: write {before.as_step()} in the pipelines"
@@ -129,8 +129,8 @@ class Fit:
     ) -> None:
         self._expected = {key: value for key, value in model.state_dict().items() if not _is_count(key)}
         self._weights = checkpoint.state_dict
-        self._path, self._remarks = checkpoint.path, checkpoint.remarks
-        self.ours, self.theirs = tuple(classes), checkpoint.classes or tuple(known)
+        self._path, self._notes = checkpoint.path, checkpoint.remarks
+        self.classes, self.stored_classes = tuple(classes), checkpoint.classes or tuple(known)
         self._assumed = not checkpoint.classes and bool(known)
         self._heads = _class_heads(model)
         self._knows_classifier = any(self._head_of(key) is not None for key in self._expected)
@@ -151,11 +151,11 @@ class Fit:
         """Whether nothing of the backbone needs weights from elsewhere."""
         return not any(part.startswith("backbone.") for part in self.faults)
 
-    def _fault(self, ours: list[str], theirs: list[str]) -> str | None:
-        """Why a part cannot be taken."""
-        if not theirs:
+    def _fault(self, expected: list[str], stored: list[str]) -> str | None:
+        """Why a part cannot be taken, by its keys in the detector and in the file."""
+        if not stored:
             return "not in the file"
-        for key in ours:
+        for key in expected:
             if key not in self._weights:
                 return f"{key} is not in the file"
             # The rows of a classifier are compared one by one, later on.
@@ -163,7 +163,7 @@ class Fit:
             shapes = self._weights[key].shape, self._expected[key].shape
             if len(shapes[0]) != len(shapes[1]) or shapes[0][inner] != shapes[1][inner]:
                 return f"{key.rpartition('.')[2]} {_size(shapes[0])} in the file, {_size(shapes[1])} here"
-        extra = [key for key in theirs if key not in self._expected]
+        extra = [key for key in stored if key not in self._expected]
         return f"the file has {extra[0]} too" if extra else None
 
     def _check_backbone(self, model: nn.Module, parts: Mapping[str, list[str]]) -> None:
@@ -172,9 +172,9 @@ class Fit:
         if not own or any(part not in self.faults for part in blocks):
             return
         layout = layout_of(self._weights)
-        told = _some(f"{part}: {self.faults[part]}" for part in blocks)
+        faults = _some(f"{part}: {self.faults[part]}" for part in blocks)
         raise TrainError(
-            f"load_from {self._path}: nothing of the backbone of this {type(model).__name__} fits ({told}). "
+            f"load_from {self._path}: nothing of the backbone of this {type(model).__name__} fits ({faults}). "
             + (
                 layout[0].upper() + layout[1:]
                 if layout
@@ -196,10 +196,11 @@ class Fit:
     def load(self, model: nn.Module) -> Start:
         """Take what fits into the detector, which has been initialised by now."""
         start = Start(str(self._path), tensors=len(self._expected), fresh=dict(self.faults))
-        start.left_out = dict.fromkeys(self._remarks, "")
+        start.left_out = dict.fromkeys(self._notes, "")
         start.left_out |= dict.fromkeys(self._unknown, "not in this detector")
         own = model.state_dict()  # shares memory with the model
-        pairs = [(index, self.theirs.index(name)) for index, name in enumerate(self.ours) if name in self.theirs]
+        stored = self.stored_classes
+        pairs = [(index, stored.index(name)) for index, name in enumerate(self.classes) if name in stored]
         kept = False
         refused = next((f"{part}: {why}" for part, why in self.faults.items() if self._head_of(f"{part}.weight")), "")
         for key in self.whole:
@@ -208,7 +209,7 @@ class Fit:
             if head is not None:
                 why = self._rows_refused(key, head)
                 if why is None and pairs:
-                    _take_rows(own[key], self._weights[key], _rows(head, part, pairs, len(self.theirs)))
+                    _take_rows(own[key], self._weights[key], _rows(head, part, pairs, len(self.stored_classes)))
                     kept = True
                 else:
                     refused = why or refused
@@ -223,10 +224,10 @@ class Fit:
             start.taken += 1
         for key in self._counts(own):
             own[key].copy_(self._weights[key])
-        kept = kept or (not self._knows_classifier and self.ours == self.theirs)
-        names = [self.ours[index] for index, _ in pairs] if kept else []
-        start.classes_kept, start.classes_fresh = names, [name for name in self.ours if name not in names]
-        start.rows = self._rows_said(start, refused)
+        kept = kept or (not self._knows_classifier and self.classes == self.stored_classes)
+        names = [self.classes[index] for index, _ in pairs] if kept else []
+        start.classes_kept, start.classes_fresh = names, [name for name in self.classes if name not in names]
+        start.rows = self._rows_summary(start, refused)
         return start
 
     def _counts(self, own: Mapping[str, Tensor]) -> list[str]:
@@ -234,35 +235,35 @@ class Fit:
         return [key for key in own if _is_count(key) and key in self._weights and key.rpartition(".")[0] in layers]
 
     def _rows_refused(self, key: str, head: Any) -> str | None:
-        if not self.theirs:
+        if not self.stored_classes:
             return "the file names no classes"
-        if head.num_classes != len(self.ours):
-            return f"the head has {head.num_classes} classes, the data {len(self.ours)}"
+        if head.num_classes != len(self.classes):
+            return f"the head has {head.num_classes} classes, the data {len(self.classes)}"
         layer = key.rpartition(".")[0].rpartition(".")[2]
-        rows, width = self._weights[key].shape[0], _width(head, layer, len(self.theirs))
-        groups = self._expected[key].shape[0] // _width(head, layer, len(self.ours))
+        rows, width = self._weights[key].shape[0], _width(head, layer, len(self.stored_classes))
+        groups = self._expected[key].shape[0] // _width(head, layer, len(self.classes))
         if rows != groups * width:
-            return f"{rows} rows in the file, expected {groups} x {width} for its {len(self.theirs)} classes"
+            return f"{rows} rows in the file, expected {groups} x {width} for its {len(self.stored_classes)} classes"
         return None
 
     def _foreign_classes(self, part: str) -> bool:
         """Whether a part is of a head whose classifier is not known here, and classes differ."""
         path = next((path for path in self._heads if part.startswith(f"{path}.")), None)
-        if path is None or self.ours == self.theirs:
+        if path is None or self.classes == self.stored_classes:
             return False
         return not any(f"{path}.{name}.weight" in self._expected for name in _CLASSIFIERS)
 
-    def _rows_said(self, start: Start, refused: str) -> str:
+    def _rows_summary(self, start: Start, refused: str) -> str:
         if not self._knows_classifier:
             return ""  # taken whole or not at all
-        total = f"of {len(self.ours)} classes"
+        total = f"of {len(self.classes)} classes"
         assumed = " (the file names none; mmdet's zoo says COCO)" if self._assumed else ""
         if start.classes_kept:
             fresh = f", fresh for {_some(start.classes_fresh)}" if start.classes_fresh else ""
             return (
                 f"rows of {len(start.classes_kept)} {total} kept by name ({_some(start.classes_kept)}){fresh}{assumed}"
             )
-        why = refused or f"the file's are {_some(self.theirs)}"
+        why = refused or f"the file's are {_some(self.stored_classes)}"
         return f"rows of 0 {total} kept: {why}{assumed}"
 
 
@@ -283,15 +284,19 @@ def _width(head: Any, layer: str, classes: int) -> int:
     return classes if getattr(head, "use_sigmoid_cls", False) else classes + 1
 
 
-def _rows(head: Any, part: str, pairs: Sequence[tuple[int, int]], theirs: int) -> tuple[Tensor, Tensor, int, int]:
-    """Rows of the model and of the file that stand for the same, within one group, and how many a group has in each."""
+def _rows(head: Any, part: str, pairs: Sequence[tuple[int, int]], stored: int) -> tuple[Tensor, Tensor, int, int]:
+    """Rows of the model and of the file that stand for the same, within one group, and how many a group has in each.
+
+    Args:
+        stored: classes of the file.
+    """
     layer = part.rpartition(".")[2]
-    widths = _width(head, layer, head.num_classes), _width(head, layer, theirs)
+    widths = _width(head, layer, head.num_classes), _width(head, layer, stored)
     indices = torch.tensor(pairs)
     if layer == "fc_reg":
         rows = (indices.unsqueeze(2) * 4 + torch.arange(4)).transpose(1, 2).reshape(-1, 2)
     elif widths[0] > head.num_classes:
-        rows = torch.cat([indices, torch.tensor([[head.num_classes, theirs]])])
+        rows = torch.cat([indices, torch.tensor([[head.num_classes, stored]])])
     else:
         rows = indices
     return rows[:, 0], rows[:, 1], *widths
@@ -299,11 +304,11 @@ def _rows(head: Any, part: str, pairs: Sequence[tuple[int, int]], theirs: int) -
 
 def _take_rows(target: Tensor, source: Tensor, rows: tuple[Tensor, Tensor, int, int]) -> None:
     """Copy rows of every group; a group is an anchor: mmdet's channels go anchor by anchor, in each class by class."""
-    ours, theirs, width, their_width = rows
+    model_rows, file_rows, width, file_width = rows
     groups = target.shape[0] // width
     with torch.no_grad():
-        grouped = source.reshape(groups, their_width, *source.shape[1:])
-        target.view(groups, width, *target.shape[1:])[:, ours] = grouped[:, theirs].to(target)
+        grouped = source.reshape(groups, file_width, *source.shape[1:])
+        target.view(groups, width, *target.shape[1:])[:, model_rows] = grouped[:, file_rows].to(target)
 
 
 def _by_part(keys: Iterable[str]) -> dict[str, list[str]]:

@@ -75,18 +75,18 @@ def inherit(student: nn.Module, teacher: nn.Module) -> Inheritance:
         student: a stock mmdet detector; it is changed.
         teacher: a detector of the same family with its weights loaded.
     """
-    ours = student.state_dict()  # shares memory with the student
+    own = student.state_dict()  # shares memory with the student
     copied, skipped = [], []
     for key, value in teacher.state_dict().items():
         if not _is_inherited(key):
             continue
-        if key not in ours:
+        if key not in own:
             skipped.append(f"{key}: {tuple(value.shape)} in the teacher, not in the student")
-        elif ours[key].shape != value.shape:
-            skipped.append(f"{key}: {tuple(value.shape)} in the teacher, {tuple(ours[key].shape)} in the student")
+        elif own[key].shape != value.shape:
+            skipped.append(f"{key}: {tuple(value.shape)} in the teacher, {tuple(own[key].shape)} in the student")
         else:
             with torch.no_grad():
-                ours[key].copy_(value)
+                own[key].copy_(value)
             copied.append(key)
     return Inheritance(tuple(copied), tuple(skipped))
 
