@@ -1,4 +1,4 @@
-"""The Python interpreters of this machine, by minor version: of `CSKD_PYTHONS`, the path or pyenv."""
+"""The Python interpreters of this machine, by minor version (of `CSKD_PYTHONS`, the path or pyenv); environments."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+REPOSITORY = Path(__file__).parents[2]
 MINORS = (10, 11, 12, 13)
 
 
@@ -38,3 +39,28 @@ def _version(python: Path) -> str:
     except OSError:
         return ""
     return done.stdout.strip()
+
+
+def run(python: Path, *arguments: object, path: str = "") -> str:
+    """What an interpreter prints, with the folders of `path` alone beside its own packages."""
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    command = [str(python), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1000, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def edge_environment(folder: Path, python: Path, extra: str, *more: str) -> Path:
+    """The interpreter of a new environment with the edge packages alone, copies of them.
+
+    Args:
+        extra: of cskd-deploy, the runtime: `ort` or `ort-gpu`.
+        more: further requirements.
+    """
+    for name in ("cskd-data", "cskd-deploy"):  # copies: building leaves nothing in the repository
+        ignore = shutil.ignore_patterns("*.egg-info", "build")
+        shutil.copytree(REPOSITORY / "packages" / name, folder / name, ignore=ignore)
+    run(python, "-m", "venv", folder / "environment")
+    binary = folder / "environment" / "bin" / "python"
+    run(binary, "-m", "pip", "install", "-q", *more, folder / "cskd-data", f"{folder / 'cskd-deploy'}[{extra}]")
+    return binary

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,11 +16,10 @@ import pytest
 
 from tests.deploy.students import student_config, write_checkpoint
 
-from .interpreters import MINORS, interpreter
+from .interpreters import MINORS, REPOSITORY, edge_environment, interpreter, run
 
 pytestmark = [pytest.mark.reliability, pytest.mark.timeout(1800)]
 
-REPOSITORY = Path(__file__).parents[2]
 ARITHMETIC = REPOSITORY / "tests" / "deploy" / "arithmetic.py"
 SAMPLES = REPOSITORY / "tests" / "deploy" / "files_0_1_0"
 PICTURES = SAMPLES / "images"  # one is lying, one upright
@@ -42,15 +40,6 @@ class Edge(NamedTuple):
         return run(self.python, "-c", DEPLOY, *arguments)
 
 
-def run(python: Path, *arguments: object, path: str = "") -> str:
-    """What an interpreter prints, with the folders of `path` alone beside its own packages."""
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    command = [str(python), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1000, env=environment)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def here(*arguments: object) -> str:
     """What this interpreter prints with the packages that this process has."""
     return run(Path(sys.executable), *arguments, path=os.environ.get("PYTHONPATH", ""))
@@ -68,12 +57,7 @@ def edge(request, tmp_path_factory) -> Edge:
     minor, numpy = request.param
     python = python_of(minor)
     folder = tmp_path_factory.mktemp(f"edge3{minor}")
-    for name in ("cskd-data", "cskd-deploy"):  # copies: building leaves nothing in the repository
-        ignore = shutil.ignore_patterns("*.egg-info", "build")
-        shutil.copytree(REPOSITORY / "packages" / name, folder / name, ignore=ignore)
-    run(python, "-m", "venv", folder / "environment")
-    binary = folder / "environment" / "bin" / "python"
-    run(binary, "-m", "pip", "install", "-q", numpy, folder / "cskd-data", f"{folder / 'cskd-deploy'}[ort]")
+    binary = edge_environment(folder, python, "ort", numpy)
     listed = json.loads(run(binary, "-m", "pip", "list", "--format=json", "--disable-pip-version-check"))
     versions = {entry["name"].lower(): entry["version"] for entry in listed}
     assert versions["numpy"].startswith("1.") == (numpy == "numpy<2")
