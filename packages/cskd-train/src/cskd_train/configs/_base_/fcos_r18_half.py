@@ -1,0 +1,3 @@
+# FCOS with a ResNet-18 backbone and the neck that fits it, of half width.
+_base_ = ["fcos_r50_half.py"]
+model = dict(backbone=dict(depth=18, style="pytorch"), neck=dict(in_channels=[32, 64, 128, 256]))
