@@ -236,3 +236,20 @@ def agreed(world, config, settings, machines):
     agree_on_broken(cfg, ("train", "val"), world)
     normal = build_split(cfg, "train").normal
     return {"left_out": [fault.split()[1] for fault in normal.left_out.values()], "decoded": len(looked)}
+
+
+def teacher_checked(world, config, root, alone, images, seconds=60.0):
+    """What each process finds out about the teacher of a config, beside a finished run of the student alone."""
+    from cskd_train.engine.preflight import check_teacher
+    from cskd_train.files.config import config_to_data
+
+    cfg = load_config(config, {"data_root": str(root)})
+    parts = build_parts(cfg, 0, world, "unused", lambda line: None)
+    parts.trained.teacher = None  # nothing is stored: the student is evaluated too
+    bounds = {"images": images, "seconds": seconds}
+    found = check_teacher(parts.trained, parts.validation, world, alone, config_to_data(cfg), **bounds)
+    return {
+        "images": found.images,
+        "teacher": found.mean_average_precision,
+        "student": found.student_mean_average_precision,
+    }

@@ -25,7 +25,7 @@ CONFIGS = Path(__file__).parents[2] / "configs" / "_base_"
 TINY = Path(__file__).parent / "tiny_retinanet.py"
 BACKBONE = {"base_channels": 8, "norm_eval": False, "init_cfg": None}
 STEPS = 14  # of a small run: 7 batches of 2 images, two epochs
-TIMES = ("time", "data_time", "training_seconds", "data_seconds", "earlier_seconds")
+TIMES = ("time", "data_time", "training_seconds", "data_seconds", "earlier_seconds", "seconds")
 DISTILL = {
     "RetinaNet": {"pyramid": {"full": (1, 0.5), "roi": (1, 0.5)}, "tower": {"cls": (1, 0.5)}, "assistant": True},
     "FasterRCNN": {"pyramid": {"full": (2, 0.25)}, "roi": {"features_student": (3, 0.5), "fc": (0.5, 2)}},
@@ -117,16 +117,18 @@ def train(options, stop_after=None, number=signal.SIGTERM):
 
 
 def log(work_dir):
-    """Every number of the log that does not measure time."""
+    """Every number of the log that does not measure time, from the first step on."""
     return [
-        {key: value for key, value in record.items() if key not in TIMES} for record in read_log(work_dir / "log.jsonl")
+        {key: value for key, value in record.items() if key not in TIMES}
+        for record in read_log(work_dir / "log.jsonl")
+        if record["mode"] != "teacher"
     ]
 
 
 def last(work_dir):
     """`last.pth`, without times and paths."""
     contents = checkpoints.read(work_dir / "last.pth")
-    for times in (contents["run"], contents["records"]["sums"]):
+    for times in (contents["run"], contents["records"]["sums"], contents["meta"].get("teacher", {})):
         for name in TIMES:
             times.pop(name, None)
     contents["meta"].pop("config")

@@ -83,6 +83,19 @@ def test_the_table_names_every_weight_of_the_plan():
     assert {field.name for field in dataclasses.fields(DistillPlan)} >= set(plans)
 
 
+def test_the_plan_knows_the_weight_of_every_term():
+    plan = DistillPlan.parse({"teacher": {"checkpoint": "-"}, **plan_of(**{"pyramid.roi": (3, 4), "roi.fc": (5, 6)})})
+    for family, terms in TERMS.items():
+        for term in terms:
+            weight = next((weight for weight, scaled in SCALES.items() if term in scaled), "assistant")
+            assert plan.weighed_by(term)[0] == weight.removesuffix(".weight"), (family, term)
+    assert plan.weighed_by("pyramid_roi") == ("pyramid.roi", (3.0, 4.0))
+    assert plan.weighed_by("roi_fc") == ("roi.fc", (5.0, 6.0))
+    assert plan.weighed_by("prediction_cls") == ("prediction", (1.0, 0.5))
+    assert plan.weighed_by("roi_assistant_cls") == ("assistant", None)
+    assert [plan.weighed_by(own) for own in ("cls", "bbox", "centerness", "dfl", "rpn_cls", "rpn_bbox")] == [None] * 6
+
+
 @pytest.mark.parametrize(("family", "weight"), OF_FAMILY)
 def test_a_weight_of_zero_takes_out_its_own_terms_and_no_other(narrow_model, terms_of, family, weight):
     published = terms_of(narrow_model, family)

@@ -165,6 +165,25 @@ class DistillPlan:
         merged: DistillPlan = parse_dataclass(cls, _with_preset(data, PRESETS[plan.preset]), "distill")
         return merged
 
+    def weighed_by(self, term: str) -> tuple[str, WeightPair | None] | None:
+        """The key of the plan that weighs a term, and the pair it sets.
+
+        Args:
+            term: a name out of what the distiller returns, such as `pyramid_fg`.
+
+        Returns:
+            None for a term that is none of a distiller's; no pair for the assistant's terms, which are in or out.
+
+        Example:
+            >>> DistillPlan.parse(dict(teacher=dict(checkpoint="t.pth"))).weighed_by("pyramid_fg")
+            ('pyramid.region', (1.0, 0.5))
+        """
+        key = next((key for prefix, key in _WEIGHED_BY.items() if term.startswith(prefix)), None)
+        if key is None:
+            return None
+        pair = _at(self, "prediction.weight" if key == "prediction" else key)
+        return key, pair if isinstance(pair, tuple) else None
+
     def refuse_unused(self, detector: str, used: frozenset[str]) -> None:
         """Refuse a setting that the student's family would silently ignore.
 
@@ -190,6 +209,25 @@ SPECIFIC = (
     "assistant.scores_times_centerness",
 )
 """Keys that only some families have a use for."""
+
+
+_WEIGHED_BY = {
+    "pyramid_roi": "pyramid.roi",
+    "pyramid_fg": "pyramid.region",
+    "pyramid_bg": "pyramid.region",
+    "pyramid": "pyramid.full",
+    "tower_cls": "tower.cls",
+    "tower_reg": "tower.reg",
+    "tower_rpn": "tower.rpn",
+    "prediction_": "prediction",
+    "assistant_": "assistant",
+    "roi_features_student": "roi.features_student",
+    "roi_features_teacher": "roi.features_teacher",
+    "roi_fc": "roi.fc",
+    "roi_prediction_": "roi.prediction",
+    "roi_assistant_": "assistant",
+}
+"""How the name of a term begins -> the key that weighs it, the longer beginning first."""
 
 
 def _with_preset(data: Mapping[str, Any], preset: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import shlex
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from cskd_data.results import COCO_METRICS
@@ -43,6 +47,9 @@ class RunResult:
     images: Mapping[str, int] = field(default_factory=dict)  # by split
     skipped_images: Mapping[str, int] = field(default_factory=dict)  # by split, beside `images`: they cannot be used
     start: Mapping[str, Any] = field(default_factory=dict)  # what was taken from load_from, and what not
+    teacher: Mapping[str, Any] = field(default_factory=dict)  # what it was before the first step: engine.preflight
+    baseline: Mapping[str, Any] = field(default_factory=dict)  # the student alone: work_dir, seed, bbox_mAP of its best
+    improving: bool | None = None  # whether mAP still rose at the end; None where it cannot be told
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
@@ -64,3 +71,107 @@ class RunResult:
             + (f", {self.skipped_steps} steps skipped (float16 overflow)" if self.skipped_steps else "")
         )
         return "\n".join(rows)
+
+
+FEWEST_EVALUATIONS = 4
+RISES, LEVEL = 0.002, 0.01  # of mAP in [0, 1], over the evaluations that are looked at
+
+
+def still_improving(values: Sequence[float]) -> bool | None:
+    """Whether mAP was rising at the end of a run, above its own noise.
+
+    A line is fitted (least squares) to the last quarter of the evaluations, to four at least. It rises where its slope
+    is more than two standard errors above zero and it gains 0.2 points of mAP over these evaluations; it is level where
+    a slope of two standard errors more would gain less than a point.
+
+    Args:
+        values: mAP in [0, 1] of each evaluation, in their order.
+
+    Returns:
+        None where it cannot be told: fewer than four evaluations, or too much noise.
+
+    Example:
+        >>> still_improving([0.1, 0.14, 0.17, 0.21]), still_improving([0.2, 0.201, 0.2, 0.2])
+        (True, False)
+        >>> still_improving([0.2, 0.26, 0.22, 0.24]) is None
+        True
+    """
+    if len(values) < FEWEST_EVALUATIONS:
+        return None
+    last = values[-max(FEWEST_EVALUATIONS, math.ceil(len(values) / 4)) :]
+    places, steps = range(len(last)), len(last) - 1
+    slope, first = statistics.linear_regression(places, last)
+    residual = sum((value - first - slope * place) ** 2 for place, value in zip(places, last, strict=True))
+    spread = sum((place - steps / 2) ** 2 for place in places)
+    error = math.sqrt(residual / (len(last) - 2) / spread)
+    if slope > 2 * error and slope * steps >= RISES:
+        return True
+    return False if (slope + 2 * error) * steps < LEVEL else None
+
+
+def next_steps(result: RunResult) -> list[str]:
+    """What to make of a finished run: sentences on how it compares, and on whether more epochs would help.
+
+    mAP is compared on the whole validation split only, best with best. What is not known for it is not mentioned.
+    """
+    sentences = _comparison(result) if result.distilled and result.best else []
+    if result.improving:
+        sentences.append(f"mAP was still rising at the end; more epochs: {prolonged(result)}")
+    elif result.improving is False:
+        sentences.append("mAP was no longer rising: more epochs of this schedule would bring little")
+    return sentences
+
+
+def _comparison(result: RunResult) -> list[str]:
+    ours, alone = result.best["bbox_mAP"], result.baseline.get("bbox_mAP")
+    teacher = result.teacher.get("val_bbox_mAP")
+    compared, sentences = [], []
+    if alone is not None:
+        seed = result.baseline["seed"]
+        folder = result.baseline["work_dir"] + (f", seed {seed}" if seed != result.seed else "")
+        compared.append(f"{_points(ours - alone)} the student alone ({alone:.4f}, {folder})")
+    if teacher is not None:
+        compared.append(f"{_points(ours - teacher)} its teacher ({teacher:.4f})")
+    if compared:
+        sentences.append(f"mAP {ours:.4f} on val: {', '.join(compared)}")
+    if alone is None:
+        sentences.append(f"what the distillation brings is seen beside the student alone: {without_teacher(result)}")
+    elif ours < alone:
+        sentences.append(
+            "the distillation has not helped here: try a better teacher, or lower what has the largest share of the "
+            "loss (share_... in log.jsonl); other seeds say how much of the difference is chance"
+        )
+    return sentences
+
+
+def _points(difference: float) -> str:
+    """`2.1 points above`, of a difference of mAP in [0, 1]."""
+    return f"{abs(100 * difference):.1f} points {'above' if difference >= 0 else 'below'}"
+
+
+def prolonged(result: RunResult) -> str:
+    """The command that goes on with a finished run for half as many epochs again."""
+    epochs = result.epochs + max(result.epochs // 2, 1)
+    return shlex.join([*_words(result, ("--epochs",), "runner.max_epochs="), "--resume", "--epochs", str(epochs)])
+
+
+def without_teacher(result: RunResult) -> str:
+    """The command that trains the student of a distilled run alone, in a folder beside it."""
+    words = _words(result, ("--teacher", "--teacher-checkpoint", "--work-dir"), "distill")
+    return shlex.join([*words, "--set", "distill=None", "--work-dir", f"{Path(result.work_dir)}_alone"])
+
+
+def _words(result: RunResult, options: Sequence[str], setting: str) -> list[str]:
+    """The command of a run as typed, or one like it, without some options and without `--set` of some settings."""
+    default = ["cskd-train", "run", result.config, "--work-dir", result.work_dir]
+    words = iter(shlex.split(result.command) or default)
+    kept: list[str] = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name in (*options, "--set"):
+            value = value if equals else next(words, "")
+            if name == "--set" and not value.startswith(setting):
+                kept += ["--set", value]
+        elif word not in ("--resume", "--overwrite"):
+            kept.append(word)
+    return kept

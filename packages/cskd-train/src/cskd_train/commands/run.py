@@ -140,6 +140,7 @@ def _run(options: Any, console: Any) -> None:
     from cskd_train.engine.dry_run import dry_run
     from cskd_train.engine.run import run
     from cskd_train.engine.workdir import WorkDir
+    from cskd_train.results import RunResult, next_steps
 
     outcome = dry_run(options, console) if options.dry_run else run(options, console)
     if not is_main_process():
@@ -153,6 +154,8 @@ def _run(options: Any, console: Any) -> None:
     if not options.dry_run and best.exists():
         words = ["cskd-deploy", "export", "--checkpoint", str(best), "--output", str(best.with_name("student.onnx"))]
         click.echo(f"  export it: {shlex.join(words)}")
+    for sentence in next_steps(outcome) if isinstance(outcome, RunResult) else ():
+        click.echo(f"  {sentence}")
 
 
 def _overrides(

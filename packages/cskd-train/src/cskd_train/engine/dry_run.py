@@ -18,10 +18,12 @@ from cskd_train.engine.distributed import joined
 from cskd_train.engine.prepare import RunOptions, explained_failures, stopped_at_start
 from cskd_train.engine.run import Run
 from cskd_train.engine.signals import stop_on_signals
-from cskd_train.engine.step import StepReport
+from cskd_train.engine.step import DECAY, WARMUP, StepReport
 from cskd_train.results import skipped_images
 
 STEPS = 2
+IMAGES, SECONDS = 8, 10.0
+"""The most validation images that the teacher is evaluated on, and about how long that may take."""
 
 
 def dry_run(options: RunOptions, console: Console) -> str:
@@ -39,6 +41,7 @@ def dry_run(options: RunOptions, console: Console) -> str:
         run = Run(options, world, stop, console if world.is_main else Console(quiet=True))
         if not run.begin():
             return f"{options.work_dir}: this run is finished already; there is nothing to do"
+        run.check_teacher(IMAGES, SECONDS)
         runner = run.parts.runner
         runner.drop_loggers()
         run.parts.trained.train()
@@ -86,6 +89,9 @@ def _plan(run: Run, reports: list[StepReport], seconds: float) -> Iterable[tuple
     elif run.start:
         yield "starts from", f"last.pth; {run.options.config} began from {run.start['source']}"
     yield "student", f"{trained:.2f} M parameters trained, {frozen:.2f} M frozen"
+    if cfg.get("ema") is not None:
+        decay, warmup = ({"decay": DECAY, "warmup": WARMUP, **cfg.ema}[key] for key in ("decay", "warmup"))
+        yield "EMA", f"decay {decay:g}, warmup {warmup}; the average of the weights is evaluated and kept"
     if parts.distiller is not None:
         teacher: Any = parts.distiller.teacher
         yield "distillation", f"{_count(parts.distiller, True):.2f} M parameters trained beside it"

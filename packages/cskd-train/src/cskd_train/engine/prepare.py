@@ -52,6 +52,11 @@ def say(console: Console, line: str) -> None:
     console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+def warn(console: Console, line: str) -> None:
+    """Print a line as a warning that must not be missed: in red, where there are colours."""
+    console.print(f"warning: {line}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+
+
 def prepare(options: RunOptions, say: Say, look: bool = True) -> tuple[Config, WorkDir]:
     """Read the config, and check it, the work dir, the data and the files of weights, before anything is built.
 

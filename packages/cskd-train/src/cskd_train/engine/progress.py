@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from cskd_train.engine.records import Record
+from cskd_train.engine.terms import DISTILLATION, SHARE
 
 _NOT_LOSS_TERMS = ("mode", "epoch", "iter", "lr", "time", "data_time", "grad_norm", "skipped", "loss")
 
@@ -52,7 +53,8 @@ class TimeLeft:
 
 
 class ProgressDisplay:
-    """Shows epoch, step, loss terms, mAP so far, learning rate, share of the time spent on data, and time left.
+    """Shows epoch, step, loss terms and the share of the distillation, mAP so far, learning rate, share of the time
+    spent on data, and time left.
 
     A sink of records for the numbers; `step` moves the bar. On a terminal the display is live; elsewhere it is a line
     for each tenth of an epoch.
@@ -107,10 +109,12 @@ class ProgressDisplay:
 
     def train(self, record: Record) -> None:
         self._time_left.trained(record["iter"], record["time"])
-        terms = " ".join(f"{name} {value:.3g}" for name, value in record.items() if name not in _NOT_LOSS_TERMS)
+        shown = (name for name in record if name not in _NOT_LOSS_TERMS and not name.startswith(SHARE))
+        terms = " ".join(f"{name} {record[name]:.3g}" for name in shown)
+        distilled = f", {record[DISTILLATION]:.0%} of it distillation" if DISTILLATION in record else ""
         best = f"best mAP {self._best:.4f}  " if self._best is not None else ""
         self._numbers = (
-            f"{self._time_left} left  loss {record['loss']:.4f}  {best}lr {record['lr']:.2e}  "
+            f"{self._time_left} left  loss {record['loss']:.4f}{distilled}  {best}lr {record['lr']:.2e}  "
             f"{record['time']:.2f} s/step, data {record['data_time'] / max(record['time'], 1e-9):.0%}  ({terms})"
         )
         if not self._console.is_terminal and self._inner * 10 // self._steps > self._tenths_shown:

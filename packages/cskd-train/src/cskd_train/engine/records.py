@@ -26,7 +26,10 @@ class Sink(Protocol):
     """Takes the records of a run. Epochs and steps (`iter`) count from 1."""
 
     def train(self, record: Record) -> None:
-        """Averages of some steps: epoch, iter (of the whole run), lr, time and data_time (seconds), loss terms."""
+        """Averages of some steps: epoch, iter (of the whole run), lr, time and data_time (seconds), loss terms.
+
+        Of a distilled run also each term's share of the loss (`share_TERM`, see `engine.terms`).
+        """
 
     def validation(self, record: Record) -> None:
         """An evaluation: epoch, iter, COCO metrics."""
@@ -40,9 +43,13 @@ class Recorder:
 
     No average spans two epochs, and a checkpoint holds the sums under way, so that a resumed run writes the records of
     an uninterrupted one.
+
+    Attributes:
+        derived: gives more numbers of a record out of its averages.
     """
 
     def __init__(self, interval: int, sinks: Iterable[Sink]) -> None:
+        self.derived: Callable[[Mapping[str, float]], Mapping[str, float]] = lambda averages: {}
         self.interval = interval
         self.sinks = tuple(sinks)
         self.sums: dict[str, float] = {}
@@ -56,6 +63,7 @@ class Recorder:
         if position.inner % self.interval and not end_of_epoch:
             return
         averages = {name: total / self.counts[name] for name, total in self.sums.items()}
+        averages |= self.derived(averages)
         self.sums, self.counts = {}, {}
         for sink in self.sinks:
             sink.train({"mode": "train", "epoch": position.epoch + 1, "iter": position.step, "lr": lr, **averages})
@@ -91,6 +99,10 @@ class JsonLines:
 
     def validation(self, record: Record) -> None:
         self.train(record)
+
+    def before_training(self, record: Record) -> None:
+        """What was found out before the first step."""
+        self.train({**record, "epoch": 0, "iter": 0})
 
     def close(self) -> None:
         if self._pending:

@@ -14,6 +14,7 @@ from cskd_data.errors import DataError
 from cskd_train.engine.loader import Position, TrainLoader
 from cskd_train.engine.records import Recorder, RunState
 from cskd_train.engine.step import AveragedStudent, NotFinite, TrainStep
+from cskd_train.engine.terms import DistilledTerms
 from cskd_train.engine.workdir import WorkDir
 from cskd_train.errors import TrainError
 from cskd_train.files import checkpoints
@@ -29,6 +30,7 @@ class Trained:
     loader: TrainLoader
     state: RunState
     recorder: Recorder
+    terms: DistilledTerms | None = None  # None without a distiller
 
     @property
     def average(self) -> AveragedStudent | None:
@@ -90,6 +92,8 @@ class Saver:
         }
         if one.distiller is not None:
             contents["distiller"] = one.distiller.state_dict()
+        if one.terms is not None:
+            contents["terms"] = one.terms.state_dict()
         if one.average is not None:
             contents["average"] = one.average.state_dict()
             contents["student"] = _weights(one.student)
@@ -147,6 +151,11 @@ class Resumption:
     def start(self) -> dict[str, Any]:
         """What the run started from (see `mm.start`); nothing in a file of before there was this."""
         return dict(self._checkpoint.meta.get("start") or {})
+
+    @property
+    def teacher(self) -> dict[str, Any]:
+        """What was found out about the teacher before the first step (see `preflight`); nothing in an older file."""
+        return dict(self._checkpoint.meta.get("teacher") or {})
 
     @property
     def images_per_step(self) -> int:
@@ -209,6 +218,8 @@ class Resumption:
                 f"{self._checkpoint.path} does not fit this config's distillation or optimizer: {error}. "
                 "Resume with the config of the run"
             ) from error
+        if trained.terms is not None:
+            trained.terms.load_state_dict(contents.get("terms", {}))
         records = contents.get("records", {"sums": {}, "counts": {}})
         trained.recorder.sums, trained.recorder.counts = dict(records["sums"]), dict(records["counts"])
 

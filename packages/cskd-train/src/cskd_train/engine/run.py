@@ -13,12 +13,14 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 
+from cskd_core.distiller import Distiller
 from cskd_data.files import write_json
 from cskd_train.engine.build import SPLITS, Parts, agree_on_broken, build_parts, download
 from cskd_train.engine.device import device_name, keep_freed_memory
 from cskd_train.engine.distributed import SharedError, World, is_launched, is_restart, joined
 from cskd_train.engine.evaluate import EvaluationStopped, evaluate
 from cskd_train.engine.loader import Position
+from cskd_train.engine.preflight import IMAGES, SECONDS, TeacherCheck, check_teacher, find_student_alone
 from cskd_train.engine.prepare import (
     RunOptions,
     described,
@@ -27,16 +29,20 @@ from cskd_train.engine.prepare import (
     say,
     seed_of,
     stopped_at_start,
+    warn,
     way_on,
 )
 from cskd_train.engine.progress import ProgressDisplay
-from cskd_train.engine.records import JsonLines, Recorder, RunState, TensorBoard, forget_after, versions
+from cskd_train.engine.records import JsonLines, Recorder, RunState, TensorBoard, forget_after, read_log, versions
 from cskd_train.engine.resume import Resumption, Saver, Trained, flat
 from cskd_train.engine.signals import Interrupted, StopRequest, stop_on_signals
 from cskd_train.engine.step import NotFinite
+from cskd_train.engine.terms import DistilledTerms
 from cskd_train.files import checkpoints
 from cskd_train.files.config import config_to_data
-from cskd_train.results import RunResult
+from cskd_train.mm.detector import DistilledDetector
+from cskd_train.results import RunResult, still_improving
+from cskd_train.tables.work_dirs import FinishedRun
 
 _ADVICE = (
     "Lower the learning rate (--set optimizer.lr=...), clip gradients "
@@ -112,16 +118,19 @@ class Run:
         world, work_dir = self.world, self.work_dir
         if not self.begin():
             return RunResult(**json.loads(work_dir.result.read_text(encoding="utf-8")))
-        self.saver = Saver(self.trained, work_dir, self._meta(), lambda line: say(self.console, f"warning: {line}"))
-        self.saver.saved = self.position if self.position.step else None
-        self.stop.deferred = True
         try:
             with explained_failures(self.stop):
+                self._look_at_teacher()
+                self.saver = Saver(self.trained, work_dir, self._meta(), self._warning)
+                self.saver.saved = self.position if self.position.step else None
+                self.stop.deferred = True  # until here a signal ends the run at once
                 self.display.start()
                 self._train_epochs()
         except NotFinite as error:
             raise SharedError(f"{error}. {self._kept()}. {_ADVICE}") from error
         except Interrupted as error:
+            if not self.stop.deferred:
+                raise
             way = way_on(self.options, self.saver.saved)
             raise Interrupted(f"{error}; {way}", error.signal_number) from None
         finally:
@@ -131,6 +140,39 @@ class Run:
         if world.is_main:
             write_json(work_dir.result, result.to_dict())
         return result
+
+    def check_teacher(self, images: int = IMAGES, seconds: float = SECONDS) -> TeacherCheck | None:
+        """Evaluate the teacher on some validation images before the first step of a run, and say what was found.
+
+        Returns:
+            None for a run that is plain, goes on, or has no validation split; where the teacher cannot be evaluated.
+        """
+        trained, validation = self.parts.trained, self.parts.validation
+        if not isinstance(trained, DistilledDetector) or validation is None or self.position.step:
+            return None
+        check = check_teacher(
+            trained, validation, self.world, self._student_alone(), self.config_data, images=images, seconds=seconds
+        )
+        if isinstance(check, str):
+            self._warning(check)
+            return None
+        say(self.console, str(check))
+        for warning in check.warnings:
+            warn(self.console, warning)
+        return check
+
+    def _look_at_teacher(self) -> None:
+        if check := self.check_teacher():
+            self.teacher = check.to_dict()
+            if self.world.is_main:
+                self.log.before_training({"mode": "teacher", **self.teacher})
+
+    def _student_alone(self) -> FinishedRun | None:
+        images = len(self.parts.validation or ())
+        return find_student_alone(self.work_dir.root, self.config_data, self.seed, images, self.world)
+
+    def _warning(self, line: str) -> None:
+        say(self.console, f"warning: {line}")
 
     def _train_epochs(self) -> None:
         """Every epoch is saved before it is evaluated, and again with what the evaluation found."""
@@ -165,6 +207,9 @@ class Run:
             self.display.step()
             self.trained.state.skipped += report.skipped
             self.trained.recorder.step(position, values, lr, end_of_epoch)
+            if self.trained.terms is not None:
+                for remark in self.trained.terms.step(values, position.step, end_of_epoch):
+                    warn(self.console, remark)
             runner.after_step(values, parts.loader.images_per_step)
             if report.stop:
                 self.saver.last(self.position, required=True)
@@ -210,6 +255,7 @@ class Run:
         tell = partial(say, self.console)
         parts = build_parts(cfg, self.seed, world, str(work_dir.root), tell, resumption is not None)
         self.start = parts.start.to_dict() if parts.start else resumption.start if resumption else {}
+        self.teacher = resumption.teacher if resumption else {}
         loader, images = parts.loader, parts.loader.images_per_step
         if resumption:
             resumption.check_epoch(loader)
@@ -218,7 +264,10 @@ class Run:
             state = RunState(images)
         interval = (cfg.get("log_config") or {}).get("interval", 50)
         recorder = Recorder(min(interval, max(len(loader) // 10, 1)), [state] if world.is_main else [])
-        self.trained = Trained(parts.student, parts.distiller, parts.step, loader, state, recorder)
+        terms = DistilledTerms(parts.distiller.plan) if isinstance(parts.distiller, Distiller) else None
+        if terms is not None:
+            recorder.derived = terms.shares
+        self.trained = Trained(parts.student, parts.distiller, parts.step, loader, state, recorder, terms)
         epochs, best = cfg.runner.max_epochs, state.best.get("bbox_mAP")
         self.display = ProgressDisplay(self.console, epochs, len(loader), step, best, self._interval)
         if resumption:
@@ -241,8 +290,9 @@ class Run:
         else:
             work_dir.clear()
         write_json(work_dir.config, self.config_data)
-        warn = partial(say, self.console)
-        recorder.sinks += (JsonLines(work_dir.log, warn), TensorBoard(work_dir.tensorboard, step, warn), self.display)
+        tell = partial(say, self.console)
+        self.log = JsonLines(work_dir.log, tell)
+        recorder.sinks += (self.log, TensorBoard(work_dir.tensorboard, step, tell), self.display)
 
     def _meta(self) -> dict[str, Any]:
         """What every checkpoint of the run says."""
@@ -255,11 +305,19 @@ class Run:
             "versions": versions(),
             "distilled": self.parts.distiller is not None,
             "start": self.start,
+            "teacher": self.teacher,
         }
 
     def _kept(self) -> str:
         saved = self.saver.saved
         return f"last.pth still holds {described(saved)}" if saved else "Nothing had been saved yet"
+
+    def _baseline(self) -> dict[str, Any]:
+        """The student alone as it stands beside a distilled run at its end, for `result.json`."""
+        alone = self._student_alone() if self.parts.distiller is not None and self.parts.validation else None
+        if alone is None:
+            return {}
+        return {"work_dir": str(alone.folder), "seed": alone.seed, "bbox_mAP": alone.best / 100}
 
     def _result(self) -> RunResult:
         state = self.trained.state
@@ -284,5 +342,8 @@ class Run:
             command=self.options.command,
             started=self.started,
             start=self.start,
+            teacher=self.teacher,
+            baseline=self._baseline(),
+            improving=still_improving([one["bbox_mAP"] for one in read_log(self.work_dir.log) if one["mode"] == "val"]),
             versions=versions(),
         )

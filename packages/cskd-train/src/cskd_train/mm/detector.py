@@ -18,7 +18,7 @@ from cskd_train.mm.families import family_of
 from cskd_train.mm.fit import check_fit, keep_classes, match_classes
 from cskd_train.mm.normalization import Normalization, renormalize
 from cskd_train.mm.plain import build_detector, init_weights
-from cskd_train.mm.teacher import build_teacher, inherit
+from cskd_train.mm.teacher import Teacher, build_teacher, inherit
 
 
 def build_student(cfg: Any, note: Callable[[str], None] = lambda line: None) -> nn.Module:
@@ -72,7 +72,7 @@ def build_distilled(student: nn.Module, cfg: Any, device: str | torch.device) ->
                 "the teacher sees the images as the student does"
             )
     distiller = Distiller(student, teacher.model, family, plan)
-    return DistilledDetector(student, distiller, normalizations, remarks).to(device)
+    return DistilledDetector(student, distiller, normalizations, remarks, teacher).to(device)
 
 
 class DistilledDetector(nn.Module):
@@ -83,6 +83,7 @@ class DistilledDetector(nn.Module):
         distiller: built on this very student.
         normalizations: of the student's images and of the teacher's; None gives both the same tensor.
         remarks: for the user, on how the two were fitted together.
+        teacher: what the distiller's teacher was built from; None where it was not built from files.
     """
 
     def __init__(
@@ -91,12 +92,18 @@ class DistilledDetector(nn.Module):
         distiller: Distiller,
         normalizations: tuple[Normalization, Normalization] | None = None,
         remarks: Sequence[str] = (),
+        teacher: Teacher | None = None,
     ) -> None:
         super().__init__()
         self.student = student
         self.distiller = distiller
         self.remarks = tuple(remarks)
+        self.teacher = teacher
         self._normalizations = normalizations
+
+    def taught_by(self) -> TeacherAsDetector:
+        """The teacher as a detector of its own, on images as the student's pipeline gives them."""
+        return TeacherAsDetector(self.distiller.teacher.detector, self._normalizations)
 
     def forward(
         self, img: Tensor, img_metas: list[dict[str, Any]], own_weight: float = 1, **targets: Any
@@ -136,6 +143,40 @@ def weighted(losses: Mapping[str, Any], weight: float) -> dict[str, Any]:
         else [one * weight for one in value]
         for name, value in losses.items()
     }
+
+
+class TeacherAsDetector(nn.Module):
+    """A teacher as the distiller has it, classes mapped and images normalised for it, in the test form of a detector.
+
+    Args:
+        detector: a stock mmdet detector; it stays as it is.
+        normalizations: of the images that come in, and of those that the detector is given; None leaves them.
+    """
+
+    def __init__(self, detector: nn.Module, normalizations: tuple[Normalization, Normalization] | None = None) -> None:
+        super().__init__()
+        self.detector = detector
+        self._normalizations = normalizations
+        self.eval()
+
+    @property
+    def can_detect(self) -> bool:
+        """Whether the config of the detector says how boxes are made of its outputs: teaching needs no such thing."""
+        return bool(getattr(self.detector, "test_cfg", None))
+
+    def forward(self, img: list[Tensor], img_metas: list[list[dict[str, Any]]], **arguments: Any) -> Any:
+        """As the forward of `mmdet.models.detectors.BaseDetector` in test mode.
+
+        Args:
+            img: (B, 3, H, W) of each view of the images, in the normalisation of the student's pipeline.
+            img_metas: of each view, of each image.
+        """
+        if self._normalizations:
+            views = zip(img, img_metas, strict=True)
+            img = [
+                renormalize(view, *self._normalizations, [m["img_shape"][:2] for m in metas]) for view, metas in views
+            ]
+        return self.detector(img=img, img_metas=img_metas, **arguments)
 
 
 HEADS = ("bbox_head", "rpn_head", "roi_head.bbox_head")

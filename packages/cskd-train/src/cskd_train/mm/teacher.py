@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,6 +27,8 @@ class Teacher:
     classes: tuple[str, ...] | None
     normalization: Normalization | None
     remarks: tuple[str, ...] = ()  # on what of the checkpoint was left out
+    metrics: Mapping[str, float] = field(default_factory=dict)  # COCO's, in [0, 1], on the validation split of `config`
+    config: Mapping[str, Any] = field(default_factory=dict)  # as the checkpoint has it; empty in a plain one of mmdet
 
 
 def build_teacher(plan: TeacherPlan) -> Teacher:
@@ -47,7 +51,8 @@ def build_teacher(plan: TeacherPlan) -> Teacher:
     load_weights(teacher, checkpoint)
     classes = checkpoint.classes or classes_of((cfg.get("data") or {}).get("train"))
     remarks = tuple(f"the teacher's checkpoint: {remark}" for remark in checkpoint.remarks)
-    return Teacher(teacher, classes or None, Normalization.of_config(cfg), remarks)
+    normalization = Normalization.of_config(cfg)
+    return Teacher(teacher, classes or None, normalization, remarks, checkpoint.metrics, checkpoint.config)
 
 
 _HEADS = ("bbox_head.", "rpn_head.", "roi_head.")

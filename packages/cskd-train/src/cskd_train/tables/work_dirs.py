@@ -19,8 +19,8 @@ from cskd_train.tables.measured import Measurement, Spread, UnreadableError
 RESULT, CONFIG = "result.json", "config.json"
 # What makes the student that a run trains: where one of these differs, two runs are not compared.
 _RECIPE_KEYS = (
-    "model", "data", "optimizer", "optimizer_config", "lr_config", "momentum_config", "runner", "fp16", "custom_hooks",
-    "load_from",
+    "model", "data", "optimizer", "optimizer_config", "auto_scale_lr", "lr_config", "momentum_config", "runner",
+    "accumulate", "amp", "fp16", "ema", "custom_hooks", "load_from",
 )  # fmt: skip
 _FREE_DATA_KEYS = ("workers_per_gpu", "test")  # change nothing of the student nor of its mAP on `val`
 _SPLIT_KEYS = ("type", "data_root", "ann_file", "img_prefix", "classes", "dataset", "datasets")
@@ -38,6 +38,7 @@ class FinishedRun:
     config: Mapping[str, Any]
     best: float
     last: float
+    images: int | None = None  # of the validation split; None where the run does not say
 
     @property
     def student(self) -> str:
@@ -63,8 +64,7 @@ class FinishedRun:
     @property
     def validation(self) -> str:
         """Equal for runs that were evaluated on the same images."""
-        split = self.config["data"]["val"]
-        return json.dumps({key: split[key] for key in _SPLIT_KEYS if key in split}, sort_keys=True)
+        return validation_of(self.config)
 
     @property
     def annotations(self) -> str:
@@ -81,6 +81,14 @@ class FinishedRun:
             folder = Path(self.annotations).parent
             root = folder.parent if folder.name == "annotations" else folder
         return Path(root).name if root else "unnamed"
+
+
+def validation_of(config: Mapping[str, Any]) -> str:
+    """Equal for configs of runs that are evaluated on the same images; empty for one without a validation split."""
+    split = (config.get("data") or {}).get("val")
+    if not isinstance(split, Mapping):
+        return ""
+    return json.dumps({key: split[key] for key in _SPLIT_KEYS if key in split}, sort_keys=True)
 
 
 def find_in_work_dirs(folders: Iterable[Path], warn: Callable[[str], None]) -> list[Measurement]:
@@ -136,6 +144,7 @@ def load_run(folder: Path) -> FinishedRun:
         raise UnreadableError(f"{file}: not the result of a run: no 'config' and 'best'")
     if not result["best"]:
         raise UnreadableError(f"{file}: the run was never evaluated, so it has no mAP")
+    images = result.get("images")
     config_file = folder / CONFIG
     config = measured.mapping(measured.read_json(config_file), str(config_file))
     data = measured.mapping(config.get("data"), f"{config_file}, data")
@@ -151,6 +160,7 @@ def load_run(folder: Path) -> FinishedRun:
         config=config,
         best=measured.points(result["best"], f"{file}, best"),
         last=measured.points(result.get("last"), f"{file}, last"),
+        images=images.get("val") if isinstance(images, Mapping) else None,
     )
 
 

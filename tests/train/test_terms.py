@@ -1,0 +1,141 @@
+"""The terms of a distilled run: each one's share, and those that do nothing or too much, said once."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from cskd_core.plan import DistillPlan
+from cskd_train.engine import terms
+from cskd_train.engine.records import read_log
+from cskd_train.engine.signals import Interrupted
+from cskd_train.engine.terms import DistilledTerms
+from cskd_train.files import checkpoints
+
+from .runs import train
+
+USUAL = {"loss_cls": 1.0, "loss_bbox": 0.5, "loss_pyramid": 3.0, "loss_tower_cls": 1.5, "loss": 6.0, "grad_norm": 9.0}
+
+
+def watch(**distill):
+    return DistilledTerms(DistillPlan.parse({"teacher": {"checkpoint": "-"}, **distill}))
+
+
+def remarks_of(watched, steps, **values):
+    """What is said over so many steps that report these terms."""
+    terms = {**USUAL, **values}
+    return [remark for step in range(1, steps + 1) for remark in watched.step(terms, step, step == steps)]
+
+
+def test_the_shares_of_all_terms_are_one_and_the_distillers_are_added_up():
+    shares = watch().shares(USUAL)
+    assert shares == {
+        "share_cls": pytest.approx(1 / 6),
+        "share_bbox": pytest.approx(1 / 12),
+        "share_pyramid": 0.5,
+        "share_tower_cls": 0.25,
+        "share_distillation": 0.75,
+    }
+    assert watch().shares({**USUAL, "loss": 0.0}) == {}
+
+
+def test_terms_as_they_should_be_are_not_named():
+    assert remarks_of(watch(), 12) == []
+    assert remarks_of(watch(), 12, loss_pyramid=14.9) == []
+
+
+def test_a_term_that_is_zero_all_the_time_is_named_with_its_key():
+    (remark,) = remarks_of(watch(), 12, loss_pyramid_roi=0.0)
+    assert remark.startswith("loss_pyramid_roi was exactly zero in all of the first 12 steps: distill.pyramid.roi ")
+    assert "--set 'distill.pyramid.roi=(0, 0)'" in remark
+    (remark,) = remarks_of(watch(), 1, loss_assistant_reg=0.0)
+    assert "in all of the first step: distill.assistant" in remark
+    assert "--set distill.assistant=None" in remark
+
+
+def test_a_term_that_was_once_more_than_zero_or_is_meant_to_be_zero_is_not_named():
+    watched = watch()
+    assert watched.step({**USUAL, "loss_pyramid_roi": 1e-9}, 1, False) == []
+    assert watched.step({**USUAL, "loss_pyramid_roi": 0.0}, 2, True) == []
+    assert remarks_of(watch(pyramid={"roi": (0, 0)}), 12, loss_pyramid_roi=0.0) == []
+
+
+def test_a_term_beyond_ten_times_the_detectors_own_loss_is_named_with_its_weight():
+    (remark,) = remarks_of(watch(tower={"cls": (20, 5)}), 12, loss_tower_cls=30.0)
+    assert remark.startswith("loss_tower_cls is 20 times the detector's own loss over the first 12 steps (30 and 1.5)")
+    assert remark.endswith("lower distill.tower.cls, which is (20.0, 5.0)")
+    assert "leave it out: --set distill.assistant=None" in remarks_of(watch(), 12, loss_assistant_cls=16.0)[0]
+
+
+def test_a_hundred_steps_are_looked_at_and_nothing_is_said_twice():
+    watched = watch()
+    quiet = [watched.step({**USUAL, "loss_pyramid": 0.0}, step, False) for step in range(1, 100)]
+    assert quiet == [[]] * 99
+    assert len(watched.step({**USUAL, "loss_pyramid": 0.0}, 100, False)) == 1
+    later = [watched.step({**USUAL, "loss_pyramid": 0.0}, step, step % 50 == 0) for step in range(101, 301)]
+    assert later == [[]] * 200
+
+
+def test_what_was_taken_in_goes_through_a_checkpoint():
+    first, second = watch(), watch()
+    for step in range(1, 51):
+        first.step({**USUAL, "loss_pyramid": 100.0}, step, False)
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    found = [remark for step in range(51, 101) for remark in second.step({**USUAL, "loss_pyramid": 0.0}, step, False)]
+    assert len(found) == 1
+    assert "(50 and 1.5)" in found[0]
+    third = watch()
+    third.load_state_dict(second.state_dict())
+    assert third.step({**USUAL, "loss_pyramid": 0.0}, 101, True) == []
+
+
+def test_a_run_that_began_without_this_is_not_judged_in_its_middle():
+    watched = watch()
+    watched.load_state_dict({})
+    assert remarks_of(watched, 12, loss_pyramid=0.0) == []
+
+
+# In a run
+
+
+@pytest.fixture
+def everything_outweighs(monkeypatch):
+    """Every term of the distillation is named, after five steps."""
+    monkeypatch.setattr(terms, "OUTWEIGHS", 0)
+    monkeypatch.setattr(terms, "WATCHED", 5)
+
+
+def test_shares_are_in_the_log_in_tensorboard_and_on_the_console(small_runs, tmp_path):
+    _, said = train(small_runs.options(tmp_path, distilled=True, settings={"runner.max_epochs": 1}))
+    records = [one for one in read_log(tmp_path / "log.jsonl") if one["mode"] == "train"]
+    for record in records:
+        own = record["loss_cls"] + record["loss_bbox"]
+        assert record["share_distillation"] == pytest.approx(1 - own / record["loss"], rel=1e-5)
+        assert record["share_pyramid"] == pytest.approx(record["loss_pyramid"] / record["loss"])
+        assert f"loss {record['loss']:.4f}, {record['share_distillation']:.0%} of it distillation  " in said
+    assert "share_" not in said
+    events = EventAccumulator(str(tmp_path / "tf_logs"))
+    events.Reload()
+    drawn = [event.value for event in events.Scalars("train/share_distillation")]
+    assert drawn == [pytest.approx(record["share_distillation"]) for record in records]
+
+
+def test_a_plain_run_has_no_shares(trained):
+    assert not any(key.startswith("share_") for record in read_log(trained / "log.jsonl") for key in record)
+    assert "terms" not in checkpoints.read(trained / "last.pth")
+
+
+@pytest.mark.parametrize("stopped_after", [2, 8], ids=["before the verdict", "after it"])
+def test_a_resumed_run_says_what_it_has_to_say_of_its_terms_once(
+    small_runs, tmp_path, everything_outweighs, stopped_after
+):
+    options = small_runs.options(tmp_path, distilled=True)
+    outcome, first = train(options, stop_after=stopped_after)
+    assert isinstance(outcome, Interrupted)
+    _, second = train(replace(options, resume=True))
+    counts = [said.count("warning: loss_pyramid is ") for said in (first, second)]
+    assert counts == ([0, 1] if stopped_after == 2 else [1, 0])
+    assert "over the first 5 steps" in first + second
