@@ -7,9 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from cskd_train.engine.records import read_log
 from cskd_train.errors import TrainError
-from cskd_train.files.config import config_from_data, config_to_data, load_config
+from cskd_train.files.config import config_from_data, config_to_data, config_to_json, load_config, refuse_lost_tuples
 from cskd_train.files.overrides import parse_overrides
+
+from .runs import differences
 
 
 @pytest.fixture
@@ -230,6 +233,45 @@ def test_a_config_survives_the_way_into_a_checkpoint_and_back(tiny_config):
     assert back.optimizer.lr == 1.0
     assert config_to_data(config_from_data(data)) == data
     json.dumps(data)
+
+
+def test_a_config_survives_the_way_into_json_and_back(tiny_config, tmp_path):
+    cfg = config_to_data(load_config(tiny_config, {"optimizer.betas": (0.9, 0.99)}))
+    written = json.dumps(config_to_json(cfg))
+    (tmp_path / "config.json").write_text(written)
+    read = config_to_data(load_config(tmp_path / "config.json"))
+    assert differences(read, cfg) == []
+    assert type(read["data"]["train"]["pipeline"][2]["img_scale"]) is tuple
+    (tmp_path / "child.py").write_text("_base_ = ['config.json']\noptimizer = dict(betas=3)\n")
+    child = config_to_data(load_config(tmp_path / "child.py"))
+    assert differences(child, {**cfg, "optimizer": {**cfg["optimizer"], "betas": 3}}) == []
+
+
+def test_a_size_in_a_list_is_refused_with_what_to_write(write_config, tiny_config, tmp_path):
+    def refusal(file):
+        with pytest.raises(TrainError) as error:
+            refuse_lost_tuples(load_config(file))
+        return str(error.value)
+
+    refuse_lost_tuples(load_config(tiny_config))
+    cfg = config_to_data(load_config(tiny_config))
+    message = refusal(write_config(json.dumps(cfg), "config.json"))
+    assert (
+        "config.json: train_pipeline.2.img_scale = [128, 128] is a list, mmdet wants a tuple; JSON has none" in message
+    )
+    assert "give the config that the run was made from" in message
+    cfg["train_pipeline"][2]["img_scale"] = [(128, 128), [128, 96]]
+    message = refusal(write_config("\n".join(f"{key} = {value!r}" for key, value in cfg.items())))
+    assert message.endswith("train_pipeline.2.img_scale = [128, 96] is a list, mmdet wants a tuple; write (128, 96)")
+
+
+def test_a_run_can_be_made_from_the_config_of_another(train_tiny, trained, tmp_path):
+    code, _, err = train_tiny(tmp_path / "w", config=trained / "config.json")
+    assert code == 0, err
+    runs = [read_log(folder / "log.jsonl") for folder in (trained, tmp_path / "w")]
+    assert [one["loss"] for one in runs[0] if one["mode"] == "train"] == [
+        one["loss"] for one in runs[1] if one["mode"] == "train"
+    ]
 
 
 def test_a_value_that_is_not_data_is_refused():

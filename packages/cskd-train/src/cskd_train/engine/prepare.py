@@ -23,7 +23,7 @@ from cskd_train.engine.resume import Resumption
 from cskd_train.engine.signals import Interrupted, StopRequest
 from cskd_train.engine.workdir import WorkDir
 from cskd_train.errors import TrainError
-from cskd_train.files.config import load_config
+from cskd_train.files.config import load_config, refuse_lost_tuples
 from cskd_train.files.downloads import fetch, local_file
 from cskd_train.files.settings import check_settings
 
@@ -69,6 +69,7 @@ def prepare(options: RunOptions, say: Say, look: bool = True) -> tuple[Config, W
     """
     cfg = load_config(options.config, options.overrides)
     notes = check_settings(cfg)
+    refuse_lost_tuples(cfg)
     work_dir = WorkDir(options.work_dir)
     if options.checkpoint_every is not None and options.checkpoint_every < 1:
         raise TrainError(f"--checkpoint-every {options.checkpoint_every}: expected a number of steps, at least 1")

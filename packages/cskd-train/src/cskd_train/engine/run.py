@@ -39,7 +39,7 @@ from cskd_train.engine.signals import Interrupted, StopRequest, stop_on_signals
 from cskd_train.engine.step import NotFinite
 from cskd_train.engine.terms import DistilledTerms
 from cskd_train.files import checkpoints
-from cskd_train.files.config import config_to_data
+from cskd_train.files.config import config_to_data, config_to_json
 from cskd_train.mm.detector import DistilledDetector
 from cskd_train.results import RunResult, still_improving
 from cskd_train.tables.work_dirs import FinishedRun
@@ -289,7 +289,7 @@ class Run:
             work_dir.sweep()
         else:
             work_dir.clear()
-        write_json(work_dir.config, self.config_data)
+        write_json(work_dir.config, config_to_json(self.config_data))
         tell = partial(say, self.console)
         self.log = JsonLines(work_dir.log, tell)
         recorder.sinks += (self.log, TensorBoard(work_dir.tensorboard, step, tell), self.display)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,12 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     """
     file, overrides = resolve_config_path(path), dict(overrides or {})
     config = read_config(file)
-    data, rest = config_to_data(config), overrides
+    data, rest = _with_tuples(config_to_data(config)), overrides
     chain = read_chain(file)
     if chain is not None:
-        data, rest = set_once(data, chain, overrides, lambda bound: config_to_data(read_config(file, bound)))
+        data, rest = set_once(
+            data, chain, overrides, lambda bound: _with_tuples(config_to_data(read_config(file, bound)))
+        )
     apply_overrides(data, rest)
     data = resolve_references(data)
     follow_classes(data, chain, overrides)
@@ -62,6 +64,77 @@ def _plain(value: Any, path: str) -> Any:
         f"config key {path} holds {type(value).__name__} {value!r}; expected plain data "
         "(dict, list, tuple, text, number, boolean, None)"
     )
+
+
+_TUPLES = "tuples_as_lists"
+
+
+def config_to_json(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What `config_to_data` gave, for a JSON file that `load_config` reads as the same config.
+
+    JSON has no tuples, and mmdet tells them from lists (`img_scale`): where they were stands in a key of its own.
+    """
+    return {**data, _TUPLES: list(_tuples(data, ""))}
+
+
+def _tuples(value: Any, path: str) -> Iterator[str]:
+    """The dotted keys of all tuples, each after what it holds."""
+    items = (
+        value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, (list, tuple)) else ()
+    )
+    for key, item in items:
+        yield from _tuples(item, f"{path}.{key}" if path else str(key))
+    if isinstance(value, tuple):
+        yield path
+
+
+def _with_tuples(data: dict[str, Any]) -> dict[str, Any]:
+    """The config of a file that `config_to_json` made; any other as it is. What is no list any more stays as it is."""
+    paths = data.pop(_TUPLES, None)
+    for path in paths if isinstance(paths, list) else ():
+        *parents, last = str(path).split(".")
+        holder: Any = data
+        for key in parents:
+            holder = _item(holder, key)
+        if isinstance(found := _item(holder, last), list):
+            holder[int(last) if isinstance(holder, list) else last] = tuple(found)
+    return data
+
+
+def refuse_lost_tuples(cfg: Config) -> None:
+    """Refuse a config with the size of images in a list: mmdet, which wants a tuple, refuses it without a word.
+
+    Raises:
+        TrainError: names the first such size, and what to write.
+    """
+    place, size = next(_lists_of_size(dict(cfg.items()), ""), ("", None))
+    if size is None:
+        return
+    way = f"write ({', '.join(map(str, size))})"
+    if str(cfg.filename).endswith(".json"):
+        way = (
+            "JSON has none. A run of an earlier version has written this file, perhaps: give the config that the run "
+            "was made from (the command is in result.json beside it)"
+        )
+    raise TrainError(f"config {cfg.filename}: {place} = {size} is a list, mmdet wants a tuple; {way}")
+
+
+def _lists_of_size(value: Any, path: str) -> Iterator[tuple[str, list[Any]]]:
+    """The dotted key and the value of each `img_scale` that is a list of numbers, or holds one."""
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        where = f"{path}.{key}" if path else str(key)
+        if key == "img_scale" and isinstance(item, list):
+            yield from ((where, one) for one in (item, *item) if isinstance(one, list) and isinstance(one[0], int))
+        else:
+            yield from _lists_of_size(item, where)
+
+
+def _item(holder: Any, key: str) -> Any:
+    """What a dict or a list has at a key; None where it has nothing."""
+    if isinstance(holder, list):
+        return holder[int(key)] if key.isdecimal() and int(key) < len(holder) else None
+    return holder.get(key) if isinstance(holder, dict) else None
 
 
 def config_from_data(data: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Config:
