@@ -97,7 +97,7 @@ def notes(folder, rank):
 def curve(work_dir):
     """Every number of the log that does not measure time."""
     lines = (work_dir / "log.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in ("time", "data_time")} for line in lines]
+    return [{k: v for k, v in json.loads(line).items() if k not in ("time", "data_time", "seconds")} for line in lines]
 
 
 def wait_for(path, process, seconds=100):

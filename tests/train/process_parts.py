@@ -239,14 +239,18 @@ def agreed(world, config, settings, machines):
 
 
 def teacher_checked(world, config, root, alone, images, seconds=60.0):
-    """What each process finds out about the teacher of a config, beside a finished run of the student alone."""
+    """What each process finds out about the teacher of a config, beside a finished run of the student alone.
+
+    Args:
+        seconds: that the main process has; the others have all the time there is.
+    """
     from cskd_train.engine.preflight import check_teacher
     from cskd_train.files.config import config_to_data
 
     cfg = load_config(config, {"data_root": str(root)})
     parts = build_parts(cfg, 0, world, "unused", lambda line: None)
     parts.trained.teacher = None  # nothing is stored: the student is evaluated too
-    bounds = {"images": images, "seconds": seconds}
+    bounds = {"images": images, "seconds": seconds if world.is_main else float("inf")}
     found = check_teacher(parts.trained, parts.validation, world, alone, config_to_data(cfg), **bounds)
     return {
         "images": found.images,

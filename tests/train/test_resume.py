@@ -15,7 +15,7 @@ from cskd_train.files import checkpoints
 def curve(work_dir):
     """Every number of the log that does not measure time."""
     return [
-        {name: value for name, value in record.items() if name not in ("time", "data_time")}
+        {name: value for name, value in record.items() if name not in ("time", "data_time", "seconds")}
         for record in read_log(work_dir / "log.jsonl")
     ]
 

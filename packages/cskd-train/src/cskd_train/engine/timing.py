@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from cskd_train.engine.distributed import joined
-from cskd_train.engine.loader import end_workers, evaluation_loader, to_device
+from cskd_train.engine.loader import evaluation_loader, to_device
 from cskd_train.engine.prepare import RunOptions, explained_failures, stopped_at_start
 from cskd_train.engine.run import Run
 from cskd_train.engine.signals import stop_on_signals
@@ -108,11 +108,10 @@ def _evaluation_seconds(run: Run) -> float:
     if split is None:
         return 0.0
     model, device = run.parts.student.eval(), run.world.device
-    batches = iter(evaluation_loader(split, 0))
+    images = range(min(len(split), 1 + IMAGES))
     with torch.no_grad():
-        for number, batch in enumerate(islice(batches, 1 + IMAGES)):
-            if number == min(1, len(split) - 1):  # the first is slower
+        for number, batch in enumerate(evaluation_loader(split, images, 0)):
+            if number == min(1, len(images) - 1):  # the first is slower
                 began, first = time.perf_counter(), number
             model(return_loss=False, rescale=True, **to_device(batch, device))
-    end_workers(batches)
-    return (time.perf_counter() - began) / (number + 1 - first) * len(split)
+    return (time.perf_counter() - began) / (len(images) - first) * len(split)
