@@ -245,6 +245,24 @@ def test_measuring_leaves_nothing_and_says_how_long(project, no_deploy, monkeypa
     assert all(cost["steps"] == 6 and cost["evaluation"] > 0 for cost in costs.values())
 
 
+def test_pictures_without_labels_are_labelled_by_the_teacher(project, shapes_root, no_deploy):
+    """Before they are, the measured epoch has their steps too: half of each batch of two."""
+    path = project / "distilled.py"
+    images = f"images={str(shapes_root / 'images')!r}"
+    path.write_text(f"{path.read_text()}data = dict(unlabeled=dict(ann_file='unlabeled.json', {images}, share=0.5))\n")
+    outcome = distill(project)
+    costs = json.loads((project / "work_dirs/distill.json").read_text())["costs"]
+    assert [costs[role]["steps"] for role in ("student", "distilled")] == [6, 12]
+    made = project / "data" / "unlabeled.json"
+    said = json.loads(made.read_text())["info"]
+    assert load_checkpoint(project / "work_dirs/teacher/best.pth").sha256 in str(said)
+    result = json.loads((project / "work_dirs/distilled/result.json").read_text())
+    assert result["images"] == {"train": 12, "unlabeled": 18, "val": 6}
+    before = made.stat().st_mtime_ns
+    assert distill(project) == outcome
+    assert made.stat().st_mtime_ns == before
+
+
 def test_several_gpus_train_through_the_launcher(done, no_deploy, monkeypatch):
     """Each run is the command `run`, in so many processes, with the epochs of the budget."""
     calls = []
@@ -307,7 +325,7 @@ def test_too_small_a_budget_is_refused_with_what_is_needed():
 
 def row(role, score):
     metrics = {"bbox_mAP": score, "bbox_mAP_50": 2 * score}
-    return Row(role, role, 4, 61.0, metrics, metrics)
+    return Row(role, role, 4, 61.0, role == "student" and score > 0.249, metrics, metrics)
 
 
 def outcome_of(*rows):
@@ -318,6 +336,7 @@ def test_a_teacher_below_the_student_is_said():
     worse = str(outcome_of(row("teacher", 0.20), row("student", 0.25), row("distilled", 0.26)))
     assert "warning: the teacher is 5.0 points below the student alone" in worse
     assert "+1.0 points" in worse
+    assert "Still rising at the end: student. More epochs" in worse
     better = str(outcome_of(row("teacher", 0.30), row("student", 0.25), row("distilled", 0.24)))
     assert "warning" not in better
     assert "-1.0 points" in better
@@ -327,4 +346,5 @@ def test_without_a_baseline_no_change_is_claimed():
     outcome = outcome_of(row("teacher", 0.30), row("distilled", 0.24))
     assert outcome.gain is None
     assert "Distilling changed" not in str(outcome)
+    assert "rising" not in str(outcome)
     assert outcome.to_dict()["gain_points"] is None

@@ -11,7 +11,7 @@ import os
 import shlex
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,14 @@ from rich.console import Console
 from cskd_core.plan import DistillPlan
 from cskd_data.files import write_json
 from cskd_data.json_file import load_json
-from cskd_train.engine.build import check_data
+from cskd_data.unlabelled import read_unlabelled
+from cskd_train.engine.build import check_data, class_names, split_files
 from cskd_train.engine.device import choose_device
 from cskd_train.engine.evaluate import evaluate_checkpoint
 from cskd_train.engine.launch import check_processes, launch
 from cskd_train.engine.prepare import RunOptions, say, way_on
 from cskd_train.engine.progress import evaluation_progress
+from cskd_train.engine.pseudo_label import pseudo_label
 from cskd_train.engine.resume import flat, saved_position
 from cskd_train.engine.run import run
 from cskd_train.engine.signals import stop_on_signals
@@ -46,7 +48,14 @@ from cskd_train.results import RunResult
 
 ROLES = {"teacher": "teacher", "student": "student alone", "distilled": "student distilled"}
 
-MAY_CHANGE = ("runner.max_epochs", "lr_config.step", "data.workers_per_gpu", "log_config", "checkpoint_config")
+MAY_CHANGE = (
+    "runner.max_epochs",
+    "lr_config.step",
+    "data.workers_per_gpu",
+    "log_config",
+    "checkpoint_config",
+    "tuples_as_lists",  # of the file alone
+)
 """Settings that a run may have other than its config has now."""
 
 
@@ -124,12 +133,14 @@ class _Way:
         self.roles = [role for role in ROLES if baseline or role != "student"]
         self.work_dirs = root / "work_dirs"
         self.configs = {role: self._config(role) for role in self.roles}
-        teacher = DistillPlan.parse(self.configs["distilled"].distill).teacher
-        if os.path.abspath(teacher.checkpoint) != os.path.abspath(self._best("teacher")):
+        if os.path.abspath(self._teacher) != os.path.abspath(self._best("teacher")):
             self.roles.remove("teacher")  # there is another one already
-            say(console, f"distilled.py names another teacher, {teacher.checkpoint}: teacher.py is not trained")
+            say(console, f"distilled.py names another teacher, {self._teacher}: teacher.py is not trained")
         self.test = self._test_source()
         self.test_is_val = self.test in sources(self.configs["distilled"].data.get("val") or ())
+        settings = self.configs["distilled"].data.get("unlabeled") or {}
+        self.pictures = settings.get("images") or ""
+        self.labels = Path(split_files(self.configs["distilled"], "unlabeled")[0][0]) if self.pictures else Path()
         self.state = _State.read(self.work_dirs / "distill.json")
         self.number = 0
 
@@ -145,6 +156,10 @@ class _Way:
         results = {role: self._train(role) for role in self.roles}
         test = {role: self._test(role) for role in self.roles}
         return self._outcome(results, test, self._file())
+
+    @property
+    def _teacher(self) -> Path:
+        return Path(DistillPlan.parse(self.configs["distilled"].distill).teacher.checkpoint)
 
     def _step(self, what: str) -> None:
         self.number += 1
@@ -176,15 +191,15 @@ class _Way:
         return WorkDir(self.work_dirs / role)
 
     def _options(self, role: str, overrides: Mapping[str, Any], work_dir: Path | None = None) -> RunOptions:
-        again = ["cskd-train", "distill", str(self.root)]
+        words = ["cskd-train", "run", str(self.root / f"{role}.py"), "--work-dir", str(self._work_dir(role).root)]
         return RunOptions(
             config=str(self.root / f"{role}.py"),
             work_dir=work_dir or self._work_dir(role).root,
             resume=work_dir is None,
             overrides=overrides,
             device=self.device,
-            command=shlex.join(again),
-            way_on=shlex.join(again),
+            command=shlex.join([*words, *_assignments(overrides)]),
+            way_on=shlex.join(["cskd-train", "distill", str(self.root)]),
         )
 
     def _refuse_changes(self) -> None:
@@ -269,11 +284,25 @@ class _Way:
             overrides: dict[str, Any] = {}
             if role == "distilled" and "teacher" in roles:
                 overrides["distill.teacher.checkpoint"] = str(stand_in)
+            if role == "distilled" and self.pictures and not self.labels.exists():
+                overrides["data.unlabeled.ann_file"] = str(self._unlabelled(folder))
             options = self._options(role, overrides, folder / role)
             costs[role] = measure(options, stand_in if role == "teacher" else None)
             if self.gpus:
                 costs[role] = costs[role].shared(self.gpus)
         return costs
+
+    def _unlabelled(self, folder: Path) -> Path:
+        """A file of the pictures without labels as if the teacher had found one box on each."""
+        dataset = read_unlabelled(self.pictures, class_names(self.configs["distilled"], "train"))
+        boxes = [
+            {"id": one["id"], "image_id": one["id"], "category_id": 1, "iscrowd": 0, "score": 1.0}
+            | {"bbox": [0, 0, one["width"], one["height"]], "area": one["width"] * one["height"]}
+            for one in dataset.images
+        ]
+        file, found = folder / "unlabeled.json", {**dataset.data, "annotations": boxes}
+        replace(dataset, data=found, annotated=True, pseudo_labels={"threshold": 1.0}).to_coco(file)
+        return file
 
     def _left(self, costs: Mapping[str, Cost]) -> float:
         """Seconds of the budget for the runs that have not begun."""
@@ -294,6 +323,7 @@ class _Way:
         work_dir, began = self._work_dir(role), self._work_dir(role).last.exists()
         if role == "distilled":
             self._refuse_other_teacher(began)
+            self._pseudo_label()
         if role != "teacher" and not began:
             self._plan_again()
         cfg = self.configs[role]
@@ -302,9 +332,8 @@ class _Way:
         options = self._options(role, overrides)
         if not self.gpus:
             return run(options, self.console)
-        assignments = [word for key, value in overrides.items() for word in ("--set", f"{key}={value!r}")]
-        words = ["run", options.config, "--work-dir", str(options.work_dir), "--resume", "--device", self.device]
-        launch(self.gpus, [*words, *assignments], lambda: way_on(options, saved_position(work_dir.last)))
+        words = [*shlex.split(options.command)[1:], "--resume", "--device", self.device]
+        launch(self.gpus, words, lambda: way_on(options, saved_position(work_dir.last)))
         return RunResult(**_read(work_dir.result))
 
     def _plan_again(self) -> None:
@@ -322,7 +351,7 @@ class _Way:
         Raises:
             TrainError: names both folders.
         """
-        checkpoint = Path(DistillPlan.parse(self.configs["distilled"].distill).teacher.checkpoint)
+        checkpoint = self._teacher
         if not checkpoint.is_file():  # a URL
             return
         teacher = sha256(checkpoint)
@@ -333,6 +362,28 @@ class _Way:
             )
         self.state.made["distilled"] = teacher
         self.state.write()
+
+    def _pseudo_label(self) -> None:
+        """Have the teacher label the pictures of data.unlabeled, where distilled.py has some."""
+        if not self.pictures:
+            return
+        teacher, config = self._teacher, self.root / "teacher.py" if "teacher" in self.roles else None
+
+        def make() -> None:
+            with evaluation_progress(self.console) as bar:
+                found = pseudo_label(
+                    teacher,
+                    self.pictures,
+                    self.labels,
+                    config=config,
+                    device=self.device,
+                    overwrite=True,
+                    progress=lambda _, done, of: bar(done, of),
+                    warn=lambda line: say(self.console, f"warning: {line}"),
+                )
+            say(self.console, str(found))
+
+        self._made("unlabeled", self.labels, teacher, make)
 
     def _test(self, role: str) -> dict[str, Any]:
         """What the best checkpoint of a role does on the test split."""
@@ -396,6 +447,7 @@ class _Way:
                 f"{ROLES[role].removeprefix('the ')}, {_named(self.configs[role])}",
                 result.epochs,
                 result.seconds,
+                result.improving,
                 result.best,
                 test[role]["metrics"],
             )
@@ -415,6 +467,11 @@ class _Way:
             budget=self.state.budget,
             files=tuple(map(str, made)),
         )
+
+
+def _assignments(overrides: Mapping[str, Any]) -> list[str]:
+    """Settings as `--set` takes them."""
+    return [word for key, value in overrides.items() for word in ("--set", f"{key}={value!r}")]
 
 
 def _named(cfg: Config) -> str:

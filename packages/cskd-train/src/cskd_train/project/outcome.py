@@ -17,6 +17,7 @@ class Row:
     title: str
     epochs: int
     seconds: float  # of its training and evaluations
+    improving: bool | None  # whether its mAP was still rising at the end; None where it cannot be told
     val: Mapping[str, float]  # COCO metrics of its best epoch
     test: Mapping[str, float]  # of that checkpoint on the test split
 
@@ -90,6 +91,11 @@ class Distilled:
             lines.append(
                 f"Distilling changed the student by {self.gain:+.1f} points of mAP: same recipe, same seed "
                 f"({self.seed}). One seed shows no spread."
+            )
+        if rising := [row.role for row in self.rows if row.improving]:
+            lines.append(
+                f"Still rising at the end: {', '.join(rising)}. More epochs (max_epochs in teacher.py, student.py; a "
+                "larger budget) would change these figures, and what distilling adds to them."
             )
         ahead = self._points("teacher", "student")
         if ahead is not None and ahead <= 0:
