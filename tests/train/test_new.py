@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+import signal
 from pathlib import Path
 
 import cv2
@@ -15,6 +16,7 @@ import torch
 import cskd_train
 from cskd_data.errors import DataError
 from cskd_data.shapes import generate
+from cskd_train.engine.signals import Interrupted
 from cskd_train.errors import TrainError
 from cskd_train.files.checkpoints import load_checkpoint
 from cskd_train.files.config import load_config
@@ -333,6 +335,13 @@ def test_nothing_is_left_of_a_project_that_fails(coco, tmp_path, monkeypatch, fa
     with pytest.raises(expected):
         cskd_train.new(tmp_path / "deep" / "er" / "p", data, machine=PROCESSOR)
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_signal_leaves_nothing(coco, tmp_path, monkeypatch):
+    monkeypatch.setattr("cskd_train.project.new.distilled_config", lambda *_: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Interrupted, match="stopped by SIGTERM"):
+        cskd_train.new(tmp_path / "p", coco / "annotations" / "train.json", machine=PROCESSOR)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from typing import Any
 
 from cskd_data.dataset import Dataset
 from cskd_data.names import counted
+from cskd_train.engine.signals import stop_on_signals
 from cskd_train.errors import TrainError
 from cskd_train.project import choices
 from cskd_train.project.choices import DETECTORS, Choice
@@ -98,6 +99,7 @@ def new(
     Raises:
         TrainError: the folder is in use, or the options do not go together.
         DataError: the data cannot be used, or the folder not be written. Nothing is left behind.
+        Interrupted: a signal. Nothing is left behind.
     """
     target = Path(folder)
     paths = [Path(data)] if isinstance(data, (str, Path)) else [Path(one) for one in data]
@@ -114,7 +116,7 @@ def new(
     narrow, init, why_width = _width(width, init, machine)
     depth = TEACHERS[teacher]
     start = _start(init, detector, depth)
-    with _folder(target) as made:
+    with stop_on_signals(), _folder(target) as made:
         splits, how, warnings = read_splits(paths, None if images is None else Path(images), progress)
         way = None
         beside: list[Choice] = []
