@@ -208,7 +208,7 @@ class Run:
             self.trained.state.skipped += report.skipped
             self.trained.recorder.step(position, values, lr, end_of_epoch)
             if self.trained.terms is not None:
-                for remark in self.trained.terms.step(values, position.step, end_of_epoch):
+                for remark in self.trained.terms.step(values, position.step):
                     warn(self.console, remark)
             runner.after_step(values, parts.loader.images_per_step)
             if report.stop:
@@ -264,7 +264,7 @@ class Run:
             state = RunState(images)
         interval = (cfg.get("log_config") or {}).get("interval", 50)
         recorder = Recorder(min(interval, max(len(loader) // 10, 1)), [state] if world.is_main else [])
-        terms = DistilledTerms(parts.distiller.plan) if isinstance(parts.distiller, Distiller) else None
+        terms = DistilledTerms(parts.distiller.plan, len(loader)) if isinstance(parts.distiller, Distiller) else None
         if terms is not None:
             recorder.derived = terms.shares
         self.trained = Trained(parts.student, parts.distiller, parts.step, loader, state, recorder, terms)

@@ -8,10 +8,12 @@ from typing import Any
 from cskd_core.plan import DistillPlan
 
 WATCHED = 100
-"""Steps from the beginning of a run, or those of its first epoch where it has fewer, over which terms are watched."""
+"""Steps from the beginning of a run, or those of an epoch where it has fewer, over which terms are watched."""
 
 OUTWEIGHS = 10
-"""A term of the distillation that is so many times the detector's own loss is named."""
+"""A term of the distillation that is so many times the detector's own loss is named. Means of the second half of the
+steps are compared: in the first, adapters of random weights make the terms of the features far larger than they stay.
+"""
 
 SHARE = "share_"
 DISTILLATION = f"{SHARE}distillation"
@@ -22,12 +24,14 @@ class DistilledTerms:
 
     Args:
         plan: of the distillation, whose keys are named.
+        steps: of an epoch.
     """
 
-    def __init__(self, plan: DistillPlan) -> None:
+    def __init__(self, plan: DistillPlan, steps: int) -> None:
         self._plan = plan
-        self._steps = 0
-        self._sums: dict[str, float] = {}  # of absolute values, until the verdict
+        self._watched = min(WATCHED, steps)
+        self._seen: set[str] = set()  # terms that were not zero, until the verdict
+        self._sums: dict[str, float] = {}  # of the second half
         self._judged = False
 
     def shares(self, values: Mapping[str, float]) -> dict[str, float]:
@@ -43,50 +47,50 @@ class DistilledTerms:
         found = {f"{SHARE}{name}": value / total for name, value in terms.items()}
         return {**found, DISTILLATION: sum(terms[name] / total for name in self._distilled(terms))}
 
-    def step(self, values: Mapping[str, float], step: int, end_of_epoch: bool) -> list[str]:
+    def step(self, values: Mapping[str, float], step: int) -> list[str]:
         """Take in what step `step` of the run reports; gives what there is to say of the terms, once in a run."""
         if self._judged:
             return []
-        self._steps += 1
-        for name, value in _terms(values).items():
-            self._sums[name] = self._sums.get(name, 0.0) + abs(value)
-        if step < WATCHED and not end_of_epoch:
+        terms = _terms(values)
+        self._seen |= {name for name, value in terms.items() if value}
+        for name, value in terms.items():
+            self._sums[name] = self._sums.get(name, 0.0) + (abs(value) if step > self._watched // 2 else 0.0)
+        if step < self._watched:
             return []
-        remarks = self._verdict()
-        self._judged, self._steps, self._sums = True, 0, {}
+        remarks = [*self._idle(), *self._outweighing()]
+        self._judged, self._seen, self._sums = True, set(), {}
         return remarks
 
     def state_dict(self) -> dict[str, Any]:
         """What was taken in so far, and whether it was judged."""
-        return {"judged": self._judged, "steps": self._steps, "sums": dict(self._sums)}
+        return {"judged": self._judged, "seen": sorted(self._seen), "sums": dict(self._sums)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave; nothing, of a run that began without it, is not judged in its middle."""
         self._judged = state.get("judged", True)
-        self._steps, self._sums = state.get("steps", 0), dict(state.get("sums", {}))
+        self._seen, self._sums = set(state.get("seen", ())), dict(state.get("sums", {}))
 
-    def _verdict(self) -> list[str]:
-        means = {name: total / self._steps for name, total in self._sums.items()}
-        distilled = self._distilled(means)
-        own = sum(value for name, value in means.items() if name not in distilled)
-        span = f"the first {self._steps} steps" if self._steps > 1 else "the first step"
-        remarks = []
-        for name, (key, pair) in distilled.items():
-            option = f"distill.{key}"
-            if means[name] == 0 and pair != (0, 0):
-                off = f"--set '{option}=(0, 0)'" if pair else f"--set {option}=None"
-                remarks.append(
-                    f"loss_{name} was exactly zero in all of {span}: {option} teaches nothing. Check that the training "
-                    f"images have boxes (cskd-train data check) and that teacher and student differ, or take it out: "
-                    f"{off}"
-                )
-            elif own and means[name] > OUTWEIGHS * own:
-                weaker = f"lower {option}, which is {pair}" if pair else f"leave it out: --set {option}=None"
-                remarks.append(
-                    f"loss_{name} is {means[name] / own:.0f} times the detector's own loss over {span} "
-                    f"({means[name]:.3g} and {own:.3g}): the student follows its teacher, hardly the labels; {weaker}"
-                )
-        return remarks
+    def _idle(self) -> list[str]:
+        span = f"the first {self._watched} steps" if self._watched > 1 else "the first step"
+        return [
+            f"loss_{name} was exactly zero in {span}: distill.{key} teaches nothing. Check that the training images "
+            "have boxes (cskd-train data check) and that teacher and student differ, or take it out: "
+            + (f"--set 'distill.{key}=(0, 0)'" if pair else f"--set distill.{key}=None")
+            for name, (key, pair) in self._distilled(self._sums).items()
+            if name not in self._seen and pair != (0, 0)
+        ]
+
+    def _outweighing(self) -> list[str]:
+        distilled, steps = self._distilled(self._sums), self._watched - self._watched // 2
+        own = sum(value for name, value in self._sums.items() if name not in distilled)
+        return [
+            f"loss_{name} is {self._sums[name] / own:.0f} times the detector's own loss "
+            f"({self._sums[name] / steps:.3g} and {own / steps:.3g}, up to step {self._watched}): the student follows "
+            "its teacher, hardly the labels; "
+            + (f"lower distill.{key}, which is {pair}" if pair else f"leave it out: --set distill.{key}=None")
+            for name, (key, pair) in distilled.items()
+            if own and self._sums[name] > OUTWEIGHS * own
+        ]
 
     def _distilled(self, terms: Iterable[str]) -> dict[str, tuple[str, Any]]:
         """The distiller's terms among these, and by what each is weighed."""
