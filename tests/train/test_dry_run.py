@@ -67,6 +67,7 @@ def test_nothing_is_written(small_runs, tmp_path, monkeypatch):
     options = small_runs.options(tmp_path / "parent" / "w", settings=settings, checkpoint_every=3)
     before = listing(small_runs.folder)
     named, _, _ = plan(options)
+    assert named["EMA"] == "decay 0.9998, warmup 2000; the average of the weights is evaluated and kept"
     assert (
         named["saved"]
         == f"{tmp_path / 'parent' / 'w' / 'last.pth'} after every epoch and every 3 steps, best.pth beside it"
@@ -110,7 +111,9 @@ def test_accumulation_and_scaling_are_in_the_numbers(small_runs, tmp_path):
 
 def test_a_distilled_run_shows_its_teacher_and_every_term(small_runs, tmp_path):
     options = small_runs.options(tmp_path / "w", "RetinaNet", True, settings={"runner.max_epochs": 1})
-    named, terms, _ = plan(options)
+    named, terms, said = plan(options)
+    assert re.search(r"the teacher has mAP 0\.\d+ on all 3 images of data\.val", said)
+    assert "EMA" not in named
     teacher = sum(p.numel() for p in build_without_pretrained(narrow("RetinaNet", 50, 24)).parameters()) / 1e6
     assert named["teacher"] == f"{teacher:.2f} M parameters, frozen"
     assert re.fullmatch(r"0\.\d\d M parameters trained beside it", named["distillation"])

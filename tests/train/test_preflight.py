@@ -149,6 +149,7 @@ def test_the_teacher_stays_as_the_distiller_has_it(model, val_set, cfg):
 
 def test_a_good_teacher_is_measured_on_a_sample_and_not_warned_of(sees, model, val_set, cfg, shapes_root):
     sees(boxes_of(shapes_root))
+    model.teacher = None  # what its checkpoint has stored is far less
     found = check(model, val_set, cfg, images=4)
     assert found.mean_average_precision == pytest.approx(1)
     assert (found.images, found.of) == (4, 6)
@@ -178,6 +179,8 @@ def test_the_floor_is_named_with_what_to_do(sees, model, val_set, cfg):
     (warning,) = check(model, val_set, cfg).warnings
     assert "has mAP 0.0000 on all 6 images of data.val: below 0.05 it detects next to nothing here" in warning
     assert "Train it longer" in warning
+    stored = TeacherCheck("t.pth", 0.2, 8, 60, 1.0, val=0.03, source="checkpoint")
+    assert "t.pth has mAP 0.0300 on all 60 images of data.val: below 0.05" in stored.warnings[0]
 
 
 def test_a_teacher_that_cannot_be_evaluated_teaches_all_the_same(model, val_set, cfg):
@@ -248,6 +251,10 @@ def test_the_student_alone_is_found_by_its_config(cfg, alone, tmp_path):
     )
     for setting in ({"optimizer.lr": 0.5}, {"runner.max_epochs": 9}, {"ema": {}}, {"model.neck.num_outs": 4}):
         assert found(**setting) is None
+    beside = config_to_data(cfg)
+    beside["data"] = {**beside["data"], "unlabeled": {"ann_file": "pseudo.json"}}
+    assert find_student_alone(tmp_path / "w", beside, 0, 6, World()).folder == alone.folder
+    assert find_student_alone(tmp_path / "w", {**beside, "distill": None}, 0, 6, World()) is None
     assert found(images=5) is None
     assert found(work_dir=alone.folder) is None
     assert found(work_dir=tmp_path / "deeper" / "w") is None

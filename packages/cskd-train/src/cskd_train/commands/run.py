@@ -79,6 +79,10 @@ def command(
     has saved its last step; --resume goes on from there. CONFIG is a file, or mmdet::FOLDER/FILE.py for one that mmdet
     ships. classes, image_scale, img_norm_cfg and data_root, in CONFIG or by --set, reach every place that uses them.
 
+    A distilled run first evaluates its teacher on up to 64 validation images, and warns of one that is worse than the
+    student alone, whose finished run it looks for beside the work dir. In the end it says how the student compares with
+    both, and whether mAP was still rising.
+
     --init (load_from in CONFIG) takes what fits of a detector with a backbone of the same kind, depth and width; of its
     classifier the rows of those classes that have the same name in the data. What begins afresh is said, with the
     reason, and kept in result.json.

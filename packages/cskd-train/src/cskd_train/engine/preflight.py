@@ -72,11 +72,13 @@ class TeacherCheck:
     def warnings(self) -> list[str]:
         """What speaks against this teacher, each with what to do."""
         found = []
-        if self.mean_average_precision < FLOOR:
+        figures = [(self.mean_average_precision, self.images), *([] if self.val is None else [(self.val, self.of)])]
+        lowest, images = min(figures)
+        if lowest < FLOOR:
             found.append(
-                f"the teacher {self.checkpoint} has mAP {self.mean_average_precision:.4f} on {self._looked_at}: below "
-                f"{FLOOR} it detects next to nothing here, and a student under it learns less than alone. Train it "
-                "longer, or check that it was trained for images and classes like these (distill.teacher)"
+                f"the teacher {self.checkpoint} has mAP {lowest:.4f} on {self._images(images)}: below {FLOOR} it "
+                "detects next to nothing here, and a student under it learns less than alone. Train it longer, or "
+                "check that it was trained for images and classes like these (distill.teacher)"
             )
         ours, theirs = self.student_mean_average_precision, self.compared
         if ours is not None and theirs is not None and theirs < ours:
@@ -88,16 +90,13 @@ class TeacherCheck:
         return found
 
     def __str__(self) -> str:
-        line = f"the teacher has mAP {self.mean_average_precision:.4f} on {self._looked_at}, {self.seconds:.1f} s"
+        looked_at = self._images(self.images)
+        line = f"the teacher has mAP {self.mean_average_precision:.4f} on {looked_at}, {self.seconds:.1f} s"
         if self.student_mean_average_precision is None:
             return line
         same = self.compared_images == self.images
         theirs = "" if same else f"; {self.compared:.4f} on {self._images(self.compared_images)}"
         return f"{line}{theirs}; the student alone {self.student_mean_average_precision:.4f} ({self.student_alone})"
-
-    @property
-    def _looked_at(self) -> str:
-        return self._images(self.images)
 
     def _images(self, number: int | None) -> str:
         return f"all {self.of} images of data.val" if number == self.of else f"{number} of {self.of} images of data.val"

@@ -23,6 +23,7 @@ _RECIPE_KEYS = (
     "accumulate", "amp", "fp16", "ema", "custom_hooks", "load_from",
 )  # fmt: skip
 _FREE_DATA_KEYS = ("workers_per_gpu", "test")  # change nothing of the student nor of its mAP on `val`
+_UNLABELED = "unlabeled"
 _SPLIT_KEYS = ("type", "data_root", "ann_file", "img_prefix", "classes", "dataset", "datasets")
 
 
@@ -42,17 +43,20 @@ class FinishedRun:
 
     @property
     def student(self) -> str:
-        """Equal for runs that train the same student on the same data by the same schedule."""
+        """Equal for runs that train the same student on the same data by the same schedule.
+
+        What a distilled run has beside it, without labels, belongs to the distillation.
+        """
         parts = {key: self.config[key] for key in _RECIPE_KEYS if self.config.get(key) is not None}
-        data = self.config["data"]
-        parts["data"] = {key: value for key, value in data.items() if key not in _FREE_DATA_KEYS}
+        data, free = self.config["data"], (*_FREE_DATA_KEYS, *([_UNLABELED] if self.config.get("distill") else []))
+        parts["data"] = {key: value for key, value in data.items() if key not in free}
         return json.dumps(parts, sort_keys=True)
 
     @property
     def distill(self) -> str | None:
         """Equal for runs that are distilled alike, None for a plain run."""
-        block = self.config.get("distill")
-        return json.dumps(block, sort_keys=True) if block else None
+        block, unlabeled = self.config.get("distill"), self.config["data"].get(_UNLABELED)
+        return json.dumps([block, *([unlabeled] if unlabeled else [])], sort_keys=True) if block else None
 
     @property
     def teacher_checkpoint(self) -> str:
