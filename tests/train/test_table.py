@@ -97,6 +97,19 @@ def test_a_distilled_run_stands_beside_its_plain_twin_and_its_teacher(write_run:
     assert row["sources"] == ["work_dirs/cskd", "work_dirs/plain", "work_dirs/teacher"]
 
 
+def test_what_a_distilled_run_has_without_labels_makes_it_another_row_beside_the_same_student_alone(
+    write_run: WriteRun, rows_found
+) -> None:
+    write_run("plain", 0.20)
+    write_run("cskd", 0.25, teacher="t.pth")
+    write_run("more", 0.27, teacher="t.pth", change={"data.unlabeled": {"ann_file": "pseudo.json"}})
+
+    rows = rows_found()
+
+    assert [row["student_distilled"]["values"] for row in rows] == [[25.0], [27.0]]
+    assert [row["student_alone"]["values"] for row in rows] == [[20.0], [20.0]]
+
+
 def test_seeds_give_mean_sample_deviation_and_a_gain_paired_by_seed(write_run: WriteRun, rows_found) -> None:
     for seed, (alone, distilled) in enumerate([(0.20, 0.26), (0.22, 0.27), (0.27, 0.28)]):
         write_run(f"plain-{seed}", alone, seed=seed)
@@ -125,6 +138,9 @@ def test_seeds_give_mean_sample_deviation_and_a_gain_paired_by_seed(write_run: W
         {"data.train.ann_file": "annotations/other.json"},
         {"data.val.data_root": "data/others"},
         {"model.backbone.depth": 34},
+        {"ema": {}},
+        {"amp": "bf16"},
+        {"accumulate": 2},
     ],
     ids=lambda change: next(iter(change)),
 )
