@@ -33,6 +33,7 @@ from cskd_train.files.config import config_from_data, config_to_data, load_confi
 from cskd_train.mm.detector import DistilledDetector, build_distilled, build_student
 from cskd_train.tables.work_dirs import load_run
 
+from .distilling import IMAGES, METAS, store_teacher, under
 from .known_boxes import CLASSES, KnownBoxes
 from .runs import train
 
@@ -131,6 +132,21 @@ def test_the_teacher_detects_in_its_own_normalisation_and_classes(trained, cfg, 
     np.testing.assert_allclose(surest[0]["bbox"], surest[1]["bbox"], rtol=1e-3)
     model._normalizations = None
     assert by_image(detect(model.taught_by(), images))[0, 6] != pytest.approx(by_image(expected)[0, 6], rel=1e-3)
+
+
+def test_a_teacher_of_every_family_detects_in_the_students_classes(narrow_model, family, tmp_path):
+    theirs = ("cross", "star", "triangle", "disc", "ring", "square")
+    own = narrow_model(family, 50, classes=6)
+    (own.test_cfg.rcnn if family == "FasterRCNN" else own.test_cfg).score_thr = 0.0
+    file = store_teacher(tmp_path / "teacher.pth", own, theirs)
+    ours = {"classes": ("circle", "ring", "square", "star"), "teacher": {"class_map": {"circle": "disc"}}}
+    teacher = under(narrow_model(family), file, **ours).taught_by()
+    metas = [{**meta, "scale_factor": np.ones(4, dtype=np.float32)} for meta in METAS]
+    for by_class in teacher(return_loss=False, rescale=True, img=[IMAGES], img_metas=[metas]):
+        assert len(by_class) == 4
+        found = np.concatenate(by_class)
+        assert len(found) >= 4
+        assert np.isfinite(found).all()
 
 
 def test_the_teacher_stays_as_the_distiller_has_it(model, val_set, cfg):
