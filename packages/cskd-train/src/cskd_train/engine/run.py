@@ -16,10 +16,11 @@ from rich.console import Console
 from cskd_core.distiller import Distiller
 from cskd_data.files import write_json
 from cskd_train.engine.build import SPLITS, Parts, agree_on_broken, build_parts, download
-from cskd_train.engine.device import device_name, keep_freed_memory
+from cskd_train.engine.device import keep_freed_memory
 from cskd_train.engine.distributed import SharedError, World, is_launched, is_restart, joined
 from cskd_train.engine.evaluate import EvaluationStopped, evaluate
 from cskd_train.engine.loader import Position
+from cskd_train.engine.outcome import outcome
 from cskd_train.engine.preflight import IMAGES, SECONDS, TeacherCheck, check_teacher, find_student_alone
 from cskd_train.engine.prepare import (
     RunOptions,
@@ -33,7 +34,7 @@ from cskd_train.engine.prepare import (
     way_on,
 )
 from cskd_train.engine.progress import ProgressDisplay
-from cskd_train.engine.records import JsonLines, Recorder, RunState, TensorBoard, forget_after, read_log, versions
+from cskd_train.engine.records import JsonLines, Recorder, RunState, TensorBoard, forget_after, versions
 from cskd_train.engine.resume import Resumption, Saver, Trained, flat
 from cskd_train.engine.signals import Interrupted, StopRequest, stop_on_signals
 from cskd_train.engine.step import NotFinite
@@ -41,7 +42,7 @@ from cskd_train.engine.terms import DistilledTerms
 from cskd_train.files import checkpoints
 from cskd_train.files.config import config_to_data, config_to_json
 from cskd_train.mm.detector import DistilledDetector
-from cskd_train.results import RunResult, still_improving
+from cskd_train.results import RunResult
 from cskd_train.tables.work_dirs import FinishedRun
 
 _ADVICE = (
@@ -136,7 +137,7 @@ class Run:
         finally:
             self.parts.loader.close()
             self.trained.recorder.close()
-        result = self._result()
+        result = outcome(self)
         if world.is_main:
             write_json(work_dir.result, result.to_dict())
         return result
@@ -151,7 +152,7 @@ class Run:
         if not isinstance(trained, DistilledDetector) or validation is None or self.position.step:
             return None
         check = check_teacher(
-            trained, validation, self.world, self._student_alone(), self.config_data, images=images, seconds=seconds
+            trained, validation, self.world, self.student_alone(), self.config_data, images=images, seconds=seconds
         )
         if isinstance(check, str):
             self._warning(check)
@@ -167,7 +168,8 @@ class Run:
             if self.world.is_main:
                 self.log.before_training({"mode": "teacher", **self.teacher})
 
-    def _student_alone(self) -> FinishedRun | None:
+    def student_alone(self) -> FinishedRun | None:
+        """The finished run of the same student without a teacher, beside this one; every process has to ask."""
         images = len(self.parts.validation or ())
         return find_student_alone(self.work_dir.root, self.config_data, self.seed, images, self.world)
 
@@ -311,39 +313,3 @@ class Run:
     def _kept(self) -> str:
         saved = self.saver.saved
         return f"last.pth still holds {described(saved)}" if saved else "Nothing had been saved yet"
-
-    def _baseline(self) -> dict[str, Any]:
-        """The student alone as it stands beside a distilled run at its end, for `result.json`."""
-        alone = self._student_alone() if self.parts.distiller is not None and self.parts.validation else None
-        if alone is None:
-            return {}
-        return {"work_dir": str(alone.folder), "seed": alone.seed, "bbox_mAP": alone.best / 100}
-
-    def _result(self) -> RunResult:
-        state = self.trained.state
-        return RunResult(
-            config=self.options.config,
-            work_dir=str(self.work_dir.root),
-            seed=self.seed,
-            distilled=self.parts.distiller is not None,
-            epochs=self.cfg.runner.max_epochs,
-            iterations=self.position.step,
-            last=state.last,
-            best=state.best,
-            best_epoch=state.best_epoch,
-            seconds=state.seconds,
-            images_per_second=state.images_per_second,
-            data_share=state.data_share,
-            device=device_name(self.world.device),
-            processes=self.world.size,
-            skipped_steps=state.skipped,
-            images={split: used for split, (used, _) in self.parts.images.items()},
-            skipped_images={split: skipped for split, (_, skipped) in self.parts.images.items()},
-            command=self.options.command,
-            started=self.started,
-            start=self.start,
-            teacher=self.teacher,
-            baseline=self._baseline(),
-            improving=still_improving([one["bbox_mAP"] for one in read_log(self.work_dir.log) if one["mode"] == "val"]),
-            versions=versions(),
-        )
