@@ -141,6 +141,17 @@ def test_half_of_another_call_is_refused_until_it_may_be_replaced(teacher, pictu
     assert pseudo_label(teacher, pictures / "a", out, threshold=LEAST, device="cpu", overwrite=True).images == 5
 
 
+def test_what_a_removal_has_left_when_it_was_killed_counts_for_nothing(whole, teacher, pictures, tmp_path):
+    (folder := tmp_path / "pseudo.json.partial").mkdir()
+    (folder / "0.jsonl").write_text(json.dumps({"part": "pictures", "image": 0, "detections": []}) + "\n")
+    for _ in range(2):  # before the file is there, and beside it
+        pseudo_label(teacher, pictures, tmp_path / "pseudo.json", threshold=LEAST, device="cpu")
+        written = (tmp_path / "pseudo.json").read_bytes()
+        assert written.replace(b"../", b"") == whole[0].read_bytes().replace(b"../", b"")
+        assert not folder.exists()
+        folder.mkdir()
+
+
 def test_two_processes_write_the_same_bytes(whole, teacher, pictures, tmp_path):
     out = tmp_path / "two.json"
     with pytest.raises(EvaluationStopped):  # what one process has begun, two go on with

@@ -242,12 +242,13 @@ class _Work:
                     f"{self.folder} is half of another call's work (its teacher, pictures or settings are other ones): "
                     "go on with that call, or give --overwrite"
                 )
-            shutil.rmtree(self.folder)
         elif self.out.exists() and not overwrite:
             if (finished := self._finished()) is not None:
+                self._remove()
                 return finished
             raise TrainError(f"{self.out} exists: nothing was changed. Give another name, or --overwrite")
-        self.folder.mkdir(exist_ok=True)
+        self._remove()
+        self.folder.mkdir()
         write_json(header, {"job": self.job, "out": self.out.name})
         return None
 
@@ -308,8 +309,13 @@ class _Work:
             annotated=True,
             pseudo_labels={**said, "job": self._identity},
         ).to_coco(self.out)
-        shutil.rmtree(self.folder)
+        self._remove()
         return labels
+
+    def _remove(self) -> None:
+        """The header goes first: what is left without one, by a kill in between, counts for nothing."""
+        (self.folder / "job.json").unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     @property
     def _identity(self) -> str:
