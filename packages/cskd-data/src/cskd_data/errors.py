@@ -20,7 +20,7 @@ SHOWN = 5
 
 WITHOUT_THEM = (
     "or go on without them: `cskd-train data clean FILE OUT` writes a set that leaves them out, and with "
-    "`--skip-broken` `cskd-train run`, `cskd-train test` and `cskd-deploy eval` do"
+    "`--skip-broken` `cskd-train run`, `test` and `pseudo-label`, and `cskd-deploy eval` do"
 )
 """The ways on from images that cannot be used."""
 
