@@ -11,6 +11,7 @@ from cskd_data.images import read_image
 from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend
 from cskd_deploy.backends.torch import TorchBackend
 from cskd_deploy.detect.detector import Detector
+from cskd_deploy.exporter.onnx import beyond_tensorrt
 from cskd_deploy.exporter.student import load_student
 from cskd_deploy.measure.bench import differences, random_images
 from cskd_deploy.model.manifest import MANIFEST_KEY, manifest_from_metadata
@@ -54,6 +55,29 @@ def test_the_file_says_how_many_proposals_it_keeps(deploy, few, exported):
     assert facts["outputs"]["scores"] == f"tensor(float) [1, {FEW * classes}]"
     assert manifest_of(exported("FasterRCNN").model).graph.proposals == 300
     assert manifest_of(exported("GFL").model).graph.proposals is None
+
+
+def test_nms_among_more_boxes_than_tensorrt_takes_is_said_at_export(deploy, exported, tmp_path, monkeypatch):
+    monkeypatch.setattr("cskd_deploy.exporter.onnx.MOST_NMS_BOXES", 300)
+    monkeypatch.setattr("cskd_deploy.commands.export.require_tensorrt", lambda: None)
+    words = ("export", "--checkpoint", exported("FasterRCNN").checkpoint, "--nms", "graph", "--proposals")
+    line = "among 306 boxes (51 proposals of 6 classes), TensorRT takes 300 at most"
+    way_out = "with --nms outside, or with --proposals 50 or fewer"
+    done = deploy(*words, 51, "--output", tmp_path / "many.onnx")
+    assert done.code == 0
+    assert line in done.out
+    assert way_out in done.out
+    done = deploy(*words, 51, "--format", "trt", "--output", tmp_path / "many.engine")
+    assert done.code == 2
+    assert line in done.err
+    assert way_out in done.err
+    assert "exporting" not in done.err  # before the work
+    assert not (tmp_path / "many.engine").exists()
+    manifest = manifest_of(tmp_path / "many.onnx")
+    fewer = dataclasses.replace(manifest.graph, proposals=50)
+    outside = dataclasses.replace(manifest.graph, nms="outside")
+    for form in (fewer, outside):
+        assert beyond_tensorrt(dataclasses.replace(manifest, graph=form)) is None
 
 
 def manifest_of(path):

@@ -172,7 +172,7 @@ def command(
         """Export the checkpoint to an FP32 file."""
         from cskd_deploy.exporter.onnx import export
 
-        return export(source, path, config, input_sizes, progress, form, device)
+        return export(source, path, config, input_sizes, progress, form, device, for_engine=engine is not None)
 
     def reported(path: Path) -> None:
         """An FP32 file on the way to another."""

@@ -24,6 +24,7 @@ from cskd_data.files import write_atomically
 from cskd_deploy.backends import onnxruntime_cuda as cuda
 from cskd_deploy.backends.base import CANDIDATE
 from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend, import_onnxruntime
+from cskd_deploy.backends.tensorrt.build import MOST_NMS_BOXES
 from cskd_deploy.detect.preprocess import exact_placement, placement
 from cskd_deploy.errors import BackendMissing, DeployError
 from cskd_deploy.exporter.student import INSTALL, Student, exact_float32, load_student, torch_device
@@ -65,7 +66,8 @@ class ExportResult:
             f"opset {self.manifest.opset}, {self.size_bytes / 1e6:.1f} MB, {self.nodes} nodes",
             f"  verified against mmdet in PyTorch on random images: {self.verification}",
         ]
-        return "\n".join([*lines, *(f"  {line}" for line in geometry_cost(self.manifest))])
+        notes = [*geometry_cost(self.manifest), *filter(None, [beyond_tensorrt(self.manifest)])]
+        return "\n".join([*lines, *(f"  {line}" for line in notes)])
 
 
 def export(
@@ -76,6 +78,7 @@ def export(
     progress: Callable[[str], None] = lambda line: None,
     form: GraphForm = EDGE,
     device: str = "cpu",
+    for_engine: bool = False,
 ) -> ExportResult:
     """Export the student of `checkpoint` to `output`.
 
@@ -87,6 +90,7 @@ def export(
         form: what the graph does of the pre- and post-processing, how many images it takes at a time, and how many
             proposals it keeps in place of the config's number.
         device: where the file is compared with mmdet, `cpu` or `cuda`; there in float32 without TF32.
+        for_engine: a TensorRT engine is to be built of the file: what TensorRT would refuse is refused now.
 
     Raises:
         BackendMissing: torch, cskd-train, onnx, onnxslim or onnxruntime is not installed, or cannot use the device.
@@ -102,6 +106,9 @@ def export(
     if form.proposals is not None:
         student = student.with_proposals(form.proposals)
     manifest = student.manifest(input_sizes, OPSET, form)
+    refused = beyond_tensorrt(manifest)
+    if for_engine and refused:
+        raise DeployError(refused)
     progress(f"exporting {manifest.family}, {_described(manifest)}, opset {OPSET}")
     traced = _trace(student, manifest)
     progress(f"simplifying {len(traced.graph.node)} nodes")
@@ -183,6 +190,21 @@ def geometry_cost(manifest: Manifest) -> list[str]:
     if any("as in mmdet" not in line for line in lines):
         lines.append("geometry: leave --input-size out for a graph that takes every image as mmdet does")
     return lines
+
+
+def beyond_tensorrt(manifest: Manifest) -> str | None:
+    """Why TensorRT refuses the file of a two-stage student with NMS in the graph; None where it does not.
+
+    Of a one-stage student the number of boxes depends on the image; an engine's build looks at it.
+    """
+    proposals, classes = manifest.graph.proposals, len(manifest.classes)
+    if manifest.graph.nms != "graph" or proposals is None or proposals * classes <= MOST_NMS_BOXES:
+        return None
+    return (
+        f"TensorRT: NMS in the graph would choose among {proposals * classes} boxes ({proposals} proposals of "
+        f"{classes} classes), TensorRT takes {MOST_NMS_BOXES} at most. For an engine export with --nms outside, or "
+        f"with --proposals {max(1, MOST_NMS_BOXES // classes)} or fewer"
+    )
 
 
 def _written(size: tuple[int, int]) -> str:
