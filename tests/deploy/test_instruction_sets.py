@@ -12,7 +12,7 @@ import pytest
 from onnx import numpy_helper
 
 from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend, import_onnxruntime
-from cskd_deploy.lower.calibration import CalibrationReader
+from cskd_deploy.lower.calibration import calibration_feeds
 from cskd_deploy.lower.int8 import PRESETS, Quantizer
 from cskd_deploy.measure import environment
 from cskd_deploy.measure.environment import describe, instruction_sets, lacks
@@ -106,8 +106,8 @@ def quantised(request, tmp_path_factory, exported, shapes_root) -> tuple[bool, A
         if not request.param:
             patch.setitem(PRESETS, "cpu", dataclasses.replace(preset, seven_bits=False))
         paths = list_images(shapes_root / "images")[:2]
-        reader = CalibrationReader(Detector(backend), paths, ["image", "image_shape"], lambda done, total: None)
-        model = Quantizer(exported("RetinaNet").model, "cpu", reader, tmp_path_factory.mktemp("int8")).quantise(())
+        feeds = calibration_feeds(Detector(backend), paths, ["image", "image_shape"], lambda done, total: None)
+        model = Quantizer(exported("RetinaNet").model, "cpu", feeds, tmp_path_factory.mktemp("int8")).quantise(())
     return request.param, model
 
 

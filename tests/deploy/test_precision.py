@@ -18,7 +18,7 @@ from cskd_data.images import list_images, read_image
 from cskd_deploy.accuracy.agreement import match
 from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend
 from cskd_deploy.detect.detector import Detector
-from cskd_deploy.lower.calibration import CalibrationReader, calibration_images
+from cskd_deploy.lower.calibration import calibration_feeds, calibration_images
 from cskd_deploy.lower.fp16 import to_float16
 from cskd_deploy.lower.layers import WEIGHTED, layers, network
 
@@ -274,15 +274,12 @@ def test_calibration_feeds_are_those_of_inference(model_file, shapes_root):
     counted: list[tuple[int, int]] = []
     with OnnxRuntimeBackend(model_file) as backend:
         detector = Detector(backend)
-        reader = CalibrationReader(detector, paths, ["image"], lambda *done: counted.append(done))
-        reader.set_range(start_index=1, end_index=2)
-        feed = reader.get_next()
-        expected = detector.feed(detector.prepare(read_image(paths[1])))
-    assert feed is not None
-    assert list(feed) == ["image"]
-    np.testing.assert_array_equal(feed["image"], expected["image"])
-    assert reader.get_next() is None
-    assert counted == [(2, 2)]
+        feeds = list(calibration_feeds(detector, paths, ["image"], lambda *done: counted.append(done)))
+        for path, feed in zip(paths, feeds, strict=True):
+            expected = detector.feed(detector.prepare(read_image(path)))
+            assert list(feed) == ["image"]
+            np.testing.assert_array_equal(feed["image"], expected["image"])
+    assert counted == [(1, 2), (2, 2)]
 
 
 # Bad input

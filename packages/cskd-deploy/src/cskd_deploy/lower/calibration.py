@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -58,41 +58,21 @@ def _single_colour(image: np.ndarray) -> bool:
     return bool((image == image[0, 0]).all())
 
 
-class CalibrationReader:
-    """The feeds of some images, one in memory at a time: ONNX Runtime's `CalibrationDataReader`.
+def calibration_feeds(
+    detector: Detector, paths: Sequence[Path], inputs: Collection[str], progress: Callable[[int, int], None]
+) -> Iterator[dict[str, np.ndarray]]:
+    """The feeds of some images, one in memory at a time.
 
     Args:
         detector: says how images are prepared.
         paths: the images.
         inputs: names of the graph's inputs.
         progress: called with (read, images).
+
+    Raises:
+        DataError: an image cannot be read.
     """
-
-    def __init__(
-        self, detector: Detector, paths: Sequence[Path], inputs: Collection[str], progress: Callable[[int, int], None]
-    ) -> None:
-        self._detector = detector
-        self._paths = paths
-        self._inputs = inputs
-        self._progress = progress
-        self._places = iter(range(len(paths)))
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def set_range(self, start_index: int, end_index: int) -> None:
-        """The images that `get_next` gives from now on."""
-        self._places = iter(range(start_index, end_index))
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        """The next image's feed, or None after the last.
-
-        Raises:
-            DataError: the image cannot be read.
-        """
-        place = next(self._places, None)
-        if place is None:
-            return None
-        feed = feed_of(self._detector, read_image(self._paths[place]))
-        self._progress(place + 1, len(self._paths))
-        return {name: values for name, values in feed.items() if name in self._inputs}
+    for number, path in enumerate(paths, 1):
+        feed = feed_of(detector, read_image(path))
+        progress(number, len(paths))
+        yield {name: values for name, values in feed.items() if name in inputs}

@@ -17,7 +17,7 @@ from cskd_deploy.accuracy.against_fp32 import Pictures, check_agreement, compare
 from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend
 from cskd_deploy.detect.detector import Detector
 from cskd_deploy.errors import BackendMissing, CheckFailed, DeployError
-from cskd_deploy.lower.calibration import FEW_IMAGES, CalibrationReader, calibration_images, check_worth
+from cskd_deploy.lower.calibration import FEW_IMAGES, calibration_feeds, calibration_images, check_worth
 from cskd_deploy.lower.fp16 import half_layers, to_float16
 from cskd_deploy.lower.int8 import Quantizer
 from cskd_deploy.lower.layers import WEIGHTED, layers, matching
@@ -154,9 +154,9 @@ def convert_to_int8(
         check_worth(paths)
         if len(paths) < FEW_IMAGES:
             warn(f"{len(paths)} calibration images are few: ranges are sound from {FEW_IMAGES} on")
-        reader = CalibrationReader(known.detector, paths, known.inputs, counted)
+        feeds = calibration_feeds(known.detector, paths, known.inputs, counted)
         progress(f"calibrating INT8 for {target} on {len(paths)} images")
-        quantizer = Quantizer(source, target, reader, folder)
+        quantizer = Quantizer(source, target, feeds, folder)
         kept = matching(quantizer.layers, keep_float)
         if choose is not None:
             kept = list(choose(quantizer, kept))
