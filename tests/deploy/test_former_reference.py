@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cskd_data import read
-from cskd_deploy.accuracy.former import annotations_sha256
+from cskd_deploy.accuracy.evaluate import annotations_sha256
 from cskd_deploy.measure.plot import read_evaluations
 
 WORDS = ("--max-drop", 100, "--json")

@@ -15,8 +15,8 @@ import pytest
 from cskd_data import DataError
 from cskd_data.images import find_images, read_image
 from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend
+from cskd_deploy.commands.infer import draw
 from cskd_deploy.detect.detector import Detector
-from cskd_deploy.detect.drawing import draw
 from cskd_deploy.detect.postprocess import Detections
 
 EXAMPLE = Path(__file__).parents[2] / "packages" / "cskd-deploy" / "examples" / "detect.py"

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from cskd_deploy.lower.ranges import Histogram
+from cskd_deploy.lower.int8 import Histogram
 
 
 def cost(values: np.ndarray, low: float, high: float) -> float:

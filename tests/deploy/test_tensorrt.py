@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from cskd_deploy.backends.tensorrt.api import import_tensorrt
+from cskd_deploy.backends.tensorrt.build import Phases, make_monitor
 from cskd_deploy.backends.tensorrt.driver import Driver, Gpu, find_driver
-from cskd_deploy.backends.tensorrt.monitor import Phases, make_monitor
 from cskd_deploy.backends.tensorrt.settings import BuildSettings
 from cskd_deploy.backends.tensorrt.shapes import ShapeRange
 from cskd_deploy.errors import BackendMissing, DeployError

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from cskd_data.clean import usable
 from cskd_data.evaluate import load_detections
 from cskd_data.files import check_writable, sha256_of_file, write_atomically
 from cskd_deploy.accuracy.eval import EvaluationResult, detect, differently_padded, load_dataset, measure
-from cskd_deploy.accuracy.former import SUFFIX, annotations_sha256, read_former
 from cskd_deploy.backends import backend_for, backend_name, beside
 from cskd_deploy.detect.detector import Detector
 from cskd_deploy.errors import DeployError
@@ -25,6 +25,7 @@ from cskd_deploy.measure.bench import differences
 from cskd_deploy.progress import Begin, silent
 
 Warn = Callable[[str], None]
+SUFFIX = ".json"
 
 
 def evaluate_detections(
@@ -221,3 +222,86 @@ class _Reference:
                 "the graph's input has a fixed size. That alone moves mAP a little"
             )
         return notes
+
+
+@dataclass(frozen=True)
+class FormerResult:
+    """What an evaluation found, and of what."""
+
+    path: Path  # of the JSON
+    model: str
+    file_sha256: str | None
+    device: str | None
+    metrics: CocoResult
+    annotations_sha256: str
+
+    def check(self, dataset: Dataset) -> None:
+        """Refuse to be held against an evaluation of other images, classes or boxes.
+
+        Raises:
+            DeployError: says what differs.
+        """
+        again = "or give the model itself as --reference"
+        if self.metrics.images != len(dataset.images):
+            raise DeployError(
+                f"--reference {self.path} is of {self.metrics.images} images, this evaluation of "
+                f"{len(dataset.images)}: give the --limit and --skip-broken that it was made with, {again}"
+            )
+        if set(self.metrics.per_class) != set(dataset.classes):
+            raise DeployError(
+                f"--reference {self.path} has the classes {', '.join(self.metrics.per_class)}, this evaluation "
+                f"{', '.join(dataset.classes)}: their mAP cannot be compared"
+            )
+        if self.annotations_sha256 != annotations_sha256(dataset):
+            raise DeployError(
+                f"--reference {self.path} was evaluated on other annotations than {dataset.source}: give the --ann "
+                f"that it was made with, {again}"
+            )
+
+
+def read_former(path: Path) -> FormerResult:
+    """The model of an evaluation, not its reference.
+
+    Raises:
+        DeployError: the file is missing, not a JSON of `cskd-deploy eval`, of an older version, or has no mAP.
+    """
+    try:
+        data = json.loads(path.read_text())
+        known = {field.name for field in fields(CocoResult)}
+        metrics = CocoResult(**{name: value for name, value in data.items() if name in known})
+        model, sha256 = str(data["model"]), data["file_sha256"]
+        valid = isinstance(metrics.metrics, Mapping) and isinstance(metrics.per_class, Mapping)
+    except OSError as error:
+        raise DeployError(f"--reference {path} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DeployError(
+            f"--reference {path} is not the output of `cskd-deploy eval MODEL ... --json` "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    if not valid or not isinstance(metrics.metrics.get("bbox_mAP"), (int, float)):
+        raise DeployError(f"--reference {path} holds no mAP: evaluate the reference on annotated images")
+    annotations = data.get("annotations_sha256")
+    if annotations is None:
+        raise DeployError(
+            f"--reference {path} does not say which annotations it is of, an older version wrote it: evaluate the "
+            "reference again"
+        )
+    return FormerResult(path, model, sha256, data.get("device"), metrics, annotations)
+
+
+def annotations_sha256(dataset: Dataset) -> str:
+    """Of all that mAP depends on beside the detections: the images, the boxes, and the classes by name.
+
+    The same for whatever folder the images lie in and whatever order the classes have.
+    """
+    names: dict[int, Any] = {category["id"]: category["name"] for category in dataset.data["categories"]}
+    images: dict[int, Any] = {
+        one["id"]: [str(dataset.image_keys[one["id"]]), Path(one["file_name"]).name, one["width"], one["height"]]
+        for one in dataset.images
+    }
+    boxes: list[Any] = [
+        [*images[one["image_id"]], names[one["category_id"]], *one["bbox"], one["area"], one["iscrowd"]]
+        for one in dataset.annotations
+    ]
+    content = [sorted(names.values()), sorted(images.values()), sorted(boxes)]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
