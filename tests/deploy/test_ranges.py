@@ -62,6 +62,12 @@ def test_images_one_by_one_count_as_all_at_once(heavy):
         assert (histogram.lowest, histogram.highest) == pytest.approx((large.min(), large.max()))
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_refused(value):
+    with pytest.raises(ValueError, match="not finite"):
+        seen(np.array([1.0, value, 2.0]))
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [

@@ -156,7 +156,10 @@ class Quantizer:
         for feed in self._feeds:
             values = {**feed, **dict(zip(shown, session.run(shown, feed), strict=True))}
             for name, histogram in found.items():
-                histogram.add(values[name])
+                try:
+                    histogram.add(values[name])
+                except ValueError as error:
+                    raise DeployError(f"the FP32 file gives values that are {error} on a calibration image") from error
         symmetric = self._preset.options["ActivationSymmetric"]
         ranges = {
             name: tuple(np.array([end], dtype=np.float32) for end in histogram.fitted(symmetric))
@@ -217,11 +220,18 @@ class Histogram:
         self._counts = np.zeros(_BINS, dtype=np.int64)
 
     def add(self, values: np.ndarray) -> None:
-        """Count the values of an image; an array of no values is none."""
+        """Count the values of an image; an array of no values is none.
+
+        Raises:
+            ValueError: some are not finite.
+        """
         if not values.size:
             return
         flat = values.ravel()
-        self.lowest, self.highest = min(self.lowest, float(flat.min())), max(self.highest, float(flat.max()))
+        lowest, highest = float(flat.min()), float(flat.max())
+        if not np.isfinite([lowest, highest]).all():
+            raise ValueError("not finite")
+        self.lowest, self.highest = min(self.lowest, lowest), max(self.highest, highest)
         self._widen(max(-self.lowest, self.highest))
         if self._width:
             places = np.floor(flat / np.float32(self._width)).astype(np.int32) + _BINS // 2
