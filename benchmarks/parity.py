@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import machine
 import numpy as np
 
 from cskd_data import Dataset, evaluate
@@ -67,7 +68,8 @@ def main() -> None:
     if options.json:
         known = json.loads(options.json.read_text())["rows"] if options.json.exists() else []
         packages = versions(("torch", "mmdet", "onnxruntime", "onnx", "onnxslim"))
-        options.json.write_text(json.dumps({"versions": packages, "rows": known + rows}, indent=2) + "\n")
+        about = {"commit": machine.commit(machine.ROOT), "versions": packages}
+        options.json.write_text(json.dumps({**about, "rows": known + rows}, indent=2) + "\n")
 
 
 def compare(student: Student, dataset: Dataset) -> list[dict[str, Any]]:
