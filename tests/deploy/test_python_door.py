@@ -61,6 +61,19 @@ print(json.dumps([name for name in cskd_deploy.__all__ if name not in dir(cskd_d
         _ = cskd_deploy.laod
 
 
+def test_every_module_can_be_the_first_that_is_imported():
+    code = """
+import importlib, json, pkgutil, sys, cskd_deploy
+names = [one.name for one in pkgutil.walk_packages(cskd_deploy.__path__, "cskd_deploy.") if "__main__" not in one.name]
+for name in names:
+    for loaded in [one for one in sys.modules if one.startswith("cskd_deploy.")]:
+        del sys.modules[loaded]
+    importlib.import_module(name)
+print(json.dumps(names))
+"""
+    assert len(in_a_process(code)) > 50
+
+
 # The examples in the documents
 
 
