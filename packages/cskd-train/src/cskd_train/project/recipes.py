@@ -45,8 +45,8 @@ class Detector:
 
     def config(self) -> str:
         """The text of its file."""
-        base = 18 if self.depth == 18 else 50
-        bases = [f"cskd::_base_/{self.family}_r{base}.py", "dataset.py", "cskd::_base_/adamw.py"]
+        base = f"{self.family}_r{18 if self.depth == 18 else 50}{'_half' if self.narrow else ''}"
+        bases = [f"cskd::_base_/{base}.py", "dataset.py", "cskd::_base_/adamw.py"]
         width = " of half width" if self.narrow else ""
         lines = [
             f"# The {self.role}: {DETECTORS[self.family]} ResNet-{self.depth}{width}, {self.start}.",
@@ -57,11 +57,10 @@ class Detector:
         if self.normalization:
             lines.append("# Images as its backbone takes them.")
             lines.append(setting("img_norm_cfg", dict(self.normalization)))
-        if self.narrow:
-            lines.append("# Half as wide; BatchNorm learns, and narrow towers need a norm.")
-        elif self.tuned:
+        if self.tuned:
             lines.append("# Fine-tuned: the first stage is frozen, the backbone learns at a tenth of the rate.")
-        lines.append(setting("model", self._model()))
+        if model := self._model():
+            lines.append(setting("model", model))
         optimizer: dict[str, Any] = {"lr": self.rate}
         if self.tuned:
             optimizer["paramwise_cfg"] = {"custom_keys": {"backbone": {"lr_mult": 0.1}}}
@@ -78,41 +77,22 @@ class Detector:
             backbone["depth"] = 101
         if self.style:
             backbone["style"] = self.style
-        if self.init != "imagenet":
+        if self.init == "imagenet" and self.depth == 101:
+            backbone["init_cfg"] = {"type": "Pretrained", "checkpoint": IMAGENET[style].format(depth=101)}
+        elif self.init != "imagenet" and not self.narrow:
             backbone["init_cfg"] = None
-        elif self.depth == 101:
-            checkpoint = IMAGENET[style].format(depth=101)
-            backbone["init_cfg"] = {"type": "Pretrained", "checkpoint": checkpoint}
         if self.tuned:
             backbone["frozen_stages"] = 1
-        else:
-            backbone["norm_eval"] = False
+        # The bases of full width are for weights to start from, those of half width are not.
+        if self.tuned == self.narrow:
+            backbone["norm_eval"] = self.tuned
             if self.family == "fcos":
-                backbone["norm_cfg"] = {"type": "BN", "requires_grad": True}
-        model: dict[str, Any] = {"backbone": backbone}
+                backbone["norm_cfg"] = {"type": "BN", "requires_grad": not self.tuned}
+        model: dict[str, Any] = {"backbone": backbone} if backbone else {}
         faster = self.family == "faster_rcnn"
-        head: dict[str, Any] = {}
-        if self.narrow:
-            backbone["base_channels"] = 32
-            wide = 1 if self.depth == 18 else 4
-            model["neck"] = {"in_channels": [wide * one for one in (32, 64, 128, 256)], "out_channels": 64}
-            head = {"in_channels": 64, "feat_channels": 64}
-            if not faster:
-                head["norm_cfg"] = {"type": "GN", "num_groups": 8, "requires_grad": True}
         if self.anchor is not None and self.anchor != ANCHORS[self.family][1][0]:
-            head["anchor_generator"] = {"scales": [self.anchor]} if faster else {"octave_base_scale": self.anchor}
-        if head:
-            model["rpn_head" if faster else "bbox_head"] = head
-        if faster and self.narrow:
-            model["roi_head"] = {
-                "bbox_roi_extractor": {"out_channels": 64},
-                "bbox_head": {"in_channels": 64, "fc_out_channels": 256},
-            }
-            model["train_cfg"] = {
-                "rpn_proposal": {"nms_pre": 500, "max_per_img": 250},
-                "rcnn": {"sampler": {"num": 128}},
-            }
-            model["test_cfg"] = {"rpn": {"nms_pre": 250, "max_per_img": 250}}
+            anchors = {"scales": [self.anchor]} if faster else {"octave_base_scale": self.anchor}
+            model["rpn_head" if faster else "bbox_head"] = {"anchor_generator": anchors}
         return model
 
 
