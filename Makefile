@@ -22,7 +22,7 @@ help:
 	@echo "make env          the environment alone, in $(VENV); the other targets make it where they need it"
 	@echo "make demo         from nothing to a distilled, exported and measured detector, in a quarter of an hour; BUDGET=1h for more"
 	@echo "make test         the whole test suite"
-	@echo "make reliability  the long tests: kills, old versions, other Pythons (over half an hour)"
+	@echo "make reliability  the long tests: kills, old versions, other Pythons, an emulated processor (over half an hour)"
 	@echo "make lint         ruff and mypy"
 	@echo "make golden       the distilled step against the published code's values"
 	@echo "make bench        what a distilled step costs against what it must cost (some minutes on a quiet machine)"
