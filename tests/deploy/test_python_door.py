@@ -67,7 +67,8 @@ import importlib, json, pkgutil, sys, cskd_deploy
 names = [one.name for one in pkgutil.walk_packages(cskd_deploy.__path__, "cskd_deploy.") if "__main__" not in one.name]
 for name in names:
     for loaded in [one for one in sys.modules if one.startswith("cskd_deploy.")]:
-        del sys.modules[loaded]
+        if not loaded.endswith(".operators"):  # torch takes operators of a name once in a process
+            del sys.modules[loaded]
     importlib.import_module(name)
 print(json.dumps(names))
 """
