@@ -1,6 +1,7 @@
 """What a distilled training step costs, against what it must cost.
 
     python benchmarks/step.py [--json FILE] [--families RetinaNet FCOS ...] [--rounds 7] [--device cuda] [--amp bf16]
+    python benchmarks/step.py --count [--families ...]    # pieces instead of seconds: see benchmarks/pieces.py
 
 For each family, on the recipe's own student and teacher (R50 -> R18, random weights) and one batch of random images,
 all in one process and interleaved:
@@ -44,6 +45,7 @@ from cskd_train.mm.plain import build_without_pretrained
 
 sys.path.insert(0, str(Path(__file__).parent))
 import memory
+import pieces
 from cost import Cost, table
 from timing import Step, timed
 from width import scaled
@@ -246,6 +248,20 @@ def measure(bench: Bench, family: str, rounds: int) -> Cost:
     )
 
 
+def count_pieces(bench: Bench, family: str) -> str:
+    """A line of the table of `--count`: what distilling adds to the plain step and the teacher's forward."""
+    found = {name: pieces.count(getattr(bench, name)) for name in ("plain", "teacher", "distilled")}
+    calls = {name: one.calls.total() for name, one in found.items()}
+    waits = {name: one.waits.total() for name, one in found.items()}
+    numbers = [
+        calls["plain"],
+        calls["teacher"],
+        calls["distilled"],
+        calls["distilled"] - calls["plain"] - calls["teacher"],
+    ]
+    return f"{family:<12}" + "".join(f"{one:>11}" for one in (*numbers, waits["distilled"] - waits["plain"]))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--families", nargs="+", choices=RECIPES, default=list(RECIPES))
@@ -258,14 +274,20 @@ def main() -> None:
     parser.add_argument("--amp", choices=[name for name in PRECISIONS if name], help="as of `cskd-train run`")
     parser.add_argument("--narrow", action="store_true", help="an eighth of the channels, to try the benchmark itself")
     parser.add_argument("--json", type=Path, metavar="FILE", help="one JSON line a family")
+    parser.add_argument("--count", action="store_true", help="count operator calls and waits instead of seconds")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device, costs = torch.device(options.device), []
     if device.type == "cpu":
         keep_freed_memory()  # as `cskd-train run`
+    if options.count:
+        print(f"{'':<12}" + "".join(f"{one:>11}" for one in ("plain", "teacher", "distilled", "added", "more waits")))
     for family in options.families:
         size = tuple(options.size)
         bench = Bench(family, options.images, size, options.boxes, device, options.amp, options.narrow)
+        if options.count:
+            print(count_pieces(bench, family), flush=True)
+            continue
         costs.append(measure(bench, family, options.rounds))
         print(table(costs[-1:]) if len(costs) == 1 else table(costs[-1:]).splitlines()[1], flush=True)
     if options.json:
