@@ -48,7 +48,8 @@ class Pieces(TorchDispatchMode):
             by_mask = name in _INDEXED and any(
                 isinstance(one, Tensor) and one.dtype in (torch.bool, torch.uint8) for one in args[1]
             )
-            if name in _WAITS or by_mask:
+            of_given_size = (kwargs or {}).get("output_size") is not None
+            if (name in _WAITS or by_mask) and not of_given_size:
                 self.waits[name] += 1
         return func(*args, **(kwargs or {}))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -55,7 +57,6 @@ def test_every_box_covers_a_cell_on_the_coarsest_level():
 
 def test_an_image_without_boxes_is_background():
     regions = Regions([torch.zeros(0, 4), torch.tensor([[0.0, 0.0, 8.0, 8.0]])], [(8, 8), (8, 8)], [(2, 2)], [4])
-    assert regions.count == 1
     assert regions.foreground(0)[0].sum() == 0
     assert regions.foreground(0)[1].sum() == 4
     assert regions.rois(0).shape == (1, 5)
@@ -96,3 +97,54 @@ def test_an_exclusive_end_leaves_out_the_cell_that_a_box_only_touches():
 def test_a_box_without_area_still_covers_a_cell_with_an_exclusive_end():
     regions = Regions([torch.tensor([[8.0, 8.0, 8.0, 8.0]])], [(16, 16)], [(2, 2)], [8], RegionOptions("stride", False))
     assert regions.foreground(0)[0].tolist() == [[0, 0], [0, 1]]
+
+
+def slow_masks(boxes, shapes, size, stride, options):
+    """(B, H, W), cell by cell."""
+    height, width = size
+    masks = torch.zeros(len(boxes), height, width)
+    for image, (image_boxes, (image_height, image_width)) in enumerate(zip(boxes, shapes, strict=True)):
+        for x1, y1, x2, y2 in image_boxes.tolist():
+            if options.coord_base == "stride":
+                x1, y1, x2, y2 = (side / stride for side in (x1, y1, x2, y2))
+            else:
+                x1, x2, y1, y2 = (
+                    x1 / image_width * width,
+                    x2 / image_width * width,
+                    *(side / image_height * height for side in (y1, y2)),
+                )
+            ends = [int(end) if options.inclusive_end else max(math.ceil(end) - 1, int(start))
+                    for start, end in ((x1, x2), (y1, y2))]  # fmt: skip
+            for y in range(height):
+                for x in range(width):
+                    if int(x1) <= x <= ends[0] and int(y1) <= y <= ends[1]:
+                        masks[image, y, x] = 1
+    return masks
+
+
+@pytest.mark.parametrize("counts", [(5, 0, 2), (0, 0, 0), (1, 7, 3)])
+@pytest.mark.parametrize("options", [RegionOptions(), RegionOptions("stride", False)], ids=["published", "exact"])
+def test_boxes_of_all_images_on_all_levels_equal_those_of_one_image_on_one_level(counts, options):
+    generator = torch.Generator().manual_seed(3)
+    shapes, sizes, strides = [(90, 60), (72, 64), (96, 40)], [(12, 8), (6, 4), (3, 2)], [8, 16, 32]
+    boxes = []
+    for count, (height, width) in zip(counts, shapes, strict=True):
+        corners = torch.rand(count, 4, generator=generator, dtype=torch.float64) * torch.tensor([width, height] * 2)
+        boxes.append(
+            torch.cat([torch.minimum(corners[:, :2], corners[:, 2:]), corners[:, :2].maximum(corners[:, 2:])], 1)
+        )
+    regions = Regions(boxes, shapes, sizes, strides, options)
+    for level, (size, stride) in enumerate(zip(sizes, strides, strict=True)):
+        expected = slow_masks(boxes, shapes, size, stride, options)
+        assert torch.equal(regions.foreground(level), expected)
+        assert torch.equal(regions.background(level), 1 - expected)
+        assert regions.covered[level] == expected.sum()
+        rows = [
+            rois
+            for image, (one, shape) in enumerate(zip(boxes, shapes, strict=True))
+            for rois in torch.cat([
+                torch.full((len(one), 1), image, dtype=torch.float64),
+                Regions([one], [shape], [size], [stride], options).rois(0)[:, 1:],
+            ], 1)
+        ]  # fmt: skip
+        assert torch.equal(regions.rois(level), torch.stack(rows) if rows else torch.zeros(0, 5, dtype=torch.float64))

@@ -8,11 +8,14 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
+from cskd_core import guided
 from cskd_core.errors import ShapeError
 from cskd_core.similarity import (
+    Comparison,
     CosineGuidedLoss,
     LossOptions,
     Variant,
+    compare,
     cosine_guided_loss,
     cosine_guided_losses,
     cosine_guided_vector_loss,
@@ -376,3 +379,105 @@ def test_compiled_losses_equal_eager_ones():
         loss.backward()
         results.append(torch.cat([student.grad.flatten(), loss.detach().reshape(1)]))
     torch.testing.assert_close(*results, rtol=1e-12, atol=1e-14)
+
+
+# Many pairs of features at once
+
+
+SHAPES = [(2, 3, 4, 5), (1, 1, 2, 2), (3, 5, 2, 3), (2, 3, 4, 5), (0, 4, 7, 7)]
+
+
+def many_comparisons():
+    """Maps of several shapes, with and without masks, none empty but one without images and one under an empty mask."""
+    comparisons = []
+    for place, shape in enumerate(SHAPES):
+        student, teacher = random_pair(shape) + place / 10
+        mask = (torch.arange(math.prod(shape[2:])).reshape(shape[2:]) % 3 > 0).double().expand(shape[0], *shape[2:])
+        variants = [Variant((1.3 + place, 0.7), avg_factor=None if place else 9.0)]
+        if place in (0, 2):
+            variants += [Variant((0.5, 2.0), mask), Variant((1.0, 0.5), 1 - mask), Variant((1, 1), 0 * mask)]
+        if place == 3:
+            variants = [Variant((2.0, 0.25), mask), Variant((1.0, 3.0), avg_factor=torch.tensor(7.0))]
+        comparisons.append(Comparison(student.requires_grad_(), teacher, variants))
+    return comparisons
+
+
+OPTIONS = [
+    {},
+    {"eps_mode": "product", "detach_guidance": True},
+    {"count_outside": False},
+    {"guidance_min": 0.2},
+    {"guidance_min": 0.2, "count_outside": False},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: " ".join(options) or "published")
+def test_many_pairs_at_once_are_each_as_it_is_alone(options):
+    comparisons, options = many_comparisons(), LossOptions(**options)
+    losses = compare(comparisons, options)
+    alone = torch.cat([cosine_guided_losses(one.student, one.teacher, one.variants, options) for one in comparisons])
+    torch.testing.assert_close(losses, alone, rtol=1e-12, atol=1e-14)
+    weights = torch.linspace(-1, 2, len(losses), dtype=torch.float64)
+    students = [one.student for one in comparisons]
+    for found, expected in zip(
+        torch.autograd.grad(losses @ weights, students), torch.autograd.grad(alone @ weights, students), strict=True
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-13)
+
+
+def test_many_pairs_at_once_equal_the_equations_element_by_element():
+    losses = iter(compare(many_comparisons()).tolist())
+    for place, (shape, one) in enumerate(zip(SHAPES, many_comparisons(), strict=True)):
+        for variant in one.variants:
+            found = next(losses)
+            mask = torch.ones(shape[0], *shape[2:]) if variant.mask is None else variant.mask
+            elements = variant.avg_factor if variant.mask is None else mask.sum().item() * shape[1]
+            if not shape[0] or elements == 0:  # no images, or an empty mask
+                assert found == 0
+                continue
+            student, teacher = (side.detach() * mask.unsqueeze(1) for side in (one.student, one.teacher))
+            expected = slow_loss(student, teacher, variant.weight, None if elements is None else float(elements))
+            assert found == pytest.approx(expected, rel=1e-12), place
+
+
+def test_the_gradient_of_many_pairs_equals_finite_differences():
+    others = many_comparisons()
+
+    def losses(*students):
+        return compare([Comparison(s, one.teacher, one.variants) for s, one in zip(students, others, strict=True)])
+
+    assert gradcheck(losses, [one.student for one in others])
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_many_images_are_worked_through_in_parts_without_a_difference(monkeypatch, masked):
+    student, teacher = random_pair((5, 3, 4, 5))
+    mask = (torch.arange(20).reshape(4, 5) % 3 > 0).double().expand(5, 4, 5)
+    variants = [Variant((1.3, 0.7)), Variant((1, 0.5), mask)] if masked else [Variant((1.3, 0.7))]
+    results = []
+    for fewest in (2, 8):
+        monkeypatch.setattr(guided, "CACHED_ELEMENTS", 1)
+        monkeypatch.setattr(guided, "FEWEST_IMAGES", fewest)
+        leaf = student.clone().requires_grad_()
+        assert len(guided._parts(leaf)) == (3 if fewest == 2 else 1)
+        losses = cosine_guided_losses(leaf, teacher, variants)
+        losses.sum().backward()
+        results.append(torch.cat([leaf.grad.flatten(), losses.detach()]))
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-14)
+
+
+def test_of_many_pairs_those_that_are_fixed_get_no_gradient():
+    comparisons = many_comparisons()
+    comparisons[2].student.requires_grad_(False)
+    compare(comparisons).sum().backward()
+    assert [one.student.grad is None for one in comparisons] == [False, False, True, False, False]
+
+
+def test_pairs_of_two_precisions_are_compared_in_the_higher_one():
+    (low, other), (high, third) = random_pair((2, 3, 4, 5)), random_pair((1, 2, 3, 3))
+    low = low.float().requires_grad_()
+    losses = compare([Comparison(low, other.float()), Comparison(high, third)])
+    assert losses.dtype == torch.float64
+    losses.sum().backward()
+    assert low.grad.dtype == torch.float32
+    assert losses[0].item() == pytest.approx(cosine_guided_loss(low, other.float()).item(), rel=1e-5)

@@ -1,18 +1,22 @@
-"""The cosine-guided loss of one pair of features over several masks at once, with its backward written by hand.
+"""The cosine-guided losses of many pairs of features at once, with their backward written by hand.
 
-The full map, the foreground and the background of a level share every product of the two features, so that each of them
-is read once for all. Neither direction holds a (B, C, P) tensor for the other: the backward rebuilds what it needs from
-the two features and from vectors over the channels and the positions.
+A feature map is read by a few operators, those that need all of it. Everything else is about vectors over channels or
+over positions, and those of all pairs lie behind one another in one long vector (`Layout`): an operator on it serves
+every pair. Neither direction holds a (B, C, P) tensor for the other: the backward rebuilds what it needs from the two
+features and from vectors.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import mse_loss
 
 from cskd_core.derivatives import refuse_second_derivative
+from cskd_core.transfer import to_device
 
 EPS = 1e-6
 """Lower clamp of each norm of a cosine (docs/algorithm.md 1.3)."""
@@ -21,90 +25,157 @@ CACHED_ELEMENTS = 1 << 19
 FEWEST_IMAGES = 8  # products of fewer matrices use one core only
 
 
+class Layout:
+    """Where the vectors of each pair of features lie in one long vector.
+
+    First those over channels, (K, B, C) a pair, then those over positions, (K, B, P) a pair; K is the number of losses
+    of the pair.
+
+    Args:
+        features: (B, C, P) of each pair.
+        masks: (K, B, P) of each pair, or None: K is 1.
+
+    Attributes:
+        segments: length of each loss's part of the vector, all of those over channels, then those over positions.
+        split: where the positions begin.
+        size: of the whole.
+    """
+
+    def __init__(self, features: Sequence[Tensor], masks: Sequence[Tensor | None]) -> None:
+        self._shapes = [
+            (1 if mask is None else len(mask), *feature.shape) for feature, mask in zip(features, masks, strict=True)
+        ]
+        channels = [images * channels for count, images, channels, _ in self._shapes for _ in range(count)]
+        positions = [images * positions for count, images, _, positions in self._shapes for _ in range(count)]
+        self.segments = channels + positions
+        self.split, self.size = sum(channels), sum(self.segments)
+
+    def channels(self, vector: Tensor) -> Iterator[Tensor]:
+        """The part (..., K, B, C) of each pair, of a vector (..., size)."""
+        first = 0
+        for count, images, channels, _ in self._shapes:
+            length = count * images * channels
+            yield vector[..., first : first + length].unflatten(-1, (count, images, channels))
+            first += length
+
+    def positions(self, vector: Tensor) -> Iterator[Tensor]:
+        """The part (..., K, B, P) of each pair, of a vector (..., size)."""
+        first = self.split
+        for count, images, _, positions in self._shapes:
+            length = count * images * positions
+            yield vector[..., first : first + length].unflatten(-1, (count, images, positions))
+            first += length
+
+
 class GuidedLosses(torch.autograd.Function):
-    r"""K losses of one pair of features; the gradient goes to the student's alone.
+    r"""K losses of each pair of features; the gradient goes to the student's alone.
 
     .. math::
-        L_k = \alpha_k \sum_{bcp} |u_{kbc} v_{bp}| M_{kbp} (S - T)^2_{bcp}
-            + \beta_k \sum_{bp} v_{bp} M_{kbp} + \sum_{bc} \gamma_{kb} u_{kbc}
+        L_k = \alpha_k \sum_{bcp} |u_{kbc} v_{kbp}| (S - T)^2_{bcp}
+            + \beta_k \sum_{bp} v_{kbp} + \gamma_k \sum_{bc} u_{kbc}
 
-    with :math:`u_k` the channel distance of the features under mask k and :math:`v` the spatial one
-    (docs/algorithm.md 1.1, 1.5). With
-    :math:`\partial u / \partial S = b\,S - a\,T` for a = 1 / (norm of S times norm of T) and b = cosine / squared norm
-    of S, the gradient is :math:`X \odot S - Y \odot T`, where X and Y are sums of 2 K + 1 outer products.
+    with :math:`u_k` the channel distance of the features under mask k, and :math:`v_k` the spatial one where the mask
+    is 1, else 0 (docs/algorithm.md 1.1, 1.5). Let :math:`d` be any distance, u or v, with the weight :math:`w`
+    (:math:`\gamma` or :math:`\beta`), and :math:`q` what it meets in the first sum: :math:`\sum_p |v| (S - T)^2` for
+    u, :math:`\sum_c |u| (S - T)^2` for v. Then
+
+    .. math::
+        \partial L / \partial d = w + \alpha \operatorname{sign}(d)\, q, \qquad
+        \partial d / \partial S = b\, S - a\, T
+
+    for a = 1 / (norm of S times norm of T) and b = cosine / squared norm of S, so that the gradient is
+    :math:`X \odot S - Y \odot T`, where X and Y are sums of 3 K outer products of a vector over the channels and one
+    over the positions.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
-        student: Tensor,
-        teacher: Tensor,
-        masks: Tensor,
-        squared: Tensor,
-        spatial: Tensor,
-        channel: Tensor,
+        coefficients: Tensor,
+        pairs: int,
         detach_guidance: bool,
         eps_mode: str,
+        count_outside: bool,
+        *tensors: Tensor | None,
     ) -> Tensor:
-        """The losses (K,).
+        """The losses, pair by pair.
 
         Args:
-            student: S (B, C, P).
-            teacher: T (B, C, P).
-            masks: M (B, K, P), zeros and ones.
-            squared: alpha (K,).
-            spatial: beta (K,).
-            channel: gamma (K, B).
+            coefficients: gamma, beta and alpha of each loss, (3, losses).
+            pairs: of features.
             detach_guidance: let no gradient flow through u and v of the first term.
             eps_mode: `separate` or `product`, see `cskd_core.similarity.LossOptions`.
+            count_outside: count an image without any masked position at channel distance 1, else at 0.
+            tensors: S (B, C, P) of each pair, T (B, C, P) of each, then M (K, B, P) of each, zeros and ones, or None.
         """
-        parts = _parts(student)
-        buffer = torch.empty_like(student[parts[0]])
-        sums = [_sums(student[part], teacher[part], masks[part], buffer, eps_mode) for part in parts]
-        u, a_c, b_c, v, a_p, b_p, over_channels, over_positions = (torch.cat(one) for one in zip(*sums, strict=True))
-        v_masked = v.abs().unsqueeze(1) * masks  # (B, K, P)
-        losses = squared * (over_channels * v_masked).sum((0, 2))
-        losses = losses + spatial * (v.unsqueeze(1) * masks).sum((0, 2))
-        losses = losses + (channel.T.unsqueeze(1) * u).sum((0, 1))
-        ctx.save_for_backward(
-            student, teacher, masks, squared, spatial, channel, u, a_c, b_c, v, a_p, b_p, over_channels, over_positions
-        )
-        ctx.detach_guidance = detach_guidance
+        students, teachers, masks = _split(tensors, pairs)
+        layout = Layout(students, masks)
+        sums = students[0].new_empty(3, layout.size)
+        for pair in zip(students, teachers, masks, layout.channels(sums), layout.positions(sums), strict=True):
+            _products(*pair)
+        distances = _distances(sums, eps_mode)
+        for mask, channels, positions in zip(
+            masks, layout.channels(distances), layout.positions(distances), strict=True
+        ):
+            if mask is not None:
+                positions.mul_(mask)
+                if not count_outside:
+                    channels[0].mul_(mask.sum(2, keepdim=True) > 0)
+        guidance, met = distances[0].abs(), torch.empty_like(distances[0])
+        for student, teacher, *vectors in zip(
+            students,
+            teachers,
+            layout.channels(guidance),
+            layout.positions(guidance),
+            layout.channels(met),
+            layout.positions(met),
+            strict=True,
+        ):
+            _squares(student, teacher, *vectors)
+        guided = guidance[layout.split :] * met[layout.split :]
+        lengths = to_device(layout.segments + layout.segments[len(layout.segments) // 2 :], sums.device)
+        totals = torch.segment_reduce(torch.cat([distances[0], guided]), "sum", lengths=lengths, unsafe=True)
+        ctx.save_for_backward(*tensors, coefficients, lengths, distances, guidance, met)
+        ctx.pairs, ctx.detach_guidance = pairs, detach_guidance
+        losses: Tensor = (coefficients * totals.view_as(coefficients)).sum(0)
         return losses
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative("the cosine-guided loss")
-        student, teacher, masks, squared, spatial, channel, u, a_c, b_c, v, a_p, b_p, over_channels, over_positions = (
-            ctx.saved_tensors
+        *tensors, coefficients, lengths, distances, guidance, met = ctx.saved_tensors
+        students, teachers, masks = _split(tensors, ctx.pairs)
+        layout = Layout(students, masks)
+        split = layout.split
+        scaled = coefficients * gradients[0]
+        of_segments = torch.cat([scaled, scaled[2:]]).view(2, -1)
+        weight, alpha = torch.repeat_interleave(
+            of_segments, lengths[: of_segments.shape[1]], dim=1, output_size=layout.size
         )
-        (gradient,) = gradients
-        squared, spatial = squared * gradient, spatial * gradient
-        to_u = (channel * gradient.unsqueeze(1)).T.unsqueeze(1).expand_as(u)  # (B, C, K)
-        to_v = spatial.unsqueeze(1) * masks  # (B, K, P)
         if not ctx.detach_guidance:
-            to_u = to_u + squared * u.sign() * over_positions
-            to_v = to_v + squared.unsqueeze(1) * v.sign().unsqueeze(1) * over_channels * masks
-        to_v = to_v.sum(1)  # (B, P)
-        guidance = 2 * squared * u.abs()
-        v_masked = v.abs().unsqueeze(1) * masks
-        ones = torch.ones_like(u[..., :1])
+            weight = torch.addcmul(weight, alpha, distances[0].sign().mul_(met))
+        # The factors of X, then those of Y: |u| |v|; a slope of u and the mask; 1 and a slope of v.
+        factors = distances.new_ones(2, 3, layout.size)
+        factors[:, 0] = guidance
+        factors[:, 0, :split].mul_(2 * alpha[:split])
+        sloped = distances[1:] * weight
+        factors[:, 1, :split] = sloped[:, :split]
+        factors[:, 2, split:] = sloped[:, split:]
+        for mask, of_mask in zip(masks, layout.positions(factors[:, 1]), strict=True):
+            if mask is not None:
+                of_mask.copy_(mask)
+        to_students = [
+            _gradient(student, teacher, left, right)
+            for student, teacher, left, right in zip(
+                students, teachers, layout.channels(factors), layout.positions(factors), strict=True
+            )
+        ]
+        return (None, None, None, None, None, *to_students, *(None for _ in (*teachers, *masks)))
 
-        def factors(per_channel: Tensor, per_position: Tensor) -> tuple[Tensor, Tensor]:
-            left = torch.cat([guidance, to_u * per_channel, ones], 2)
-            return left, torch.cat([v_masked, masks, (to_v * per_position).unsqueeze(1)], 1)
 
-        x_left, x_right = factors(b_c, b_p)
-        y_left, y_right = factors(a_c, a_p)
-        to_student = torch.empty_like(student)
-        parts = _parts(student)
-        buffer = torch.empty_like(student[parts[0]])
-        for part in parts:
-            into = to_student[part]
-            torch.bmm(x_left[part], x_right[part], out=into).mul_(student[part])
-            y = torch.bmm(y_left[part], y_right[part], out=buffer[: len(into)])
-            into.addcmul_(y, teacher[part], value=-1)
-        return to_student, None, None, None, None, None, None, None
+def _split(tensors: Sequence[Any], pairs: int) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor | None]]:
+    """Students, teachers, masks."""
+    return tensors[:pairs], tensors[pairs : 2 * pairs], tensors[2 * pairs :]
 
 
 def _parts(features: Tensor) -> list[slice]:
@@ -115,32 +186,62 @@ def _parts(features: Tensor) -> list[slice]:
     return [slice(first, first + count) for first in range(0, max(len(features), 1), max(count, 1))]
 
 
-def _sums(
-    student: Tensor, teacher: Tensor, mask: Tensor, buffer: Tensor, eps_mode: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """u (B, C, K), v (B, P), each with a and b; then |u|^T (S - T)^2 (B, K, P) and (S - T)^2 |v M| (B, C, K)."""
-    columns, products = mask.transpose(1, 2), buffer[: len(student)]
-    torch.mul(student, teacher, out=products)
-    dot_c, dot_p = products @ columns, products.sum(1)
-    torch.mul(student, student, out=products)
-    student_c, student_p = products @ columns, products.sum(1)
-    torch.mul(teacher, teacher, out=products)
-    teacher_c, teacher_p = products @ columns, products.sum(1)
-    u, a_c, b_c = _distance(dot_c, student_c, teacher_c, eps_mode)
-    v, a_p, b_p = _distance(dot_p, student_p, teacher_p, eps_mode)
-    squares = torch.sub(student, teacher, out=products).square_()
-    over_positions = squares @ (v.abs().unsqueeze(1) * mask).transpose(1, 2)
-    return u, a_c, b_c, v, a_p, b_p, u.abs().transpose(1, 2) @ squares, over_positions
+def _products(student: Tensor, teacher: Tensor, mask: Tensor | None, channels: Tensor, positions: Tensor) -> None:
+    """Fill in the sums under each mask of S T, S S and T T: (3, K, B, C) over positions, (3, K, B, P) over channels."""
+    for part in _parts(student):
+        s, t, products = student[part], teacher[part], None
+        for one, other, over_positions, over_channels in (
+            (s, t, channels[0, :, part], positions[0, :, part]),
+            (s, s, channels[1, :, part], positions[1, :, part]),
+            (t, t, channels[2, :, part], positions[2, :, part]),
+        ):
+            products = torch.mul(one, other, out=products)
+            if mask is None:
+                torch.sum(products, 2, out=over_positions[0])
+                torch.sum(products, 1, out=over_channels[0])
+            else:
+                inside = mask[:, part]
+                torch.bmm(inside.transpose(0, 1), products.transpose(1, 2), out=over_positions.transpose(0, 1))
+                torch.mul(inside, products.sum(1), out=over_channels)
 
 
-def _distance(dot: Tensor, student: Tensor, teacher: Tensor, eps_mode: str) -> tuple[Tensor, Tensor, Tensor]:
-    """1 - cosine from a dot product and two squared norms; then a and b of its derivative b S - a T."""
+def _squares(
+    student: Tensor, teacher: Tensor, u: Tensor, v: Tensor, over_positions: Tensor, over_channels: Tensor
+) -> None:
+    """Fill in what |u| (K, B, C) and |v| (K, B, P) meet: (S - T)^2 times |v|, and |u| times (S - T)^2."""
+    for part in _parts(student):
+        squares = mse_loss(student[part], teacher[part], reduction="none")
+        of_u, of_v = u[:, part].transpose(0, 1), v[:, part].transpose(0, 1)
+        torch.bmm(of_v, squares.transpose(1, 2), out=over_positions[:, part].transpose(0, 1))
+        torch.bmm(of_u, squares, out=over_channels[:, part].transpose(0, 1))
+
+
+def _gradient(student: Tensor, teacher: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """X S - Y T, with the factors of X and Y in `left` (2, 3, K, B, C) and `right` (2, 3, K, B, P)."""
+    left, right = left.permute(0, 3, 4, 1, 2).flatten(3), right.permute(0, 3, 1, 2, 4).flatten(2, 3)
+    parts = _parts(student)
+    whole = torch.empty_like(student) if len(parts) > 1 else None
+    for part in parts:
+        gradient = torch.bmm(left[0, part], right[0, part], out=None if whole is None else whole[part])
+        y = torch.bmm(left[1, part], right[1, part])
+        gradient.mul_(student[part]).addcmul_(y, teacher[part], value=-1)
+    return gradient if whole is None else whole
+
+
+def _distances(sums: Tensor, eps_mode: str) -> Tensor:
+    """From S T, S S and T T: 1 - cosine, then b and a of its derivative b S - a T, (3, size)."""
+    dot, student, teacher = sums
     if eps_mode == "product":
-        clamped = student * teacher < EPS**2
-        norms = (student * teacher).clamp_min(EPS**2).sqrt()
+        squares = student * teacher
+        clamped = squares < EPS**2
+        norms = squares.clamp_min_(EPS**2).sqrt_()
     else:
         clamped = student < EPS**2
-        norms = student.clamp_min(EPS**2).sqrt() * teacher.clamp_min(EPS**2).sqrt()
+        student_norm, teacher_norm = sums[1:].clamp_min(EPS**2).sqrt_()
+        norms = student_norm * teacher_norm
+    distances = torch.empty_like(sums)
     cosine = dot / norms
-    b = torch.where(clamped, 0, cosine / student.clamp_min(torch.finfo(student.dtype).tiny))
-    return 1 - cosine, 1 / norms, b
+    torch.add(1, cosine, alpha=-1, out=distances[0])
+    torch.div(cosine, student, out=distances[1]).masked_fill_(clamped, 0)
+    torch.reciprocal(norms, out=distances[2])
+    return distances

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from cskd_core.errors import ShapeError
+from cskd_core.transfer import to_device
 
 Size = tuple[int, int]
 
@@ -33,7 +36,7 @@ PUBLISHED = RegionOptions()
 
 
 class Regions:
-    """The boxes of one batch on every level of a pyramid; masks are kept, since every term asks again.
+    """The boxes of one batch on every level of a pyramid; what a term has asked for is kept for the others.
 
     Args:
         boxes: one (N, 4) tensor an image: x1, y1, x2, y2 in pixels of the network's input.
@@ -62,52 +65,92 @@ class Regions:
             )
         if len(sizes) != len(strides):
             raise ShapeError(f"{len(sizes)} feature maps and {len(strides)} strides: expected one of each a level")
-        self.boxes = [image_boxes.detach() for image_boxes in boxes]
-        self.image_shapes = [(int(shape[0]), int(shape[1])) for shape in image_shapes]
-        self.count = sum(len(image_boxes) for image_boxes in boxes)
         self.sizes = list(sizes)
+        self._boxes = torch.cat([image_boxes.detach() for image_boxes in boxes])
+        self._counts = [len(image_boxes) for image_boxes in boxes]
+        self._image_shapes = [(int(shape[0]), int(shape[1])) for shape in image_shapes]
         self._strides = list(strides)
         self._options = options
-        self._foreground: dict[int, Tensor] = {}
 
     def foreground(self, level: int) -> Tensor:
         """(B, H, W) float32, 1 where a box covers the cell: columns trunc(x1) to trunc(x2) inclusive, rows likewise."""
-        if level not in self._foreground:
-            masks = [_rasterise(cells, self.sizes[level], self._options) for cells in self._cells(level)]
-            self._foreground[level] = torch.stack(masks)
         return self._foreground[level]
 
     def background(self, level: int) -> Tensor:
         """(B, H, W) float32, 1 where no box covers the cell."""
-        return 1 - self.foreground(level)
+        return self._background[level]
 
     def rois(self, level: int) -> Tensor:
         """(N, 5): image index, x1, y1, x2, y2 in cells, not truncated; in image order, then box order."""
-        parts = [
-            torch.cat([cells.new_full((len(cells), 1), index), cells], dim=1)
-            for index, cells in enumerate(self._cells(level))
-        ]
-        return torch.cat(parts)
+        return self._rois[level]
 
-    def _cells(self, level: int) -> list[Tensor]:
-        """The boxes (N, 4) of each image, from pixels to cells."""
+    @cached_property
+    def covered(self) -> Tensor:
+        """The number of foreground cells of each level (levels,), in all images together."""
+        return torch.stack([mask.sum() for mask in self._foreground])
+
+    @cached_property
+    def _foreground(self) -> list[Tensor]:
+        return self._of_levels(self._rasterised)
+
+    @cached_property
+    def _background(self) -> list[Tensor]:
+        return self._of_levels(1 - self._rasterised)
+
+    @cached_property
+    def _rois(self) -> Tensor:
+        """(levels, N, 5)"""
+        index = self._on_device(self._image_indices, self._boxes.dtype)
+        return torch.cat([index.view(-1, 1).expand(len(self.sizes), -1, 1), self._cells], 2)
+
+    @property
+    def _image_indices(self) -> list[int]:
+        """Of each box."""
+        return [image for image, count in enumerate(self._counts) for _ in range(count)]
+
+    @cached_property
+    def _cells(self) -> Tensor:
+        """(levels, N, 4): the boxes of all images, from pixels to cells."""
         if self._options.coord_base == "stride":
-            return [boxes / self._strides[level] for boxes in self.boxes]
-        height, width = self.sizes[level]
-        cells = []
-        for boxes, (image_height, image_width) in zip(self.boxes, self.image_shapes, strict=True):
-            # Division first, then multiplication, as published.
-            x, y = boxes[:, 0::2] / image_width * width, boxes[:, 1::2] / image_height * height
-            cells.append(torch.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], dim=1))
-        return cells
+            return self._boxes / self._on_device(self._strides, self._boxes.dtype).view(-1, 1, 1)
+        image_sides = [self._image_shapes[image][::-1] * 2 for image in self._image_indices]
+        level_sides = [(width, height) * 2 for height, width in self.sizes]
+        # Division first, then multiplication, as published.
+        shares = self._boxes / self._on_device(image_sides, self._boxes.dtype).view(-1, 4)
+        return shares * self._on_device(level_sides, self._boxes.dtype).unsqueeze(1)
 
+    @cached_property
+    def _rasterised(self) -> Tensor:
+        """(B, cells of all levels): 1 where the row and the column of a cell are covered by the same box."""
+        levels, images, most = len(self.sizes), len(self._counts), max(self._counts)
+        # As many boxes in each image: those that are missing cover nothing, wherever they begin.
+        boxes = self._cells.new_full((levels, images, most, 4), math.inf)
+        slots = [slot for count in self._counts for slot in range(count)]
+        boxes[:, self._on_device(self._image_indices), self._on_device(slots)] = self._cells
+        first, end = boxes[..., :2].trunc(), boxes[..., 2:]
+        last = end.trunc() if self._options.inclusive_end else torch.maximum(end.ceil() - 1, first)
+        # Columns of every level, then rows of every level, each compared with the boxes on its level.
+        lines = [
+            (axis, level, line)
+            for axis in (0, 1)
+            for level in range(levels)
+            for line in range(self.sizes[level][1 - axis])
+        ]
+        axis, level, line = self._on_device(list(zip(*lines, strict=True)))
+        first, last = (side.permute(3, 0, 1, 2)[axis, level] for side in (first, last))  # (lines, B, boxes)
+        line = line.view(-1, 1, 1)
+        covers = ((line >= first) & (line <= last)).float()
+        parts = covers.split([size[1 - axis] for axis in (0, 1) for size in self.sizes])
+        masks = [
+            torch.bmm(rows.permute(1, 0, 2), columns.permute(1, 2, 0)).flatten(1)
+            for columns, rows in zip(parts[:levels], parts[levels:], strict=True)
+        ]
+        return torch.cat(masks, 1).clamp_max_(1)
 
-def _rasterise(boxes: Tensor, size: Size, options: RegionOptions) -> Tensor:
-    """Union (H, W) of boxes (N, 4) in cells: the rows a box covers times the columns it covers."""
-    first, end = boxes.trunc()[:, :2], boxes[:, 2:]
-    last = end.trunc() if options.inclusive_end else torch.maximum(end.ceil() - 1, first)
-    rows = torch.arange(size[0], device=boxes.device)
-    columns = torch.arange(size[1], device=boxes.device)
-    covers_column = (columns >= first[:, :1]) & (columns <= last[:, :1])
-    covers_row = (rows >= first[:, 1:]) & (rows <= last[:, 1:])
-    return (covers_row.float().T @ covers_column.float()).clamp_max(1)
+    def _of_levels(self, cells: Tensor) -> list[Tensor]:
+        """(B, H, W) a level of (B, cells of all levels)."""
+        parts = cells.split([height * width for height, width in self.sizes], 1)
+        return [part.unflatten(1, size) for part, size in zip(parts, self.sizes, strict=True)]
+
+    def _on_device(self, numbers: Sequence[Any], dtype: torch.dtype | None = None) -> Tensor:
+        return to_device(numbers, self._boxes.device, dtype or torch.int64)

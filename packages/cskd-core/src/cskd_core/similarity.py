@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cskd_core.errors import ShapeError
 from cskd_core.guided import EPS, GuidedLosses
+from cskd_core.transfer import to_device
 
 WeightPair = tuple[float, float]
 """(weight of the guided squared error, weight of the cosine distances)."""
@@ -65,6 +66,15 @@ class Variant:
             raise ValueError(f"avg_factor = {self.avg_factor}: expected a positive number, or None for the elements")
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """A student's and a teacher's features (B, C, H, W), and the losses to be taken of them."""
+
+    student: Tensor
+    teacher: Tensor
+    variants: Sequence[Variant] = (Variant(),)
+
+
 def cosine_guided_losses(
     student: Tensor, teacher: Tensor, variants: Sequence[Variant], options: LossOptions = PUBLISHED
 ) -> Tensor:
@@ -107,75 +117,139 @@ def cosine_guided_losses(
 
     Source: docs/algorithm.md 1.1, 1.5, 2.3.
     """
-    for variant in variants:
-        _check_shapes(student, teacher, variant.mask)
-    if not student.numel():
-        return at_least_float32(student).sum().expand(len(variants))
-    with torch.autocast(device_type=student.device.type, enabled=False):
-        s, t = at_least_float32(student).flatten(2), at_least_float32(teacher.detach()).flatten(2)
-        masks = _masks(s, variants)
-        squared, spatial, channel, constant = _coefficients(s, masks, variants, options)
+    return compare([Comparison(student, teacher, variants)], options)
+
+
+def compare(comparisons: Sequence[Comparison], options: LossOptions = PUBLISHED) -> Tensor:
+    """`cosine_guided_losses` of many feature maps of any shapes, in hardly more operators than of one.
+
+    Args:
+        comparisons: at least one.
+        options: variants of the guidance and of the cosine.
+
+    Returns:
+        The losses: those of the first comparison, one for each of its variants, then those of the second, and so on.
+
+    Raises:
+        ShapeError: the shapes differ within a comparison.
+
+    Example:
+        >>> small, large = (torch.randn(2, 8, size, size, requires_grad=True) for size in (3, 6))
+        >>> pairs = [Comparison(small, torch.randn(2, 8, 3, 3)), Comparison(large, torch.randn(2, 8, 6, 6))]
+        >>> losses = compare(pairs)
+        >>> losses.sum().backward(); losses.shape
+        torch.Size([2])
+    """
+    for one in comparisons:
+        for variant in one.variants:
+            _check_shapes(one.student, one.teacher, variant.mask)
+    device = comparisons[0].student.device
+    with torch.autocast(device_type=device.type, enabled=False):
+        features = [at_least_float32(side) for one in comparisons for side in (one.student, one.teacher.detach())]
+        exact = any(feature.dtype == torch.float64 for feature in features)
+        precision = torch.float64 if exact else torch.float32
+        students, teachers = ([side.to(precision).flatten(2) for side in features[first::2]] for first in (0, 1))
+        masks = [_masks(student, one.variants) for student, one in zip(students, comparisons, strict=True)]
+        coefficients, constant = _coefficients(students, masks, comparisons, options)
         if options.guidance_min is None:
             losses: Tensor = GuidedLosses.apply(
-                s, t, masks, squared, spatial, channel, options.detach_guidance, options.eps_mode
+                coefficients,
+                len(comparisons),
+                options.detach_guidance,
+                options.eps_mode,
+                options.count_outside,
+                *students,
+                *teachers,
+                *masks,
             )
         else:
-            bound = options.guidance_min
-            losses = _with_bounded_guidance(s, t, masks, squared, spatial, channel, bound, options)
-        return losses + constant
+            losses = _with_bounded_guidance(students, teachers, masks, coefficients, options.guidance_min, options)
+        return losses if constant is None else losses + constant
 
 
-def _masks(features: Tensor, variants: Sequence[Variant]) -> Tensor:
-    """(B, K, P): a variant without a mask covers everything."""
-    images, _, positions = features.shape
-    everywhere = features.new_ones(images, positions)
+def _masks(features: Tensor, variants: Sequence[Variant]) -> Tensor | None:
+    """(K, B, P), a variant without a mask covering everything; None where no variant has one and there is only one."""
+    if len(variants) == 1 and variants[0].mask is None:
+        return None
+    everywhere = features.new_ones(features.shape[0], features.shape[2])
     return torch.stack(
-        [everywhere if variant.mask is None else variant.mask.flatten(1).to(features) for variant in variants], 1
+        [everywhere if variant.mask is None else variant.mask.flatten(1).to(features) for variant in variants]
     )
 
 
 def _coefficients(
-    s: Tensor, masks: Tensor, variants: Sequence[Variant], options: LossOptions
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What multiplies each sum of `GuidedLosses`: alpha (K,), beta (K,), gamma (K, B); and a constant (K,)."""
-    images, channels, positions = s.shape
-    first, second = s.new_tensor([variant.weight for variant in variants]).T
-    inside = masks.sum(2)  # (B, K)
-    masked = torch.tensor([variant.mask is not None for variant in variants], device=s.device)
-    everything = images * channels * positions
-    factors = [everything if variant.avg_factor is None else variant.avg_factor for variant in variants]
-    given = torch.stack([torch.as_tensor(factor).to(s) for factor in factors])
-    plain = torch.tensor([variant.mask is None and variant.avg_factor is None for variant in variants], device=s.device)
-    elements = torch.where(masked, (inside.sum(0) * channels).clamp_min(1), given)
-    per_position = torch.where(plain, images * positions, elements)
-    exists = (inside.sum(0) > 0).to(s)  # an empty mask is no loss at all
-    spatial = exists * second / per_position
-    counted = torch.ones_like(inside) if options.count_outside else (inside > 0).to(s)
-    channel = exists * second * counted / (counted.sum(0) * channels).clamp_min(1)
-    outside = images * positions - inside.sum(0) if options.count_outside else torch.zeros_like(exists)
-    return exists * first / elements, spatial, channel.T, spatial * outside
+    students: Sequence[Tensor], masks: Sequence[Tensor | None], comparisons: Sequence[Comparison], options: LossOptions
+) -> tuple[Tensor, Tensor | None]:
+    """gamma, beta and alpha of each loss (3, losses), see `GuidedLosses`; then a constant of each loss, None for none.
+
+    Of n masked positions, gamma is w2 / (B C), beta w2 / (n C) and alpha w1 / (n C); the positions outside, at distance
+    1, are the constant. Only n is known to the device alone, as is a normaliser in a tensor.
+    """
+    weights: list[tuple[float, float, float]] = []
+    counts: list[Tensor | None] = []  # what beta and alpha are still to be divided by
+    everywhere: list[int] = []  # positions of a masked loss
+    for student, mask, one in zip(students, masks, comparisons, strict=True):
+        images, channels, positions = (max(length, 1) for length in student.shape)
+        inside = [None] * len(one.variants) if mask is None else mask.sum((1, 2)).unbind()
+        for variant, masked_positions in zip(one.variants, inside, strict=True):
+            per_element: float = images * channels * positions
+            per_position: float = images * positions
+            count = None
+            if variant.mask is not None:
+                per_element, per_position, count = channels, channels, masked_positions
+            elif isinstance(variant.avg_factor, Tensor):
+                per_element, per_position, count = 1, 1, variant.avg_factor
+            elif variant.avg_factor is not None:
+                per_element = per_position = variant.avg_factor
+            first, second = variant.weight
+            weights.append((second / (images * channels), second / per_position, first / per_element))
+            counts.append(count)
+            everywhere.append(0 if variant.mask is None else images * positions)
+    coefficients = to_device(list(zip(*weights, strict=True)), students[0].device, students[0].dtype)
+    if all(count is None for count in counts):
+        return coefficients, None
+    one_more = coefficients.new_ones(())
+    divisors = torch.stack([one_more if count is None else count.to(coefficients) for count in counts])
+    positions_there = to_device(everywhere, divisors.device, divisors.dtype)
+    masked = positions_there > 0
+    empty = masked & (divisors == 0)  # an empty mask is no loss at all
+    coefficients[1:] /= divisors.masked_fill(empty, 1)
+    coefficients.masked_fill_(empty, 0)
+    if options.count_outside:
+        return coefficients, coefficients[1] * (positions_there - divisors).masked_fill(~masked, 0)
+    coefficients[0] *= torch.cat([_per_counted_image(*one) for one in zip(masks, comparisons, strict=True)])
+    return coefficients, None
+
+
+def _per_counted_image(mask: Tensor | None, comparison: Comparison) -> Tensor:
+    """How many times more each of its images counts, where those without any masked position do not count: (K,)."""
+    if mask is None:
+        return comparison.student.new_ones(1, dtype=torch.float32)
+    return mask.shape[1] / (mask.sum(2) > 0).sum(1).clamp_min(1)
 
 
 def _with_bounded_guidance(
-    s: Tensor,
-    t: Tensor,
-    masks: Tensor,
-    squared: Tensor,
-    spatial: Tensor,
-    channel: Tensor,
+    students: Sequence[Tensor],
+    teachers: Sequence[Tensor],
+    masks: Sequence[Tensor | None],
+    coefficients: Tensor,
     bound: float,
     options: LossOptions,
 ) -> Tensor:
     """`GuidedLosses` with the guidance bounded below: it is no product any more and has to be built."""
-    losses = []
-    for k, mask in enumerate(masks.unbind(1)):
-        student, teacher = s * mask.unsqueeze(1), t * mask.unsqueeze(1)
-        u, v = cosine_distances(student, teacher, options.eps_mode)
-        guidance = (u.abs().unsqueeze(2) * v.abs().unsqueeze(1)).clamp_min(bound)
-        if options.detach_guidance:
-            guidance = guidance.detach()
-        error = (guidance * (student - teacher).square()).sum()
-        losses.append(squared[k] * error + spatial[k] * (v * mask).sum() + (channel[k].unsqueeze(1) * u).sum())
+    losses: list[Tensor] = []
+    for s, t, variants in zip(students, teachers, masks, strict=True):
+        for mask in (s.new_ones(1, len(s), s.shape[2]) if variants is None else variants).unbind():
+            gamma, beta, alpha = coefficients[:, len(losses)]
+            student, teacher = s * mask.unsqueeze(1), t * mask.unsqueeze(1)
+            u, v = cosine_distances(student, teacher, options.eps_mode)
+            guidance = (u.abs().unsqueeze(2) * v.abs().unsqueeze(1)).clamp_min(bound)
+            if options.detach_guidance:
+                guidance = guidance.detach()
+            if not options.count_outside:
+                u = u * (mask.sum(1, keepdim=True) > 0)
+            squares = (guidance * (student - teacher).square()).sum()
+            losses.append(alpha * squares + beta * (v * mask).sum() + gamma * u.sum())
     return torch.stack(losses)
 
 

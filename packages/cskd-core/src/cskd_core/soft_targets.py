@@ -47,7 +47,7 @@ def soft_focal_loss(logits: Tensor, targets: Tensor, weights: Tensor | None = No
     """
     if logits.shape != targets.shape:
         raise ShapeError(f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)} differ")
-    loss: Tensor = _SoftFocal.apply(logits, targets, logits.new_ones(()) if weights is None else weights)
+    loss: Tensor = _SoftFocal.apply(logits, targets, weights)
     return loss
 
 
@@ -55,17 +55,19 @@ class _SoftFocal(torch.autograd.Function):
     """The value and the gradient share nearly all they are made of, so the forward computes both, in five buffers."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, t: Tensor, weights: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, t: Tensor, weights: Tensor | None) -> Tensor:
         p = x.sigmoid()
         entropy = softplus(x, threshold=80).addcmul_(x, t, value=-1)
-        q = torch.mul(p, -2).add_(1).mul_(t).add_(p)
-        factor = torch.mul(t, 2 * ALPHA - 1).add_(1 - ALPHA).mul_(weights).mul_(q)
+        q = torch.add(p, t).addcmul_(p, t, value=-2)
+        factor = torch.rsub(t, 1 - ALPHA, alpha=1 - 2 * ALPHA).mul_(q)
+        if weights is not None:
+            factor.mul_(weights)
         buffer = torch.mul(factor, q).mul_(entropy)
         loss = buffer.sum()
         # factor * [2 BCE q' + q (p - t)], with q' = p (1 - p) (1 - 2 t)
         torch.addcmul(p, p, p, value=-1, out=buffer)
-        buffer.addcmul_(buffer, t, value=-2).mul_(entropy).mul_(2)
-        ctx.save_for_backward(buffer.addcmul_(q, p.sub_(t)).mul_(factor))
+        buffer.addcmul_(buffer, t, value=-2)
+        ctx.save_for_backward(q.mul_(p.sub_(t)).addcmul_(buffer, entropy, value=2).mul_(factor))
         return loss
 
     @staticmethod

@@ -14,17 +14,13 @@ from cskd_core.family import PredictionRule, TowerSpec
 from cskd_core.plan import PredictionPlan, PyramidPlan, TowerPlan
 from cskd_core.regions import Regions
 from cskd_core.roi_align import roi_align
-from cskd_core.similarity import (
-    PUBLISHED,
-    CosineGuidedLoss,
-    LossOptions,
-    Variant,
-    cosine_guided_loss,
-    cosine_guided_losses,
-)
+from cskd_core.similarity import PUBLISHED, Comparison, LossOptions, Variant, WeightPair, compare
 
 ROI_SIZE = 7
 ROI_SAMPLING_RATIO = 2
+STACKED = 16
+"""The stages of a tower are compared together where their map is smaller than the finest by this factor: copies of
+large maps would cost memory."""
 Reduce = Literal["sum", "mean"]
 
 
@@ -71,26 +67,32 @@ class PyramidTerm(nn.Module):
                 f"{len(student)} pyramid levels of the student and {len(teacher)} of the teacher: "
                 f"expected {len(self.adapters)} of each"
             )
-        terms: dict[str, list[Tensor]] = {"pyramid": [], "pyramid_roi": [], "pyramid_fg": [], "pyramid_bg": []}
-        for level, (adapter, source, target) in enumerate(zip(self.adapters, student, teacher, strict=True)):
-            adapted = adapter(source)
-            variants = [
-                Variant(self.plan.full),
-                Variant(self.plan.region, regions.foreground(level)),
-                Variant(self.plan.region, regions.background(level)),
-            ]
-            losses = cosine_guided_losses(adapted, target, variants, self.options)
-            for name, loss in zip(("pyramid", "pyramid_fg", "pyramid_bg"), losses, strict=True):
-                terms[name].append(loss)
-            terms["pyramid_roi"].append(self._roi_loss(adapted, target, regions, level))
-        return {name: _join(levels, self.reduce) for name, levels in terms.items()}
+        adapted = [adapter(level) for adapter, level in zip(self.adapters, student, strict=True)]
+        levels = len(adapted)
+        share = _share(levels, self.reduce)
+        full, region = _times(self.plan.full, share), _times(self.plan.region, share)
+        comparisons = []
+        for level, (source, target) in enumerate(zip(adapted, teacher, strict=True)):
+            masks = regions.foreground(level), regions.background(level)
+            comparisons.append(Comparison(source, target, [Variant(full), *(Variant(region, mask) for mask in masks)]))
+        # A level has as many RoIs as any other: their mean over all levels, times the levels, is the sum of the means.
+        comparisons.append(
+            Comparison(
+                _pooled(adapted, regions), _pooled(teacher, regions), [Variant(_times(self.plan.roi, levels * share))]
+            )
+        )
+        of_maps, of_rois = compare(comparisons, self.options).split([3 * levels, 1])
+        whole, inside, outside = of_maps.view(levels, 3).sum(0).unbind()
+        return {"pyramid": whole, "pyramid_roi": of_rois.squeeze(0), "pyramid_fg": inside, "pyramid_bg": outside}
 
-    def _roi_loss(self, student: Tensor, teacher: Tensor, regions: Regions, level: int) -> Tensor:
-        if regions.count == 0:
-            return 0 * student.sum()
-        rois = regions.rois(level)
-        ours, theirs = (roi_align(feature, rois, ROI_SIZE, 1.0, ROI_SAMPLING_RATIO) for feature in (student, teacher))
-        return cosine_guided_loss(ours, theirs, self.plan.roi, options=self.options)
+
+def _pooled(levels: Sequence[Tensor], regions: Regions) -> Tensor:
+    """(levels * N, C, 7, 7): the RoIs of every level."""
+    pooled = [
+        roi_align(feature, regions.rois(level), ROI_SIZE, 1.0, ROI_SAMPLING_RATIO)
+        for level, feature in enumerate(levels)
+    ]
+    return torch.cat(pooled)
 
 
 class TowerTerm(nn.Module):
@@ -123,7 +125,9 @@ class TowerTerm(nn.Module):
     ) -> None:
         super().__init__()
         self.reduce: Reduce = reduce
-        self.losses = nn.ModuleDict({name: CosineGuidedLoss(getattr(plan, name), options) for name in student})
+        self.plan = plan
+        self.options = options
+        self._stages = {name: spec.stages for name, spec in student.items()}
         self.adapters = nn.ModuleDict()
         for name, ours in student.items():
             theirs = teacher[name]
@@ -152,18 +156,29 @@ class TowerTerm(nn.Module):
         Raises:
             ShapeError: the sizes of the maps differ.
         """
-        return {f"tower_{name}": self._tower(name, student[name], teacher[name]) for name in self.losses}
+        if not self._stages:
+            return {}
+        comparisons = {name: self._comparisons(name, student[name], teacher[name]) for name in self._stages}
+        losses = compare([one for tower in comparisons.values() for one in tower], self.options)
+        by_tower = losses.split([len(tower) for tower in comparisons.values()])
+        return {f"tower_{name}": tower.sum() for name, tower in zip(comparisons, by_tower, strict=True)}
 
-    def _tower(self, name: str, student: Sequence[Sequence[Tensor]], teacher: Sequence[Sequence[Tensor]]) -> Tensor:
-        stages = []
-        for stage, (source_levels, target_levels) in enumerate(zip(student, teacher, strict=True)):
-            values = []
-            for level, (source, target) in enumerate(zip(source_levels, target_levels, strict=True)):
-                if name in self.adapters:
-                    source = self.adapters[name][level][stage](source)  # type: ignore[index]
-                values.append(self.losses[name](source, target))
-            stages.append(_join(values, self.reduce))
-        return torch.stack(stages).mean()
+    def _comparisons(
+        self, name: str, student: Sequence[Sequence[Tensor]], teacher: Sequence[Sequence[Tensor]]
+    ) -> list[Comparison]:
+        """One a level and stage; of small maps one a level, whose mean over the images is one over the stages too."""
+        weight = _times(getattr(self.plan, name), _share(len(student[0]), self.reduce))
+        comparisons = []
+        for level in range(len(student[0])):
+            sources, targets = [stage[level] for stage in student], [stage[level] for stage in teacher]
+            if name in self.adapters:
+                adapters = self.adapters[name][level]  # type: ignore[index]
+                sources = [adapter(source) for adapter, source in zip(adapters, sources, strict=True)]
+            if len(sources) > 1 and STACKED * _positions(sources[0]) <= _positions(student[0][0]):
+                sources, targets = [torch.cat(sources)], [torch.cat(targets)]
+            variants = [Variant(_times(weight, 1 / len(sources)))]
+            comparisons += [Comparison(*pair, variants) for pair in zip(sources, targets, strict=True)]
+        return comparisons
 
 
 class PredictionTerm(nn.Module):
@@ -187,37 +202,52 @@ class PredictionTerm(nn.Module):
     ) -> None:
         super().__init__()
         self.rules = dict(rules)
-        self.norm = plan.norm
+        self.plan = plan
         self.reduce: Reduce = reduce
-        self.loss = CosineGuidedLoss(plan.weight, options)
+        self.options = options
 
     def forward(
         self, student: Mapping[str, Sequence[Tensor]], teacher: Mapping[str, Sequence[Tensor]], regions: Regions
     ) -> dict[str, Tensor]:
         """A scalar `prediction_NAME` for each prediction (name -> level -> (B, c, H, W))."""
-        return {
-            f"prediction_{name}": _join(
-                [
-                    self._level(rule, source, target, regions, level)
-                    for level, (source, target) in enumerate(zip(student[name], teacher[name], strict=True))
-                ],
-                self.reduce,
-            )
+        if not self.rules:
+            return {}
+        comparisons = [
+            comparison
             for name, rule in self.rules.items()
-        }
+            for comparison in self._comparisons(rule, student[name], teacher[name], regions)
+        ]
+        losses = compare(comparisons, self.options).view(len(self.rules), -1)
+        rules = self.rules.values()
+        if any(self._norm(rule) == "foreground" for rule in rules):  # nothing then on a level without any
+            covered = regions.covered > 0
+            everywhere = torch.ones_like(covered)
+            losses = losses * torch.stack(
+                [covered if self._norm(rule) == "foreground" else everywhere for rule in rules]
+            )
+        return {f"prediction_{name}": term for name, term in zip(self.rules, losses.sum(1), strict=True)}
 
-    def _level(self, rule: PredictionRule, student: Tensor, teacher: Tensor, regions: Regions, level: int) -> Tensor:
-        if rule.activation == "sigmoid":
-            student, teacher = student.sigmoid(), teacher.sigmoid()
-        norm = self.norm or rule.normalise
+    def _norm(self, rule: PredictionRule) -> str:
+        return self.plan.norm or rule.normalise
+
+    def _comparisons(
+        self, rule: PredictionRule, student: Sequence[Tensor], teacher: Sequence[Tensor], regions: Regions
+    ) -> list[Comparison]:
+        """One a level."""
+        weight, norm = _times(self.plan.weight, _share(len(student), self.reduce)), self._norm(rule)
         if norm == "mean":
-            loss: Tensor = self.loss(student, teacher)
+            variants = [Variant(weight)] * len(student)
         elif norm == "masked":
-            loss = self.loss(student, teacher, regions.foreground(level))
+            variants = [Variant(weight, regions.foreground(level)) for level in range(len(student))]
         else:
-            elements = regions.foreground(level).sum() * student.shape[1]
-            loss = self.loss(student, teacher, avg_factor=elements.clamp_min(1)) * (elements > 0)
-        return loss
+            elements = regions.covered.clamp_min(1) * student[0].shape[1]
+            variants = [Variant(weight, avg_factor=of_level) for of_level in elements.unbind()]
+        if rule.activation == "sigmoid":
+            student, teacher = ([level.sigmoid() for level in side] for side in (student, teacher))
+        return [
+            Comparison(source, target, [variant])
+            for source, target, variant in zip(student, teacher, variants, strict=True)
+        ]
 
 
 def _adapter(student_channels: int, teacher_channels: int) -> nn.Conv2d:
@@ -226,6 +256,14 @@ def _adapter(student_channels: int, teacher_channels: int) -> nn.Conv2d:
     return adapter
 
 
-def _join(levels: Sequence[Tensor], reduce: Reduce) -> Tensor:
-    values = torch.stack(list(levels))
-    return values.mean() if reduce == "mean" else values.sum()
+def _positions(features: Tensor) -> int:
+    return features.shape[2] * features.shape[3]
+
+
+def _share(levels: int, reduce: Reduce) -> float:
+    """What a level's loss counts."""
+    return 1 / levels if reduce == "mean" else 1.0
+
+
+def _times(weight: WeightPair, factor: float) -> WeightPair:
+    return weight[0] * factor, weight[1] * factor
