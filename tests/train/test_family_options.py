@@ -151,7 +151,9 @@ def test_boxes_of_an_fcos_teacher_of_other_units_are_learnt_in_the_students(pair
     lost = weights = 0.0
     for level, stride in enumerate((8, 16, 32, 64, 128)):
         labels, box_targets = (targets[level] for targets in student.targets)
-        distances = [x[level].permute(0, 2, 3, 1).reshape(-1, 4) for x in (assisted["reg"], pixels)]
+        scaled = assisted["reg"][level]  # to which the head's own last step is still to be applied
+        maps = scaled.clamp(min=0) if ours else scaled.exp(), pixels[level]
+        distances = [x.permute(0, 2, 3, 1).reshape(-1, 4) for x in maps]
         for point in (labels < 4).nonzero()[:, 0].tolist():
             found, expected = distances[0][point].tolist(), (distances[1][point] / (stride if ours else 1)).tolist()
             left, top, right, bottom = box_targets[point].tolist()

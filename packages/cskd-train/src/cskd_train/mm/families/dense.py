@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
 from mmcv.cnn import Scale
 from mmdet.core import reduce_mean
 from torch import Tensor, nn
@@ -84,23 +85,16 @@ class ScaledAssistant(Assistant):
     Args:
         specs: name of the prediction -> predictor; `reg` is scaled.
         levels: of the pyramid.
-        activation: applied to the scaled box predictions.
     """
 
-    def __init__(
-        self,
-        specs: Mapping[str, PredictorSpec],
-        levels: int,
-        activation: Callable[[Tensor], Tensor] = lambda scaled: scaled,
-    ) -> None:
+    def __init__(self, specs: Mapping[str, PredictorSpec], levels: int) -> None:
         super().__init__(specs)
         self.scales = nn.ModuleList(Scale(1.0) for _ in range(levels))
-        self._activation = activation
 
     def forward(self, towers: Mapping[str, Sequence[Sequence[Tensor]]]) -> dict[str, list[Tensor]]:
         predictions = super().forward(towers)
         boxes = zip(self.scales, predictions["reg"], strict=True)
-        return {**predictions, "reg": [self._activation(scale(level).float()) for scale, level in boxes]}
+        return {**predictions, "reg": [scale(level).float() for scale, level in boxes]}
 
 
 def strides_of(head: Any) -> tuple[int, ...]:
@@ -108,11 +102,22 @@ def strides_of(head: Any) -> tuple[int, ...]:
     return tuple(int(stride[0]) for stride in head.prior_generator.strides)
 
 
-def by_prior(prediction: Tensor, channels: int) -> Tensor:
-    """(B, A * c, H, W) to (B, priors, c), in mmdet's order: row, column, anchor."""
-    return prediction.permute(0, 2, 3, 1).reshape(len(prediction), -1, channels)
+def by_prior(levels: Sequence[Tensor], channels: int) -> Tensor:
+    """(B, A * c, H, W) a level to (B, priors, c), in mmdet's order within an image: level, row, column, anchor."""
+    cells = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], 1)
+    return cells.unflatten(2, (-1, channels)).flatten(1, 2)
 
 
-def at_least_one(count: float, like: Tensor) -> float:
+def finest_and_others(levels: Sequence[Tensor]) -> list[Tensor]:
+    """(B, c, H, W) a level to (B, c, positions), once of the finest level and once of all others together.
+
+    What follows runs twice then, not once a level; a copy of the finest level would cost memory.
+    """
+    first, *others = [level.flatten(2) for level in levels]
+    return [first, torch.cat(others, 2)] if others else [first]
+
+
+def at_least_one(count: Tensor) -> Tensor:
     """`count` as mmdet's heads normalise by it: averaged over the processes of a distributed run, 1 at least."""
-    return max(float(reduce_mean(like.new_tensor(count))), 1.0)
+    mean: Tensor = reduce_mean(count)
+    return mean.clamp(min=1)

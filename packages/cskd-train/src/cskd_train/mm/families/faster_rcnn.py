@@ -95,17 +95,13 @@ class FasterRCNNFamily(Family):
         Source: docs/algorithm.md 6.2.
         """
         _, label_weights, _, box_weights, positive, negative = student.targets
-        classification, regression = [], []
-        for level, (logits, deltas) in enumerate(zip(assisted["cls"], assisted["reg"], strict=True)):
-            scores = teacher.predictions["cls"][level].sigmoid()
-            entropy = F.binary_cross_entropy_with_logits(logits, scores, reduction="none")
-            classification.append((by_prior(entropy, 1).squeeze(2) * label_weights[level]).sum())
-            distance = (deltas - teacher.predictions["reg"][level]).abs()
-            regression.append((by_prior(distance, 4) * box_weights[level]).sum())
+        logits, scores = (by_prior(side["cls"], 1).squeeze(2) for side in (assisted, teacher.predictions))
+        entropy = F.binary_cross_entropy_with_logits(logits, scores.sigmoid(), reduction="none")
+        deltas, target = (by_prior(side["reg"], 4) for side in (assisted, teacher.predictions))
         sampled = positive + negative
         return {
-            "assistant_cls": torch.stack(classification).sum() / sampled,
-            "assistant_reg": torch.stack(regression).sum() / sampled,
+            "assistant_cls": (entropy * torch.cat(label_weights, 1)).sum() / sampled,
+            "assistant_reg": ((deltas - target).abs() * torch.cat(box_weights, 1)).sum() / sampled,
         }
 
     def rois(self, student: Any, teacher: Any) -> RoiSpec:

@@ -16,7 +16,15 @@ from cskd_core.plan import AssistantPlan
 from cskd_core.regions import Regions
 from cskd_core.soft_targets import soft_focal_loss
 from cskd_core.taps import Recording
-from cskd_train.mm.families.dense import DenseFamily, ScaledAssistant, at_least_one, by_prior, strides_of
+from cskd_core.transfer import to_device
+from cskd_train.mm.families.dense import (
+    DenseFamily,
+    ScaledAssistant,
+    at_least_one,
+    by_prior,
+    finest_and_others,
+    strides_of,
+)
 
 
 class FCOSFamily(DenseFamily):
@@ -53,8 +61,7 @@ class FCOSFamily(DenseFamily):
         return replace(observation, predictions={**observation.predictions, "reg": distances})
 
     def assistant(self, detector: Any) -> Assistant:
-        head = detector.bbox_head
-        return ScaledAssistant(self.predictor_specs(detector), len(head.scales), _clamp if head.norm_on_bbox else _exp)
+        return ScaledAssistant(self.predictor_specs(detector), len(detector.bbox_head.scales))
 
     def tower_of(self, detector: Any, prediction: str) -> str:
         if prediction == "centerness":
@@ -74,51 +81,51 @@ class FCOSFamily(DenseFamily):
 
         Source: docs/algorithm.md 5.3.
         """
-        labels, box_targets = (torch.cat(levels) for levels in student.targets)
-        positive = (labels >= 0) & (labels < self._head.num_classes)
+        labels, box_targets = (
+            torch.cat([level.unflatten(0, (len(assisted["cls"][0]), -1)) for level in levels], 1)
+            for levels in student.targets
+        )  # (B, points), (B, points, 4)
+        positive = ((labels >= 0) & (labels < self._head.num_classes)).nonzero(as_tuple=True)
+        count = len(positive[0])
         weight = self._head.centerness_target(box_targets[positive])
         # Both means over the processes come before the branch below: each process takes part, whatever its boxes.
-        num_positive = at_least_one(positive.sum().item(), weight)
-        total_weight = max(float(reduce_mean(weight.sum().detach())), 1e-6)
-        scores = [
-            self._soft_scores(teacher, level, plan) * regions.foreground(level).unsqueeze(1)
-            for level in range(len(regions.sizes))
-        ]
-        focal = [soft_focal_loss(*pair) for pair in zip(assisted["cls"], scores, strict=True)]
-        boxes, centerness = _flatten(assisted["reg"])[positive], _flatten(assisted["centerness"])[positive, 0]
+        num_positive = at_least_one(to_device(count, weight.device, weight.dtype))
+        total_weight = reduce_mean(weight.sum().detach()).clamp(min=1e-6).to(assisted["reg"][0])
+        maps = zip(
+            finest_and_others(assisted["cls"]),
+            self._soft_scores(teacher, plan),
+            finest_and_others([regions.foreground(level).unsqueeze(1) for level in range(len(regions.sizes))]),
+            strict=True,
+        )
+        focal = [soft_focal_loss(logits, scores.mul_(inside)) for logits, scores, inside in maps]
+        boxes = self._activate(by_prior(assisted["reg"], 4)[positive])
+        centerness = by_prior(assisted["centerness"], 1)[positive].squeeze(1)
         terms = {"assistant_cls": torch.stack(focal).sum() / num_positive}
-        if not positive.any():  # empty sums, zeros that keep every predictor in the graph
+        if not count:  # empty sums, zeros that keep every predictor in the graph
             return {**terms, "assistant_reg": boxes.sum(), "assistant_centerness": centerness.sum()}
-        theirs = _flatten(teacher.predictions["reg"])[positive].to(boxes.dtype)
-        grid = self._head.prior_generator.grid_priors(regions.sizes, boxes.dtype, boxes.device)
-        images = len(assisted["cls"][0])
-        points = torch.cat([level.repeat(images, 1) for level in grid])[positive]
+        theirs = by_prior(teacher.predictions["reg"], 4)[positive].to(boxes.dtype)
+        origin = boxes.new_zeros(count, 2)  # all boxes around one point: the IoU does not ask which
         terms["assistant_reg"] = self._head.loss_bbox(
-            self._head.bbox_coder.decode(points, boxes),
-            self._head.bbox_coder.decode(points, theirs),
+            self._head.bbox_coder.decode(origin, boxes),
+            self._head.bbox_coder.decode(origin, theirs),
             weight=weight,
             avg_factor=total_weight,
         )
         terms["assistant_centerness"] = self._head.loss_centerness(
-            centerness, _flatten(teacher.predictions["centerness"])[positive, 0].sigmoid(), avg_factor=num_positive
+            centerness,
+            by_prior(teacher.predictions["centerness"], 1)[positive].squeeze(1).sigmoid(),
+            avg_factor=num_positive,
         )
         return terms
 
-    def _soft_scores(self, teacher: Observation, level: int, plan: AssistantPlan) -> Tensor:
-        scores = teacher.predictions["cls"][level].sigmoid()
+    def _soft_scores(self, teacher: Observation, plan: AssistantPlan) -> list[Tensor]:
+        """The teacher's class scores (B, classes, positions), of the finest level and of the others."""
+        scores = [logits.sigmoid() for logits in finest_and_others(teacher.predictions["cls"])]
         if plan.scores_times_centerness:
-            scores = scores * teacher.predictions["centerness"][level].sigmoid()
+            centerness = finest_and_others(teacher.predictions["centerness"])
+            scores = [one * other.sigmoid() for one, other in zip(scores, centerness, strict=True)]
         return scores
 
-
-def _flatten(levels: Sequence[Tensor]) -> Tensor:
-    """(B, c, H, W) a level to (points, c), in mmdet's order: level, image, row, column."""
-    return torch.cat([by_prior(level, level.shape[1]).flatten(0, 1) for level in levels])
-
-
-def _clamp(scaled: Tensor) -> Tensor:
-    return scaled.clamp(min=0)
-
-
-def _exp(scaled: Tensor) -> Tensor:
-    return scaled.exp()
+    def _activate(self, scaled: Tensor) -> Tensor:
+        """Box distances as the head makes them in training."""
+        return scaled.clamp(min=0) if self._head.norm_on_bbox else scaled.exp()

@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmdet.core import bbox_overlaps, reduce_mean
+from mmdet.core import bbox_overlaps
 from torch import Tensor
 
 from cskd_core.assistant import Assistant
 from cskd_core.family import Observation, PredictionRule
 from cskd_core.plan import AssistantPlan
 from cskd_core.regions import Regions
+from cskd_core.transfer import to_device
 from cskd_train.mm.families.dense import DenseFamily, ScaledAssistant, at_least_one, by_prior
 
 
@@ -52,35 +53,30 @@ class GFLFamily(DenseFamily):
         Source: docs/algorithm.md 5.4.
         """
         _, labels, label_weights, _, _, num_positive, _ = student.targets
-        num_positive = at_least_one(num_positive, assisted["cls"][0])
-        classification, boxes, distributions, weights = [], [], [], []
-        for level in range(len(regions.sizes)):
-            logits = by_prior(assisted["cls"][level], self._head.cls_out_channels).flatten(0, 1)
-            ours = by_prior(assisted["reg"][level], 4 * (self._head.reg_max + 1)).flatten(0, 1)
-            theirs = by_prior(teacher.predictions["reg"][level], ours.shape[1]).flatten(0, 1)
-            label = labels[level].flatten()
-            positive = ((label >= 0) & (label < self._head.num_classes)).nonzero().squeeze(1)
-            weight = logits.detach().sigmoid().amax(1)[positive]
-            quality, box_loss, distribution_loss = self._boxes(ours[positive], theirs[positive], weight)
-            boxes.append(box_loss)
-            distributions.append(distribution_loss)
-            weights.append(weight.sum())
-            label_weight = label_weights[level].flatten()
-            if plan.soft_labels:
-                scores = teacher.predictions["cls"][level].sigmoid() * regions.foreground(level).unsqueeze(1)
-                focal = _soft_quality_focal_loss(logits, by_prior(scores, logits.shape[1]).flatten(0, 1))
-                classification.append((focal.sum(1) * label_weight).sum() / num_positive)
-            else:
-                qualities = label_weight.new_zeros(label.shape)
-                qualities[positive] = quality.to(qualities.dtype)
-                classification.append(
-                    self._head.loss_cls(logits, (label, qualities), weight=label_weight, avg_factor=num_positive)
-                )
-        normaliser = reduce_mean(torch.stack(weights).sum()).clamp(min=1)
+        logits = by_prior(assisted["cls"], self._head.cls_out_channels).flatten(0, 1)
+        num_positive = at_least_one(to_device(num_positive, logits.device, logits.dtype))
+        bins = 4 * (self._head.reg_max + 1)
+        label, label_weight = torch.cat(labels, 1).flatten(), torch.cat(label_weights, 1).flatten()
+        positive = ((label >= 0) & (label < self._head.num_classes)).nonzero().squeeze(1)
+        weight = logits.detach()[positive].sigmoid().amax(1)
+        ours, theirs = (by_prior(side["reg"], bins).flatten(0, 1)[positive] for side in (assisted, teacher.predictions))
+        quality, box_loss, distribution_loss = self._boxes(ours, theirs, weight)
+        if plan.soft_labels:
+            levels = enumerate(teacher.predictions["cls"])
+            scores = [target.sigmoid() * regions.foreground(level).unsqueeze(1) for level, target in levels]
+            focal = _soft_quality_focal_loss(logits, by_prior(scores, logits.shape[1]).flatten(0, 1))
+            classification = (focal.sum(1) * label_weight).sum() / num_positive
+        else:
+            qualities = label_weight.new_zeros(label.shape)
+            qualities[positive] = quality.to(qualities.dtype)
+            classification = self._head.loss_cls(
+                logits, (label, qualities), weight=label_weight, avg_factor=num_positive
+            )
+        normaliser = at_least_one(weight.sum())
         return {
-            "assistant_cls": torch.stack(classification).sum(),
-            "assistant_reg": torch.stack(boxes).sum() / normaliser,
-            "assistant_dfl": torch.stack(distributions).sum() / normaliser,
+            "assistant_cls": classification,
+            "assistant_reg": box_loss / normaliser,
+            "assistant_dfl": distribution_loss / normaliser,
         }
 
     def _boxes(self, ours: Tensor, theirs: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from cskd_core.family import Observation, PredictionRule
 from cskd_core.plan import AssistantPlan
-from cskd_core.regions import Regions
+from cskd_core.regions import Regions, Size
 from cskd_core.soft_targets import soft_focal_loss
-from cskd_train.mm.families.dense import DenseFamily, by_prior
+from cskd_train.mm.families.dense import DenseFamily, by_prior, finest_and_others
 
 
 class RetinaNetFamily(DenseFamily):
@@ -39,22 +39,28 @@ class RetinaNetFamily(DenseFamily):
         Source: docs/algorithm.md 5.5.
         """
         _, label_weights, _, box_weights, num_positive, _ = student.targets
-        classification, regression = [], []
-        for level, (logits, deltas) in enumerate(zip(assisted["cls"], assisted["reg"], strict=True)):
-            scores = teacher.predictions["cls"][level].sigmoid().mul_(regions.foreground(level).unsqueeze(1))
-            weights = _by_cell(label_weights[level], logits).unsqueeze(2)
-            logits, scores = (
-                maps.unflatten(1, (weights.shape[1], -1)) for maps in (logits, scores)
-            )  # (B, A, classes, H, W)
-            classification.append(soft_focal_loss(logits, scores, weights))
-            distance = (deltas - teacher.predictions["reg"][level]).abs()
-            regression.append((by_prior(distance, 4) * box_weights[level]).sum())
+        maps = zip(
+            finest_and_others(assisted["cls"]),
+            finest_and_others(teacher.predictions["cls"]),
+            finest_and_others([regions.foreground(level).unsqueeze(1) for level in range(len(regions.sizes))]),
+            finest_and_others(
+                [_by_cell(weights, size) for weights, size in zip(label_weights, regions.sizes, strict=True)]
+            ),
+            strict=True,
+        )
+        classification = []
+        for logits, target, inside, weights in maps:
+            scores = target.sigmoid().mul_(inside)
+            anchors = weights.shape[1]  # from here on (B, A, classes, positions)
+            logits, scores = logits.unflatten(1, (anchors, -1)), scores.unflatten(1, (anchors, -1))
+            classification.append(soft_focal_loss(logits, scores, weights.unsqueeze(2)))
+        distance = (by_prior(assisted["reg"], 4) - by_prior(teacher.predictions["reg"], 4)).abs()
         return {
             "assistant_cls": torch.stack(classification).sum() / num_positive,
-            "assistant_reg": torch.stack(regression).sum() / num_positive,
+            "assistant_reg": (distance * torch.cat(box_weights, 1)).sum() / num_positive,
         }
 
 
-def _by_cell(weights: Tensor, like: Tensor) -> Tensor:
+def _by_cell(weights: Tensor, size: Size) -> Tensor:
     """(B, priors) in mmdet's order, row, column, anchor, to (B, A, H, W)."""
-    return weights.unflatten(1, (like.shape[2], like.shape[3], -1)).permute(0, 3, 1, 2)
+    return weights.unflatten(1, (*size, -1)).permute(0, 3, 1, 2)
