@@ -25,7 +25,7 @@ import argparse
 import json
 import statistics
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -248,18 +248,26 @@ def measure(bench: Bench, family: str, rounds: int) -> Cost:
     )
 
 
-def count_pieces(bench: Bench, family: str) -> str:
-    """A line of the table of `--count`: what distilling adds to the plain step and the teacher's forward."""
+@dataclass(frozen=True)
+class Pieces:
+    """Calls of operators and waits of the host, see `pieces`: of each step, and what distilling adds."""
+
+    plain: int
+    teacher: int
+    distilled: int
+    calls: int
+    waits: int
+
+
+def added_pieces(bench: Bench) -> Pieces:
+    """The distilled step's less the plain step's and the teacher's forward; waits less the plain step's."""
     found = {name: pieces.count(getattr(bench, name)) for name in ("plain", "teacher", "distilled")}
     calls = {name: one.calls.total() for name, one in found.items()}
-    waits = {name: one.waits.total() for name, one in found.items()}
-    numbers = [
-        calls["plain"],
-        calls["teacher"],
-        calls["distilled"],
-        calls["distilled"] - calls["plain"] - calls["teacher"],
-    ]
-    return f"{family:<12}" + "".join(f"{one:>11}" for one in (*numbers, waits["distilled"] - waits["plain"]))
+    return Pieces(
+        **calls,
+        calls=calls["distilled"] - calls["plain"] - calls["teacher"],
+        waits=found["distilled"].waits.total() - found["plain"].waits.total(),
+    )
 
 
 def main() -> None:
@@ -286,7 +294,7 @@ def main() -> None:
         size = tuple(options.size)
         bench = Bench(family, options.images, size, options.boxes, device, options.amp, options.narrow)
         if options.count:
-            print(count_pieces(bench, family), flush=True)
+            print(f"{family:<12}" + "".join(f"{one:>11}" for one in astuple(added_pieces(bench))), flush=True)
             continue
         costs.append(measure(bench, family, options.rounds))
         print(table(costs[-1:]) if len(costs) == 1 else table(costs[-1:]).splitlines()[1], flush=True)

@@ -53,6 +53,40 @@ def test_the_step_benchmark_writes_a_line_a_family_whose_ratios_agree(tmp_path):
     assert "over_bound" in run.stdout
 
 
+# What a distilled step adds to the plain one and the teacher's forward, in calls of operators and in waits. The second
+# stage of Faster R-CNN samples the teacher's proposals, which is mmdet's own code.
+PIECES = {"RetinaNet": (1500, 4), "FCOS": (1500, 4), "GFL": (1500, 4), "FasterRCNN": (3200, 190)}
+
+
+@pytest.mark.parametrize("family", PIECES)
+def test_a_distilled_step_adds_no_more_pieces_than_it_should(benchmark, family):
+    step = benchmark("step")
+    bench = step.Bench(family, 2, (64, 96), boxes=8, device=torch.device("cpu"), narrow=True)
+    calls, waits = PIECES[family]
+    for kept in (8, 0):
+        bench.boxes, bench.labels = ([of_image[:kept] for of_image in all_] for all_ in (bench.boxes, bench.labels))
+        added = step.added_pieces(bench)
+        assert 500 < added.calls <= calls
+        assert added.waits <= waits
+
+
+def test_calls_and_waits_are_counted_and_looks_at_a_tensor_are_not(benchmark):
+    ones = torch.ones(4, 6, requires_grad=True)
+
+    def step():
+        view = ones.view(2, 12).T[1:].expand(11, 2)
+        chosen = view[view > 0]  # as many as there are: a wait
+        total = chosen.sum() * 2
+        total.backward()
+        return total.item(), total.tolist()
+
+    found = benchmark("pieces").count(step)
+    # Forward gt, index, sum, mul and item; backward mul, ones_like, and what the index and the views make of it.
+    assert found.calls["sum"] == found.calls["gt"] == found.calls["index"] == found.calls["_local_scalar_dense"] == 1
+    assert not {"view", "t", "expand", "slice", "detach"} & set(found.calls)
+    assert found.waits["_local_scalar_dense"] == found.waits["tolist"] == found.waits["index"] == 1
+
+
 def test_the_loss_benchmark_compares_equal_losses(tmp_path):
     out = tmp_path / "loss.jsonl"
     command = [sys.executable, BENCHMARKS / "loss.py", "--size", "64", "96", "--channels", "8", "--rounds", "1"]
