@@ -392,7 +392,9 @@ def many_comparisons():
     comparisons = []
     for place, shape in enumerate(SHAPES):
         student, teacher = random_pair(shape) + place / 10
-        mask = (torch.arange(math.prod(shape[2:])).reshape(shape[2:]) % 3 > 0).double().expand(shape[0], *shape[2:])
+        mask = (torch.arange(math.prod(shape[2:])).reshape(shape[2:]) % 3 > 0).double().repeat(shape[0], 1, 1)
+        if place == 2:  # nothing in its first image
+            mask[0] = 0
         variants = [Variant((1.3 + place, 0.7), avg_factor=None if place else 9.0)]
         if place in (0, 2):
             variants += [Variant((0.5, 2.0), mask), Variant((1.0, 0.5), 1 - mask), Variant((1, 1), 0 * mask)]

@@ -58,17 +58,26 @@ def all_weights(family, value):
 
 
 @pytest.fixture(scope="module")
-def terms_of():
-    """`terms_of(narrow_model, family, **pairs)`: the terms of one step under these weights, each plan computed once."""
+def step_of():
+    """`step_of(narrow_model, family, **pairs)`: the terms of one step under these weights, and what it trains; each
+    plan is computed once.
+    """
     known = {}
 
-    def terms(narrow_model, family, **pairs):
+    def terms_and_trained(narrow_model, family, **pairs):
         key = (family, *sorted(pairs.items()))
         if key not in known:
-            known[key] = step(pair(narrow_model, family, **plan_of(**pairs)))[0]
+            model = pair(narrow_model, family, **plan_of(**pairs))
+            known[key] = step(model)[0], [parameter for parameter in model.parameters() if parameter.requires_grad]
         return known[key]
 
-    return terms
+    return terms_and_trained
+
+
+@pytest.fixture(scope="module")
+def terms_of(step_of):
+    """The terms alone."""
+    return lambda *arguments, **pairs: step_of(*arguments, **pairs)[0]
 
 
 def test_the_table_names_every_weight_of_the_plan():
@@ -97,13 +106,17 @@ def test_the_plan_knows_the_weight_of_every_term():
 
 
 @pytest.mark.parametrize(("family", "weight"), OF_FAMILY)
-def test_a_weight_of_zero_takes_out_its_own_terms_and_no_other(narrow_model, terms_of, family, weight):
-    published = terms_of(narrow_model, family)
-    found = terms_of(narrow_model, family, **{weight: (0, 0)})
+def test_a_weight_of_zero_takes_out_its_own_terms_and_no_other(narrow_model, step_of, family, weight):
+    published, _ = step_of(narrow_model, family)
+    found, trained = step_of(narrow_model, family, **{weight: (0, 0)})
     assert set(found) == set(published) == TERMS[family]
-    assert {name for name, value in found.items() if value == 0} == SCALES[weight] & TERMS[family]
-    others = [name for name in found if name not in SCALES[weight]]
+    own = SCALES[weight] & TERMS[family]
+    assert {name for name, value in found.items() if value == 0} == own
+    others = [name for name in found if name not in own]
     assert [name for name in others if not torch.equal(found[name], published[name])] == []
+    total = sum(found[name] for name in own)
+    gradients = torch.autograd.grad(total, trained, retain_graph=True, allow_unused=True)
+    assert not any(gradient.any() for gradient in gradients if gradient is not None)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
