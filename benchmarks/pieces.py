@@ -1,9 +1,10 @@
 """How many pieces a step is made of: calls of torch's operators, and waits of the host for the device.
 
-Every call that reaches torch's dispatcher counts, in the forward and in the backward, but those that only look at a
-tensor in another way (`view`, `expand`, `detach`, ...): on a GPU each of the others is a kernel to launch, or several.
-A RoIAlign counts as one each way, whichever of its forms runs. A wait is a value that the host asks for (`item`,
-`bool`, `tolist`, ...), or a result whose size it has to know (`nonzero`, an index by a mask, ...).
+Every call that reaches torch's dispatcher counts, in the forward and in the backward, allocations too, but those that
+only look at a tensor in another way (`view`, `expand`, `detach`, ...): on a GPU nearly each of the others is a kernel
+to launch, or several. A RoIAlign counts as one each way, whichever of its forms runs. A wait is a value that the host
+asks for (`item`, `bool`, `tolist`, ...), or a result whose size it has to know (`nonzero`, an index by a mask, ...; not
+a `repeat_interleave` that is given its `output_size`).
 """
 
 from __future__ import annotations

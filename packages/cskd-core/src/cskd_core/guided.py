@@ -75,17 +75,17 @@ class GuidedLosses(torch.autograd.Function):
             + \beta_k \sum_{bp} v_{kbp} + \gamma_k \sum_{bc} u_{kbc}
 
     with :math:`u_k` the channel distance of the features under mask k, and :math:`v_k` the spatial one where the mask
-    is 1, else 0 (docs/algorithm.md 1.1, 1.5). Let :math:`d` be any distance, u or v, with the weight :math:`w`
-    (:math:`\gamma` or :math:`\beta`), and :math:`q` what it meets in the first sum: :math:`\sum_p |v| (S - T)^2` for
-    u, :math:`\sum_c |u| (S - T)^2` for v. Then
+    is 1, else 0 (docs/algorithm.md 1.1, 1.5, 1.7). Let :math:`d` be any distance, u or v (`distances`), w the `weight`
+    it has in the two last sums, and m what it has `met` in the first: :math:`\sum_p |v| (S - T)^2` where it is a u,
+    :math:`\sum_c |u| (S - T)^2` where it is a v. Then
 
     .. math::
-        \partial L / \partial d = w + \alpha \operatorname{sign}(d)\, q, \qquad
+        \partial L / \partial d = w + \alpha \operatorname{sign}(d)\, m, \qquad
         \partial d / \partial S = b\, S - a\, T
 
-    for a = 1 / (norm of S times norm of T) and b = cosine / squared norm of S, so that the gradient is
-    :math:`X \odot S - Y \odot T`, where X and Y are sums of 3 K outer products of a vector over the channels and one
-    over the positions.
+    with a = 1 / (norm of S times norm of T) and b = cosine / squared norm of S, so that the gradient is
+    :math:`X \odot S - Y \odot T`, where X and Y are sums of 3 K outer products (`factors`) of a vector over the
+    channels and one over the positions.
     """
 
     @staticmethod
@@ -154,7 +154,7 @@ class GuidedLosses(torch.autograd.Function):
         )
         if not ctx.detach_guidance:
             weight = torch.addcmul(weight, alpha, distances[0].sign().mul_(met))
-        # The factors of X, then those of Y: |u| |v|; a slope of u and the mask; 1 and a slope of v.
+        # Three outer products make X: 2 alpha |u| with |v|, b dL/du with M, 1 with b dL/dv. Y has a in place of b.
         factors = distances.new_ones(2, 3, layout.size)
         factors[:, 0] = guidance
         factors[:, 0, :split].mul_(2 * alpha[:split])
@@ -171,6 +171,45 @@ class GuidedLosses(torch.autograd.Function):
             )
         ]
         return (None, None, None, None, None, *to_students, *(None for _ in (*teachers, *masks)))
+
+
+def bounded_losses(
+    coefficients: Tensor,
+    bound: float,
+    detach_guidance: bool,
+    eps_mode: str,
+    count_outside: bool,
+    students: Sequence[Tensor],
+    teachers: Sequence[Tensor],
+    masks: Sequence[Tensor | None],
+) -> Tensor:
+    """`GuidedLosses` with the guidance bounded below (docs/algorithm.md 9.4): no product then, it has to be built."""
+    losses: list[Tensor] = []
+    for s, t, of_pair in zip(students, teachers, masks, strict=True):
+        for mask in (s.new_ones(1, len(s), s.shape[2]) if of_pair is None else of_pair).unbind():
+            gamma, beta, alpha = coefficients[:, len(losses)]
+            student, teacher = s * mask.unsqueeze(1), t * mask.unsqueeze(1)
+            products = student * teacher
+            u = 1 - products.sum(2) / norms(student, teacher, 2, eps_mode)
+            v = 1 - products.sum(1) / norms(student, teacher, 1, eps_mode)
+            guidance = (u.abs().unsqueeze(2) * v.abs().unsqueeze(1)).clamp_min(bound)
+            if detach_guidance:
+                guidance = guidance.detach()
+            if not count_outside:
+                u = u * (mask.sum(1, keepdim=True) > 0)
+            squares = (guidance * (student - teacher).square()).sum()
+            losses.append(alpha * squares + beta * (v * mask).sum() + gamma * u.sum())
+    return torch.stack(losses)
+
+
+def norms(student: Tensor, teacher: Tensor, dim: int, eps_mode: str) -> Tensor:
+    """The denominator of a cosine along `dim`, clamped below as `eps_mode` says."""
+    if eps_mode == "product":
+        squares = student.square().sum(dim) * teacher.square().sum(dim)
+        return squares.clamp_min(EPS**2).sqrt()
+    student_norm = torch.linalg.vector_norm(student, dim=dim).clamp_min(EPS)
+    teacher_norm = torch.linalg.vector_norm(teacher, dim=dim).clamp_min(EPS)
+    return student_norm * teacher_norm
 
 
 def _split(tensors: Sequence[Any], pairs: int) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor | None]]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cskd_core.errors import ShapeError
-from cskd_core.guided import EPS, GuidedLosses
+from cskd_core.guided import GuidedLosses, bounded_losses, norms
 from cskd_core.transfer import to_device
 
 WeightPair = tuple[float, float]
@@ -151,19 +151,12 @@ def compare(comparisons: Sequence[Comparison], options: LossOptions = PUBLISHED)
         students, teachers = ([side.to(precision).flatten(2) for side in features[first::2]] for first in (0, 1))
         masks = [_masks(student, one.variants) for student, one in zip(students, comparisons, strict=True)]
         coefficients, constant = _coefficients(students, masks, comparisons, options)
+        switches = options.detach_guidance, options.eps_mode, options.count_outside
+        losses: Tensor
         if options.guidance_min is None:
-            losses: Tensor = GuidedLosses.apply(
-                coefficients,
-                len(comparisons),
-                options.detach_guidance,
-                options.eps_mode,
-                options.count_outside,
-                *students,
-                *teachers,
-                *masks,
-            )
+            losses = GuidedLosses.apply(coefficients, len(comparisons), *switches, *students, *teachers, *masks)
         else:
-            losses = _with_bounded_guidance(students, teachers, masks, coefficients, options.guidance_min, options)
+            losses = bounded_losses(coefficients, options.guidance_min, *switches, students, teachers, masks)
         return losses if constant is None else losses + constant
 
 
@@ -208,8 +201,8 @@ def _coefficients(
     coefficients = to_device(list(zip(*weights, strict=True)), students[0].device, students[0].dtype)
     if all(count is None for count in counts):
         return coefficients, None
-    one_more = coefficients.new_ones(())
-    divisors = torch.stack([one_more if count is None else count.to(coefficients) for count in counts])
+    unit = coefficients.new_ones(())
+    divisors = torch.stack([unit if count is None else count.to(coefficients) for count in counts])
     positions_there = to_device(everywhere, divisors.device, divisors.dtype)
     masked = positions_there > 0
     empty = masked & (divisors == 0)  # an empty mask is no loss at all
@@ -224,66 +217,8 @@ def _coefficients(
 def _per_counted_image(mask: Tensor | None, comparison: Comparison) -> Tensor:
     """How many times more each of its images counts, where those without any masked position do not count: (K,)."""
     if mask is None:
-        return comparison.student.new_ones(1, dtype=torch.float32)
-    return mask.shape[1] / (mask.sum(2) > 0).sum(1).clamp_min(1)
-
-
-def _with_bounded_guidance(
-    students: Sequence[Tensor],
-    teachers: Sequence[Tensor],
-    masks: Sequence[Tensor | None],
-    coefficients: Tensor,
-    bound: float,
-    options: LossOptions,
-) -> Tensor:
-    """`GuidedLosses` with the guidance bounded below: it is no product any more and has to be built."""
-    losses: list[Tensor] = []
-    for s, t, variants in zip(students, teachers, masks, strict=True):
-        for mask in (s.new_ones(1, len(s), s.shape[2]) if variants is None else variants).unbind():
-            gamma, beta, alpha = coefficients[:, len(losses)]
-            student, teacher = s * mask.unsqueeze(1), t * mask.unsqueeze(1)
-            u, v = cosine_distances(student, teacher, options.eps_mode)
-            guidance = (u.abs().unsqueeze(2) * v.abs().unsqueeze(1)).clamp_min(bound)
-            if options.detach_guidance:
-                guidance = guidance.detach()
-            if not options.count_outside:
-                u = u * (mask.sum(1, keepdim=True) > 0)
-            squares = (guidance * (student - teacher).square()).sum()
-            losses.append(alpha * squares + beta * (v * mask).sum() + gamma * u.sum())
-    return torch.stack(losses)
-
-
-def cosine_distances(
-    student: Tensor, teacher: Tensor, eps_mode: Literal["separate", "product"] = "separate"
-) -> tuple[Tensor, Tensor]:
-    """Channel and spatial cosine distance of two feature maps.
-
-    Args:
-        student: features (B, C, P).
-        teacher: features (B, C, P).
-        eps_mode: see `LossOptions`.
-
-    Returns:
-        u (B, C) over the positions and v (B, P) over the channels.
-
-    Source: docs/algorithm.md 1.1, 1.3.
-    """
-    product = student * teacher
-
-    def distance(dim: int) -> Tensor:
-        return 1 - product.sum(dim) / _norms(student, teacher, dim, eps_mode)
-
-    return distance(2), distance(1)
-
-
-def _norms(student: Tensor, teacher: Tensor, dim: int, eps_mode: Literal["separate", "product"]) -> Tensor:
-    """The denominator of a cosine along `dim`, clamped below."""
-    if eps_mode == "product":
-        squares = student.square().sum(dim) * teacher.square().sum(dim)
-        return squares.clamp_min(EPS**2).sqrt()
-    student_norm = torch.linalg.vector_norm(student, dim=dim).clamp_min(EPS)
-    teacher_norm = torch.linalg.vector_norm(teacher, dim=dim).clamp_min(EPS)
-    return student_norm * teacher_norm
+        return at_least_float32(comparison.student.new_ones(1))
+    return mask.shape[1] / (mask.sum(2) > 0).to(mask).sum(1).clamp_min(1)
 
 
 def cosine_guided_loss(
@@ -359,7 +294,7 @@ def cosine_guided_vector_loss(
         return 0 * student.sum()
     with torch.autocast(device_type=student.device.type, enabled=False):
         s, t = at_least_float32(student), at_least_float32(teacher.detach())
-        v = 1 - (s * t).sum(1) / _norms(s, t, 1, options.eps_mode)
+        v = 1 - (s * t).sum(1) / norms(s, t, 1, options.eps_mode)
         guidance = v.abs().detach() if options.detach_guidance else v.abs()
         if options.guidance_min is not None:
             guidance = guidance.clamp_min(options.guidance_min)
