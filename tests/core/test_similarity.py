@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch.autograd import gradcheck
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from cskd_core import guided
 from cskd_core.errors import ShapeError
@@ -466,6 +467,18 @@ def test_many_images_are_worked_through_in_parts_without_a_difference(monkeypatc
         losses.sum().backward()
         results.append(torch.cat([leaf.grad.flatten(), losses.detach()]))
     torch.testing.assert_close(*results, rtol=1e-12, atol=1e-14)
+
+
+def test_the_features_of_a_pair_are_freed_as_soon_as_its_gradient_is_there():
+    students = [torch.randn(2, 3, 20, requires_grad=True) for _ in range(3)]
+    teachers = [torch.randn(2, 3, 20) for _ in students]
+    kept, alive = [StorageWeakRef(teacher.untyped_storage()) for teacher in teachers], []
+    for student in students:
+        student.register_hook(lambda _: alive.append(sum(not one.expired() for one in kept)))
+    losses = guided.guided_losses(torch.ones(3, 3), False, "separate", True, students, teachers, [None] * 3)
+    del teachers
+    losses.sum().backward()
+    assert alive == [2, 1, 0]
 
 
 def test_of_many_pairs_those_that_are_fixed_get_no_gradient():

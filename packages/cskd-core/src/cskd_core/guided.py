@@ -67,6 +67,62 @@ class Layout:
             first += length
 
 
+def guided_losses(
+    coefficients: Tensor,
+    detach_guidance: bool,
+    eps_mode: str,
+    count_outside: bool,
+    students: Sequence[Tensor],
+    teachers: Sequence[Tensor],
+    masks: Sequence[Tensor | None],
+) -> Tensor:
+    """The losses of each pair of features, pair by pair, with a gradient to the students alone: see `GuidedLosses`.
+
+    Args:
+        coefficients: gamma, beta and alpha of each loss, (3, losses).
+        detach_guidance: let no gradient flow through u and v of the first sum.
+        eps_mode: `separate` or `product`, see `cskd_core.similarity.LossOptions`.
+        count_outside: count an image without any masked position at channel distance 1, else at 0.
+        students: S (B, C, P) of each pair.
+        teachers: T (B, C, P) of each pair.
+        masks: M (K, B, P) of each pair, zeros and ones, or None.
+    """
+    outlets = [
+        _Outlet.apply(student, teacher, 1 if mask is None else len(mask), coefficients)
+        for student, teacher, mask in zip(students, teachers, masks, strict=True)
+    ]
+    losses: Tensor = GuidedLosses.apply(
+        coefficients,
+        (detach_guidance, eps_mode, count_outside),
+        len(masks),
+        *(student.detach() for student in students),
+        *teachers,
+        *masks,
+        *(factor for outlet in outlets for factor in outlet),
+    )
+    return losses
+
+
+class _Outlet(torch.autograd.Function):
+    """Where the gradient leaves for one student: what comes back are the factors of X and Y (see `GuidedLosses`).
+
+    With one backward for all pairs, the gradients of all would be there before the features of any could be freed.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, count: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Two tensors without content, (2, 3, K, B, C) and (2, 3, K, B, P)."""
+        ctx.save_for_backward(student, teacher)
+        images, channels, positions = student.shape
+        nothing = like[0, 0]
+        return nothing.expand(2, 3, count, images, channels), nothing.expand(2, 3, count, images, positions)
+
+    @staticmethod
+    def backward(ctx: Any, *factors: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative("the cosine-guided loss")
+        return _gradient(*ctx.saved_tensors, *factors), None, None, None
+
+
 class GuidedLosses(torch.autograd.Function):
     r"""K losses of each pair of features; the gradient goes to the student's alone.
 
@@ -90,24 +146,10 @@ class GuidedLosses(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        coefficients: Tensor,
-        pairs: int,
-        detach_guidance: bool,
-        eps_mode: str,
-        count_outside: bool,
-        *tensors: Tensor | None,
+        ctx: Any, coefficients: Tensor, switches: tuple[bool, str, bool], pairs: int, *tensors: Tensor | None
     ) -> Tensor:
-        """The losses, pair by pair.
-
-        Args:
-            coefficients: gamma, beta and alpha of each loss, (3, losses).
-            pairs: of features.
-            detach_guidance: let no gradient flow through u and v of the first term.
-            eps_mode: `separate` or `product`, see `cskd_core.similarity.LossOptions`.
-            count_outside: count an image without any masked position at channel distance 1, else at 0.
-            tensors: S (B, C, P) of each pair, T (B, C, P) of each, then M (K, B, P) of each, zeros and ones, or None.
-        """
+        """The losses; arguments as those of `guided_losses`, then the tensors of the outlets."""
+        detach_guidance, eps_mode, count_outside = switches
         students, teachers, masks = _split(tensors, pairs)
         layout = Layout(students, masks)
         sums = students[0].new_empty(3, layout.size)
@@ -135,18 +177,16 @@ class GuidedLosses(torch.autograd.Function):
         guided = guidance[layout.split :] * met[layout.split :]
         lengths = to_device(layout.segments + layout.segments[len(layout.segments) // 2 :], sums.device)
         totals = torch.segment_reduce(torch.cat([distances[0], guided]), "sum", lengths=lengths, unsafe=True)
-        ctx.save_for_backward(*tensors, coefficients, lengths, distances, guidance, met)
-        ctx.pairs, ctx.detach_guidance = pairs, detach_guidance
+        ctx.save_for_backward(coefficients, lengths, distances, met, *masks)
+        ctx.layout, ctx.detach_guidance = layout, detach_guidance
         losses: Tensor = (coefficients * totals.view_as(coefficients)).sum(0)
         return losses
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative("the cosine-guided loss")
-        *tensors, coefficients, lengths, distances, guidance, met = ctx.saved_tensors
-        students, teachers, masks = _split(tensors, ctx.pairs)
-        layout = Layout(students, masks)
-        split = layout.split
+        coefficients, lengths, distances, met, *masks = ctx.saved_tensors
+        layout, split = ctx.layout, ctx.layout.split
         scaled = coefficients * gradients[0]
         of_segments = torch.cat([scaled, scaled[2:]]).view(2, -1)
         weight, alpha = torch.repeat_interleave(
@@ -156,21 +196,16 @@ class GuidedLosses(torch.autograd.Function):
             weight = torch.addcmul(weight, alpha, distances[0].sign().mul_(met))
         # Three outer products make X: 2 alpha |u| with |v|, b dL/du with M, 1 with b dL/dv. Y has a in place of b.
         factors = distances.new_ones(2, 3, layout.size)
-        factors[:, 0] = guidance
+        factors[:, 0] = distances[0].abs()
         factors[:, 0, :split].mul_(2 * alpha[:split])
-        sloped = distances[1:] * weight
-        factors[:, 1, :split] = sloped[:, :split]
-        factors[:, 2, split:] = sloped[:, split:]
+        torch.mul(distances[1:, :split], weight[:split], out=factors[:, 1, :split])
+        torch.mul(distances[1:, split:], weight[split:], out=factors[:, 2, split:])
         for mask, of_mask in zip(masks, layout.positions(factors[:, 1]), strict=True):
             if mask is not None:
                 of_mask.copy_(mask)
-        to_students = [
-            _gradient(student, teacher, left, right)
-            for student, teacher, left, right in zip(
-                students, teachers, layout.channels(factors), layout.positions(factors), strict=True
-            )
-        ]
-        return (None, None, None, None, None, *to_students, *(None for _ in (*teachers, *masks)))
+        of_outlets = zip(layout.channels(factors), layout.positions(factors), strict=True)
+        inputs = 3 + 3 * len(masks)
+        return (*(None for _ in range(inputs)), *(factor for pair in of_outlets for factor in pair))
 
 
 def bounded_losses(
@@ -214,7 +249,7 @@ def norms(student: Tensor, teacher: Tensor, dim: int, eps_mode: str) -> Tensor:
 
 def _split(tensors: Sequence[Any], pairs: int) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor | None]]:
     """Students, teachers, masks."""
-    return tensors[:pairs], tensors[pairs : 2 * pairs], tensors[2 * pairs :]
+    return tensors[:pairs], tensors[pairs : 2 * pairs], tensors[2 * pairs : 3 * pairs]
 
 
 def _parts(features: Tensor) -> list[slice]:
@@ -268,7 +303,7 @@ def _gradient(student: Tensor, teacher: Tensor, left: Tensor, right: Tensor) -> 
 
 
 def _distances(sums: Tensor, eps_mode: str) -> Tensor:
-    """From S T, S S and T T: 1 - cosine, then b and a of its derivative b S - a T, (3, size)."""
+    """Turn S T, S S and T T in place into 1 - cosine, then b and a of its derivative b S - a T, (3, size)."""
     dot, student, teacher = sums
     if eps_mode == "product":
         squares = student * teacher
@@ -278,9 +313,8 @@ def _distances(sums: Tensor, eps_mode: str) -> Tensor:
         clamped = student < EPS**2
         student_norm, teacher_norm = sums[1:].clamp_min(EPS**2).sqrt_()
         norms = student_norm * teacher_norm
-    distances = torch.empty_like(sums)
-    cosine = dot / norms
-    torch.add(1, cosine, alpha=-1, out=distances[0])
-    torch.div(cosine, student, out=distances[1]).masked_fill_(clamped, 0)
-    torch.reciprocal(norms, out=distances[2])
-    return distances
+    cosine = dot.div_(norms)
+    torch.div(cosine, student, out=student).masked_fill_(clamped, 0)
+    torch.reciprocal(norms, out=teacher)
+    cosine.neg_().add_(1)
+    return sums

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cskd_core.errors import ShapeError
-from cskd_core.guided import GuidedLosses, bounded_losses, norms
+from cskd_core.guided import bounded_losses, guided_losses, norms
 from cskd_core.transfer import to_device
 
 WeightPair = tuple[float, float]
@@ -152,9 +152,8 @@ def compare(comparisons: Sequence[Comparison], options: LossOptions = PUBLISHED)
         masks = [_masks(student, one.variants) for student, one in zip(students, comparisons, strict=True)]
         coefficients, constant = _coefficients(students, masks, comparisons, options)
         switches = options.detach_guidance, options.eps_mode, options.count_outside
-        losses: Tensor
         if options.guidance_min is None:
-            losses = GuidedLosses.apply(coefficients, len(comparisons), *switches, *students, *teachers, *masks)
+            losses = guided_losses(coefficients, *switches, students, teachers, masks)
         else:
             losses = bounded_losses(coefficients, options.guidance_min, *switches, students, teachers, masks)
         return losses if constant is None else losses + constant

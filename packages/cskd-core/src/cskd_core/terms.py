@@ -18,9 +18,9 @@ from cskd_core.similarity import PUBLISHED, Comparison, LossOptions, Variant, We
 
 ROI_SIZE = 7
 ROI_SAMPLING_RATIO = 2
-STACKED = 16
-"""The stages of a tower are compared together where their map is smaller than the finest by this factor: copies of
-large maps would cost memory."""
+STACKED, STACKED_ADAPTED = 32, 8
+"""The stages of a tower are compared together where their map is smaller than the finest by this factor, since copies
+of large maps cost memory; of adapted maps only the teacher's copy does."""
 Reduce = Literal["sum", "mean"]
 
 
@@ -174,7 +174,8 @@ class TowerTerm(nn.Module):
             if name in self.adapters:
                 adapters = self.adapters[name][level]  # type: ignore[index]
                 sources = [adapter(source) for adapter, source in zip(adapters, sources, strict=True)]
-            if len(sources) > 1 and STACKED * _positions(sources[0]) <= _positions(student[0][0]):
+            factor = STACKED_ADAPTED if name in self.adapters else STACKED
+            if len(sources) > 1 and factor * _positions(sources[0]) <= _positions(student[0][0]):
                 sources, targets = [torch.cat(sources)], [torch.cat(targets)]
             variants = [Variant(_times(weight, 1 / len(sources)))]
             comparisons += [Comparison(*pair, variants) for pair in zip(sources, targets, strict=True)]

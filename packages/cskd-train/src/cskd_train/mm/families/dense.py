@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -108,13 +108,16 @@ def by_prior(levels: Sequence[Tensor], channels: int) -> Tensor:
     return cells.unflatten(2, (-1, channels)).flatten(1, 2)
 
 
-def finest_and_others(levels: Sequence[Tensor]) -> list[Tensor]:
+def finest_and_others(levels: Sequence[Tensor]) -> Iterator[Tensor]:
     """(B, c, H, W) a level to (B, c, positions), once of the finest level and once of all others together.
 
-    What follows runs twice then, not once a level; a copy of the finest level would cost memory.
+    What follows runs twice then, not once a level. A copy of the finest level would cost memory, and so would one of
+    the others while the finest is worked on.
     """
-    first, *others = [level.flatten(2) for level in levels]
-    return [first, torch.cat(others, 2)] if others else [first]
+    finest, *others = [level.flatten(2) for level in levels]
+    yield finest
+    if others:
+        yield torch.cat(others, 2)
 
 
 def at_least_one(count: Tensor) -> Tensor:

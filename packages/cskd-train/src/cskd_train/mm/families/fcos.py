@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -118,13 +118,12 @@ class FCOSFamily(DenseFamily):
         )
         return terms
 
-    def _soft_scores(self, teacher: Observation, plan: AssistantPlan) -> list[Tensor]:
+    def _soft_scores(self, teacher: Observation, plan: AssistantPlan) -> Iterator[Tensor]:
         """The teacher's class scores (B, classes, positions), of the finest level and of the others."""
-        scores = [logits.sigmoid() for logits in finest_and_others(teacher.predictions["cls"])]
-        if plan.scores_times_centerness:
-            centerness = finest_and_others(teacher.predictions["centerness"])
-            scores = [one * other.sigmoid() for one, other in zip(scores, centerness, strict=True)]
-        return scores
+        centerness = finest_and_others(teacher.predictions["centerness"])
+        for logits in finest_and_others(teacher.predictions["cls"]):
+            scores = logits.sigmoid()
+            yield scores.mul_(next(centerness).sigmoid()) if plan.scores_times_centerness else scores
 
     def _activate(self, scaled: Tensor) -> Tensor:
         """Box distances as the head makes them in training."""
