@@ -13,14 +13,14 @@ TEST := data/shapes_test
 RUNS := work_dirs
 DEMO := $(RUNS)/demo
 # The demo's epochs follow from it and from what a step takes here.
-BUDGET ?= 12m
+BUDGET ?= 10m
 
 .PHONY: help env demo test reliability lint golden bench gpu clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make env          the environment alone, in $(VENV); the other targets make it where they need it"
-	@echo "make demo         from nothing to a distilled, exported and measured detector, in a quarter of an hour; BUDGET=1h for more"
+	@echo "make demo         from nothing to a distilled, exported and measured detector, in about ten minutes of training; BUDGET=1h for more"
 	@echo "make test         the whole test suite"
 	@echo "make reliability  the long tests: kills, old versions, other Pythons, an emulated processor (over half an hour)"
 	@echo "make lint         ruff and mypy"
