@@ -24,6 +24,12 @@ def test_every_exported_name_is_there_and_documented(package):
         _ = package.nothing
 
 
+@pytest.mark.parametrize("name", cskd_train.__all__)
+def test_whatever_is_asked_for_first_mmcv_is_mended_and_says_nothing(fresh_python, name):
+    done = fresh_python(f"import cskd_train; print(cskd_train.{name}.__name__)")
+    assert (done.stdout.strip(), done.stderr) == (name, "")
+
+
 def test_importing_the_packages_needs_no_torch(fresh_python):
     done = fresh_python("import sys, cskd_core, cskd_train, cskd_core.errors; print('torch' in sys.modules)")
     assert done.stdout.strip() == "False", done.stderr

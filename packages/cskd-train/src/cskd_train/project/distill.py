@@ -13,9 +13,8 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mmcv import Config
 from rich.console import Console
 
 from cskd_core.plan import DistillPlan
@@ -45,6 +44,9 @@ from cskd_train.project.budget import RESERVE, duration, fitting_epochs, parse_d
 from cskd_train.project.outcome import Distilled, Row
 from cskd_train.report.side_by_side import draw_side_by_side
 from cskd_train.results import RunResult
+
+if TYPE_CHECKING:  # at run time cskd_train.mm has to come before mmcv, which it mends
+    from mmcv import Config
 
 ROLES = {"teacher": "teacher", "student": "student alone", "distilled": "student distilled"}
 
