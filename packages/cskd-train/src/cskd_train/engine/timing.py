@@ -38,9 +38,9 @@ class Cost:
         """Of so many epochs, with their evaluations."""
         return epochs * self.steps * self.step + -(-epochs // self.interval) * self.evaluation
 
-    def times(self, slower: float) -> Cost:
-        """The same run on a machine that is so many times slower."""
-        return replace(self, step=slower * self.step, evaluation=slower * self.evaluation)
+    def times(self, steps: float, evaluations: float) -> Cost:
+        """The same run, its steps and its evaluations so many times slower."""
+        return replace(self, step=steps * self.step, evaluation=evaluations * self.evaluation)
 
     def shared(self, processes: int) -> Cost:
         """The same run in so many processes, each as fast as one alone."""

@@ -18,7 +18,7 @@ from cskd_train.mm.data_sources import Source
 MISSING = (
     "cskd-deploy is not installed: no file was exported. Install packages/cskd-deploy[ort,export] and call this again"
 )
-SECONDS = 90.0
+SECONDS = 60.0
 """What export, evaluation and benchmark take beside the detections themselves, as an estimate."""
 
 

@@ -340,12 +340,18 @@ class _Way:
 
     def _plan_again(self) -> None:
         """Fit the students' epochs to what is left of the budget, now that it is known what the teacher took."""
-        slower = 1.0
+        slower = 1.0, 1.0
         if "teacher" in self.state.costs and "teacher" in self.roles:
-            result = _read(self._work_dir("teacher").result)
-            slower = result["seconds"] / Cost(**self.state.costs["teacher"]).seconds(result["epochs"])
+            cost, result = Cost(**self.state.costs["teacher"]), _read(self._work_dir("teacher").result)
+            epochs, images = result["epochs"], result["images"]["train"]
+            training = min(epochs * images / max(result["images_per_second"], 1e-9), result["seconds"])
+            evaluations = cost.seconds(epochs) - epochs * cost.steps * cost.step  # of a detector that found little yet
+            slower = (
+                training / (epochs * cost.steps * cost.step),
+                (result["seconds"] - training) / evaluations if evaluations else 1.0,
+            )
         costs = {role: Cost(**self.state.costs[role]) for role in self._not_begun()}
-        self._fit({role: cost.times(slower) for role, cost in costs.items()})
+        self._fit({role: cost.times(*slower) for role, cost in costs.items()})
 
     def _refuse_other_teacher(self, began: bool) -> None:
         """Keep the teacher's hash, and refuse a distilled run that began under another one.

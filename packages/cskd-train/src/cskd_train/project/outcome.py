@@ -104,7 +104,7 @@ class Distilled:
                 "right: train the teacher longer, or take a larger one, before any of this counts."
             )
         if self.file is not None:
-            lines.append(f"Exporting lost {self.file['drop_points']:.2f} points.")
+            lines.append(f"Exporting lost {round(self.file['drop_points'], 2) + 0.0:.2f} points.")
         return lines
 
 
