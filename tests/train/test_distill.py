@@ -21,7 +21,7 @@ from cskd_train.errors import TrainError
 from cskd_train.files.checkpoints import load_checkpoint
 from cskd_train.project import deployed
 from cskd_train.project import distill as module
-from cskd_train.project.budget import duration, fitting_epochs, parse_duration
+from cskd_train.project.budget import duration, fitting_epochs, parse_duration, slowdown
 from cskd_train.project.distill import distill
 from cskd_train.project.outcome import Distilled, Row
 
@@ -132,8 +132,8 @@ def test_stopped_and_gone_on_with_it_comes_to_the_same(whole, project, no_deploy
     assert outcome.file is None
     monkeypatch.undo()
     for role in ("student", "distilled"):
-        ours, theirs = (load_checkpoint(root / "work_dirs" / role / "best.pth") for root in (project, whole[0]))
-        assert all((ours.state_dict[key] == theirs.state_dict[key]).all() for key in theirs.state_dict)
+        gone_on, undisturbed = (load_checkpoint(root / "work_dirs" / role / "best.pth") for root in (project, whole[0]))
+        assert all((gone_on.state_dict[key] == one).all() for key, one in undisturbed.state_dict.items())
 
 
 def test_without_cskd_deploy_there_is_one_sentence(done, no_deploy, command_line):
@@ -318,8 +318,20 @@ def test_epochs_fit_and_no_more_would(seconds):
         assert abs(epochs["teacher"] / 30 - epochs["student"] / 20) <= 1 / 20
 
 
+def test_steps_and_evaluations_are_held_against_what_a_run_took_of_each():
+    """Four epochs of 10 steps of 2 s and evaluations of 5 s were expected; 1.5 s and 15 s they took."""
+    result = {"epochs": 4, "images": {"train": 20}, "images_per_second": 20 / 15, "seconds": 4 * 15 + 4 * 15}
+    assert slowdown(COSTS["teacher"], result) == pytest.approx((0.75, 3.0))
+    assert slowdown(Cost(2.0, 10, 0.0), {**result, "seconds": 60}) == pytest.approx((0.75, 1.0))
+    slower = COSTS["student"].times(2, 3)
+    assert (slower.step, slower.evaluation, slower.seconds(2)) == (2.0, 15.0, 2 * (20 + 15))
+
+
 def test_too_small_a_budget_is_refused_with_what_is_needed():
-    with pytest.raises(TrainError, match=r"50 s are left for training, and one epoch of each .* takes 1 min.*budget"):
+    with pytest.raises(
+        TrainError,
+        match=r"50 s are left for training, after tests and export, and one epoch of each .* takes 1 min.*budget",
+    ):
         fitting_epochs(PLANNED, COSTS, 50)
 
 

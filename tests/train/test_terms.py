@@ -24,9 +24,9 @@ def watch(steps=12, **distill):
     return DistilledTerms(DistillPlan.parse({"teacher": {"checkpoint": "-"}, **distill}), steps)
 
 
-def remarks_of(watched, steps=range(1, 13), **values):
+def warnings_of(watched, steps=range(1, 13), **values):
     """What is said over these steps, which report these terms."""
-    return [remark for step in steps for remark in watched.step({**USUAL, **values}, step)]
+    return [warning for step in steps for warning in watched.step({**USUAL, **values}, step)]
 
 
 def test_the_shares_of_all_terms_are_one_and_the_distillers_are_added_up():
@@ -42,67 +42,71 @@ def test_the_shares_of_all_terms_are_one_and_the_distillers_are_added_up():
 
 
 def test_terms_as_they_should_be_are_not_named():
-    assert remarks_of(watch()) == []
-    assert remarks_of(watch(), loss_pyramid=14.9) == []
+    assert warnings_of(watch()) == []
+    assert warnings_of(watch(), loss_pyramid=14.9) == []
 
 
 def test_a_term_that_is_zero_all_the_time_is_named_with_its_key():
-    (remark,) = remarks_of(watch(), loss_pyramid_roi=0.0)
-    assert remark.startswith(
+    (warning,) = warnings_of(watch(), loss_pyramid_roi=0.0)
+    assert warning.startswith(
         "loss_pyramid_roi was exactly zero in the first 12 steps: distill.pyramid.roi teaches noth"
     )
-    assert remark.endswith("--set 'distill.pyramid.roi=(0, 0)'")
-    (remark,) = remarks_of(watch(1), loss_assistant_reg=0.0)
-    assert "was exactly zero in the first step: distill.assistant" in remark
-    assert remark.endswith("--set distill.assistant=None")
+    assert warning.endswith("--set 'distill.pyramid.roi=(0, 0)'")
+    (warning,) = warnings_of(watch(1), loss_assistant_reg=0.0)
+    assert "was exactly zero in the first step: distill.assistant" in warning
+    assert warning.endswith("--set distill.assistant=None")
 
 
 def test_a_term_that_was_once_more_than_zero_or_is_meant_to_be_zero_is_not_named():
     watched = watch()
-    assert remarks_of(watched, [1], loss_pyramid_roi=1e-9) == []
-    assert remarks_of(watched, range(2, 13), loss_pyramid_roi=0.0) == []
-    assert remarks_of(watch(pyramid={"roi": (0, 0)}), loss_pyramid_roi=0.0) == []
+    assert warnings_of(watched, [1], loss_pyramid_roi=1e-9) == []
+    assert warnings_of(watched, range(2, 13), loss_pyramid_roi=0.0) == []
+    assert warnings_of(watch(pyramid={"roi": (0, 0)}), loss_pyramid_roi=0.0) == []
 
 
 def test_a_term_beyond_ten_times_the_detectors_own_loss_is_named_with_its_weight():
-    (remark,) = remarks_of(watch(tower={"cls": (20, 5)}), loss_tower_cls=30.0)
-    assert remark.startswith("loss_tower_cls is 20 times the detector's own loss (30 and 1.5, up to step 12): the stud")
-    assert remark.endswith("lower distill.tower.cls, which is (20.0, 5.0)")
-    assert remarks_of(watch(), loss_assistant_cls=16.0)[0].endswith("leave it out: --set distill.assistant=None")
+    (warning,) = warnings_of(watch(tower={"cls": (20, 5)}), loss_tower_cls=30.0)
+    assert warning.startswith(
+        "loss_tower_cls is 20 times the detector's own loss (30 and 1.5, up to step 12): the stud"
+    )
+    assert warning.endswith("lower distill.tower.cls, which is (20.0, 5.0)")
+    assert warnings_of(watch(), loss_assistant_cls=16.0)[0].endswith("leave it out: --set distill.assistant=None")
 
 
 def test_a_term_that_adapters_of_random_weights_make_large_at_first_is_not_named():
     watched = watch(11)
-    assert remarks_of(watched, range(1, 6), loss_pyramid=1000.0) == []
-    assert remarks_of(watched, range(6, 12)) == []
+    assert warnings_of(watched, range(1, 6), loss_pyramid=1000.0) == []
+    assert warnings_of(watched, range(6, 12)) == []
     watched = watch(11)
-    assert remarks_of(watched, range(1, 6)) == []
-    assert len(remarks_of(watched, range(6, 12), loss_pyramid=16.0)) == 1
+    assert warnings_of(watched, range(1, 6)) == []
+    assert len(warnings_of(watched, range(6, 12), loss_pyramid=16.0)) == 1
 
 
 def test_a_hundred_steps_are_looked_at_and_nothing_is_said_twice():
     watched = watch(5000)
-    assert remarks_of(watched, range(1, 100), loss_pyramid=0.0) == []
-    assert len(remarks_of(watched, [100], loss_pyramid=0.0)) == 1
-    assert remarks_of(watched, range(101, 301), loss_pyramid=0.0) == []
+    assert warnings_of(watched, range(1, 100), loss_pyramid=0.0) == []
+    assert len(warnings_of(watched, [100], loss_pyramid=0.0)) == 1
+    assert warnings_of(watched, range(101, 301), loss_pyramid=0.0) == []
 
 
 @pytest.mark.parametrize("stopped_after", [20, 75])
 def test_what_was_taken_in_goes_through_a_checkpoint(stopped_after):
     first, second, third = watch(100), watch(100), watch(100)
-    remarks_of(first, range(1, stopped_after + 1), loss_pyramid=100.0, loss_tower_cls=1e-9)
+    warnings_of(first, range(1, stopped_after + 1), loss_pyramid=100.0, loss_tower_cls=1e-9)
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
-    found = remarks_of(second, range(stopped_after + 1, 101), loss_pyramid=20.0, loss_tower_cls=0.0, loss_tower_reg=0.0)
-    assert [remark.split()[0] for remark in found] == ["loss_tower_reg", "loss_pyramid"]
+    found = warnings_of(
+        second, range(stopped_after + 1, 101), loss_pyramid=20.0, loss_tower_cls=0.0, loss_tower_reg=0.0
+    )
+    assert [warning.split()[0] for warning in found] == ["loss_tower_reg", "loss_pyramid"]
     assert f"({60 if stopped_after == 75 else 20} and 1.5, up to step 100)" in found[1]
     third.load_state_dict(second.state_dict())
-    assert remarks_of(third, [101], loss_pyramid=0.0) == []
+    assert warnings_of(third, [101], loss_pyramid=0.0) == []
 
 
-def test_a_run_that_began_without_this_is_not_judged_in_its_middle():
+def test_a_run_that_began_without_this_is_not_warned_of_in_its_middle():
     watched = watch()
     watched.load_state_dict({})
-    assert remarks_of(watched, loss_pyramid=0.0) == []
+    assert warnings_of(watched, loss_pyramid=0.0) == []
 
 
 # In a run

@@ -123,20 +123,20 @@ def next_steps(result: RunResult) -> list[str]:
 
 
 def _comparison(result: RunResult) -> list[str]:
-    ours, alone = result.best["bbox_mAP"], result.baseline.get("bbox_mAP")
+    student, alone = result.best["bbox_mAP"], result.baseline.get("bbox_mAP")
     teacher = result.teacher.get("val_bbox_mAP")
     compared, sentences = [], []
     if alone is not None:
         seed = result.baseline["seed"]
         folder = result.baseline["work_dir"] + (f", seed {seed}" if seed != result.seed else "")
-        compared.append(f"{_points(ours - alone)} the student alone ({alone:.4f}, {folder})")
+        compared.append(f"{_points(student - alone)} the student alone ({alone:.4f}, {folder})")
     if teacher is not None:
-        compared.append(f"{_points(ours - teacher)} its teacher ({teacher:.4f})")
+        compared.append(f"{_points(student - teacher)} its teacher ({teacher:.4f})")
     if compared:
-        sentences.append(f"mAP {ours:.4f} on val: {', '.join(compared)}")
+        sentences.append(f"mAP {student:.4f} on val: {', '.join(compared)}")
     if alone is None:
         sentences.append(f"what the distillation brings is seen beside the student alone: {without_teacher(result)}")
-    elif ours < alone:
+    elif student < alone:
         sentences.append(
             "the distillation has not helped here: try a better teacher, or lower what has the largest share of the "
             "loss (share_... in log.jsonl); other seeds say how much of the difference is chance"

@@ -80,11 +80,11 @@ class TeacherCheck:
                 "detects next to nothing here, and a student under it learns less than alone. Train it longer, or "
                 "check that it was trained for images and classes like these (distill.teacher)"
             )
-        ours, theirs = self.student_mean_average_precision, self.compared
-        if ours is not None and theirs is not None and theirs < ours:
+        student, teacher = self.student_mean_average_precision, self.compared
+        if student is not None and teacher is not None and teacher < student:
             found.append(
-                f"the teacher {self.checkpoint} has mAP {theirs:.4f} on {self._images(self.compared_images)}, the "
-                f"student alone {ours:.4f} ({self.student_alone}): a teacher that is worse than the lone student "
+                f"the teacher {self.checkpoint} has mAP {teacher:.4f} on {self._images(self.compared_images)}, the "
+                f"student alone {student:.4f} ({self.student_alone}): a teacher that is worse than the lone student "
                 "teaches little, or harms. Train the teacher longer, or take a better one"
             )
         return found
@@ -95,8 +95,8 @@ class TeacherCheck:
         if self.student_mean_average_precision is None:
             return line
         same = self.compared_images == self.images
-        theirs = "" if same else f"; {self.compared:.4f} on {self._images(self.compared_images)}"
-        return f"{line}{theirs}; the student alone {self.student_mean_average_precision:.4f} ({self.student_alone})"
+        compared = "" if same else f"; {self.compared:.4f} on {self._images(self.compared_images)}"
+        return f"{line}{compared}; the student alone {self.student_mean_average_precision:.4f} ({self.student_alone})"
 
     def _images(self, number: int | None) -> str:
         return f"all {self.of} images of data.val" if number == self.of else f"{number} of {self.of} images of data.val"
@@ -147,8 +147,8 @@ def check_teacher(
         found |= _compared(student_alone, student_alone.best / 100, val, whole)
     elif student_alone is not None and (model := _loaded(student_alone, world)) is not None:
         detections, _ = _detect_for(model, validation, looked_at, world)
-        theirs = _scored(validation, looked_at, detections, world)
-        found |= _compared(student_alone, theirs, precision, len(looked_at))
+        of_student = _scored(validation, looked_at, detections, world)
+        found |= _compared(student_alone, of_student, precision, len(looked_at))
     checkpoint = trained.distiller.plan.teacher.checkpoint
     return TeacherCheck(checkpoint, precision, len(looked_at), whole, took, **found)
 
@@ -170,7 +170,7 @@ def find_student_alone(
 
 
 def _find(work_dir: Path, config: Mapping[str, Any], seed: int, images: int) -> FinishedRun | None:
-    ours = FinishedRun(work_dir, "", "", seed, "", config, 0, 0).student
+    student = FinishedRun(work_dir, "", "", seed, "", config, 0, 0).student
     beside = work_dir.parent if work_dir.name not in ("", "..") else work_dir.resolve().parent
     found = []
     for file in beside.glob(f"*/{RESULT}"):
@@ -178,7 +178,7 @@ def _find(work_dir: Path, config: Mapping[str, Any], seed: int, images: int) -> 
             run = load_run(file.parent)
         except UnreadableError:
             continue
-        if file.parent != work_dir and run.distill is None and run.student == ours and run.images in (None, images):
+        if file.parent != work_dir and run.distill is None and run.student == student and run.images in (None, images):
             found.append(run)
     return max(found, key=lambda run: (run.seed == seed, run.started), default=None)
 

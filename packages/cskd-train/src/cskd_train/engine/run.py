@@ -210,8 +210,8 @@ class Run:
             self.trained.state.skipped += report.skipped
             self.trained.recorder.step(position, values, lr, end_of_epoch)
             if self.trained.terms is not None:
-                for remark in self.trained.terms.step(values, position.step):
-                    warn(self.console, remark)
+                for warning in self.trained.terms.step(values, position.step):
+                    warn(self.console, warning)
             runner.after_step(values, parts.loader.images_per_step)
             if report.stop:
                 self.saver.last(self.position, required=True)

@@ -32,7 +32,7 @@ class DistilledTerms:
         self._watched = min(WATCHED, steps)
         self._seen: set[str] = set()  # terms that were not zero, until the verdict
         self._sums: dict[str, float] = {}  # of the second half
-        self._judged = False
+        self._decided = False
 
     def shares(self, values: Mapping[str, float]) -> dict[str, float]:
         """`share_TERM` of every loss term, and `share_distillation` of all that the distiller adds; 1 in all.
@@ -49,7 +49,7 @@ class DistilledTerms:
 
     def step(self, values: Mapping[str, float], step: int) -> list[str]:
         """Take in what step `step` of the run reports; gives what there is to say of the terms, once in a run."""
-        if self._judged:
+        if self._decided:
             return []
         terms = _terms(values)
         self._seen |= {name for name, value in terms.items() if value}
@@ -57,17 +57,17 @@ class DistilledTerms:
             self._sums[name] = self._sums.get(name, 0.0) + (abs(value) if step > self._watched // 2 else 0.0)
         if step < self._watched:
             return []
-        remarks = [*self._idle(), *self._outweighing()]
-        self._judged, self._seen, self._sums = True, set(), {}
-        return remarks
+        warnings = [*self._idle(), *self._outweighing()]
+        self._decided, self._seen, self._sums = True, set(), {}
+        return warnings
 
     def state_dict(self) -> dict[str, Any]:
-        """What was taken in so far, and whether it was judged."""
-        return {"judged": self._judged, "seen": sorted(self._seen), "sums": dict(self._sums)}
+        """What was taken in so far, and whether it has been decided on."""
+        return {"decided": self._decided, "seen": sorted(self._seen), "sums": dict(self._sums)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave; nothing, of a run that began without it, is not judged in its middle."""
-        self._judged = state.get("judged", True)
+        """Go on from what `state_dict` gave; a run that began without it is not warned of in its middle."""
+        self._decided = state.get("decided", True)
         self._seen, self._sums = set(state.get("seen", ())), dict(state.get("sums", {}))
 
     def _idle(self) -> list[str]:

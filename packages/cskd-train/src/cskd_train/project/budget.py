@@ -62,10 +62,25 @@ def fitting_epochs(planned: Mapping[str, int], costs: Mapping[str, Cost], second
             return epochs
     least = needed(dict.fromkeys(planned, 1))
     raise TrainError(
-        f"{duration(max(seconds, 0))} are left for training, and one epoch of each of {', '.join(planned)} takes "
-        f"{duration(least)}: give a larger budget, smaller images (image_scale in dataset.py), or leave the student "
-        "alone out (--no-baseline)"
+        f"{duration(max(seconds, 0))} are left for training, after tests and export, and one epoch of each of "
+        f"{', '.join(planned)} takes {duration(least)}: give a larger budget, smaller images (image_scale in "
+        "dataset.py), or leave the student alone out (--no-baseline)"
     )
+
+
+def slowdown(cost: Cost, result: Mapping[str, Any]) -> tuple[float, float]:
+    """How many times longer the steps of a finished run took than was expected, and its evaluations.
+
+    The detector that was measured had not learnt anything, and finds little: its evaluations are the faster for it.
+
+    Args:
+        result: what `result.json` holds.
+    """
+    epochs = result["epochs"]
+    steps = epochs * cost.steps * cost.step
+    evaluations = cost.seconds(epochs) - steps
+    training = min(epochs * result["images"]["train"] / result["images_per_second"], result["seconds"])
+    return training / steps, (result["seconds"] - training) / evaluations if evaluations else 1.0
 
 
 def schedule(cfg: Any, epochs: int) -> dict[str, Any]:

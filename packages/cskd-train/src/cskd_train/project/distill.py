@@ -40,7 +40,7 @@ from cskd_train.files.overrides import move_root
 from cskd_train.files.settings import check_settings
 from cskd_train.mm.data_sources import Source, sources
 from cskd_train.project import deployed
-from cskd_train.project.budget import RESERVE, duration, fitting_epochs, parse_duration, schedule
+from cskd_train.project.budget import RESERVE, duration, fitting_epochs, parse_duration, schedule, slowdown
 from cskd_train.project.outcome import Distilled, Row
 from cskd_train.report.side_by_side import draw_side_by_side
 from cskd_train.results import RunResult
@@ -342,14 +342,7 @@ class _Way:
         """Fit the students' epochs to what is left of the budget, now that it is known what the teacher took."""
         slower = 1.0, 1.0
         if "teacher" in self.state.costs and "teacher" in self.roles:
-            cost, result = Cost(**self.state.costs["teacher"]), _read(self._work_dir("teacher").result)
-            epochs, images = result["epochs"], result["images"]["train"]
-            training = min(epochs * images / max(result["images_per_second"], 1e-9), result["seconds"])
-            evaluations = cost.seconds(epochs) - epochs * cost.steps * cost.step  # of a detector that found little yet
-            slower = (
-                training / (epochs * cost.steps * cost.step),
-                (result["seconds"] - training) / evaluations if evaluations else 1.0,
-            )
+            slower = slowdown(Cost(**self.state.costs["teacher"]), _read(self._work_dir("teacher").result))
         costs = {role: Cost(**self.state.costs[role]) for role in self._not_begun()}
         self._fit({role: cost.times(*slower) for role, cost in costs.items()})
 
