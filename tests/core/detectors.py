@@ -30,7 +30,7 @@ class PlainDetector(nn.Module):
 
 
 class PlainFamily(Family):
-    options = frozenset({"tower.cls", "tower.reg"})
+    has_assistant = True
     prediction_rules = {"cls": PredictionRule("sigmoid", "mean"), "reg": PredictionRule("identity", "foreground")}  # noqa: RUF012
 
     def pyramid(self, detector):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cskd_train.errors import TrainError
-from cskd_train.mm.fit import keep_classes, match_classes
+from cskd_train.mm.class_map import keep_classes, match_classes
 from cskd_train.mm.plain import build_without_pretrained
 
 VEHICLES = ("car", "bus", "truck", "bicycle")
@@ -123,5 +123,5 @@ def test_boxes_that_all_classes_share_stay(narrow_model):
 def test_a_head_of_another_kind_is_refused(narrow_model):
     detector = build_without_pretrained(narrow_model("RetinaNet"))
     detector.bbox_head = torch.nn.Linear(1, 1)
-    with pytest.raises(TrainError, match="the classes of a Linear cannot be mapped: it has none of retina_cls"):
+    with pytest.raises(TrainError, match="the classes of a RetinaNet with these heads cannot be mapped"):
         keep_classes(detector, (0,))

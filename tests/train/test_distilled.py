@@ -115,9 +115,9 @@ def test_a_caffe_teacher_sees_what_its_own_pipeline_makes_of_the_students_images
     assert (found - expected).abs().max() < 1e-4  # of pixel values 0..255
     assert found[0, :, :, 60:].eq(0).all()
     assert (found - images).abs().max() > 50
-    (remark,) = model.remarks
-    assert "the teacher sees its own normalisation" in remark
-    assert "103.53" in remark
+    (note,) = model.notes
+    assert "the teacher sees its own normalisation" in note
+    assert "103.53" in note
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_a_teacher_sees_the_students_very_tensor(narrow_model, save_teacher, the
     file = save_teacher(narrow_model("FCOS", 50), data={"train": {"pipeline": [theirs, PAD]}})
     model = under(narrow_model("FCOS"), file, pipeline=[RGB, PAD], teacher={"normalization": normalization})
     assert seen_by_teacher(model, IMAGES) is IMAGES
-    assert model.remarks == ()
+    assert model.notes == ()
 
 
 @pytest.mark.parametrize(
@@ -144,28 +144,28 @@ def test_a_config_without_normalisation_gives_the_teacher_the_students_tensor_an
     model = under(narrow_model("FCOS"), file, pipeline=ours)
     assert seen_by_teacher(model, IMAGES) is IMAGES
     note = f"the {without}'s config has no Normalize step: the teacher sees the images as the student does"
-    assert model.remarks == (note,)
+    assert model.notes == (note,)
 
 
 @pytest.mark.parametrize(("ours", "units"), [(True, "pixels are converted to the student's strides"),
                                              (False, "strides are converted to the student's pixels")])  # fmt: skip
-def test_other_units_of_an_fcos_teacher_are_remarked(narrow_model, save_teacher, ours, units):
+def test_other_units_of_an_fcos_teacher_are_noted(narrow_model, save_teacher, ours, units):
     student, teacher = narrow_model("FCOS"), narrow_model("FCOS", 50)
     student.bbox_head.norm_on_bbox, teacher.bbox_head.norm_on_bbox = ours, not ours
-    assert under(student, save_teacher(teacher)).remarks == (f"the teacher's box distances in {units}",)
+    assert under(student, save_teacher(teacher)).notes == (f"the teacher's box distances in {units}",)
 
 
-def test_centerness_from_another_tower_is_remarked_and_taught(narrow_model, save_teacher):
+def test_centerness_from_another_tower_is_noted_and_taught(narrow_model, save_teacher):
     student, teacher = narrow_model("FCOS"), narrow_model("FCOS", 50)
     teacher.bbox_head.centerness_on_reg = True
     model = under(student, save_teacher(teacher))
-    (remark,) = model.remarks
-    assert "the student predicts centerness from its cls tower, the teacher from its reg tower" in remark
+    (note,) = model.notes
+    assert "the student predicts centerness from its cls tower, the teacher from its reg tower" in note
     assert model(**BATCH)["loss_prediction_centerness"] > 0
 
 
-def test_detectors_that_agree_leave_nothing_to_remark(narrow_model, save_teacher, family):
-    assert under(narrow_model(family), save_teacher(narrow_model(family, 50))).remarks == ()
+def test_detectors_that_agree_leave_nothing_to_note(narrow_model, save_teacher, family):
+    assert under(narrow_model(family), save_teacher(narrow_model(family, 50))).notes == ()
 
 
 # What the student starts from
@@ -184,10 +184,10 @@ def test_a_student_starts_from_the_teachers_head_if_told_and_from_its_own_latera
     assert torch.equal(ours["neck.fpn_convs.0.conv.weight"], expected["neck.fpn_convs.0.conv.weight"])
     kept = [key for key in ours if key.startswith("backbone.") or "lateral" in key]
     assert all(torch.equal(ours[key], alone[key]) for key in kept)
-    (remark,) = model.remarks
+    (note,) = model.notes
     skipped = 1 if family == "RetinaNet" else 0
-    assert remark.splitlines()[0].endswith(f" tensors copied, {skipped} not")
-    assert ("not copied: neck.fpn_convs.3.conv.weight: (32, 256, 3, 3) in the teacher" in remark) == bool(skipped)
+    assert note.splitlines()[0].endswith(f" tensors copied, {skipped} not")
+    assert ("not copied: neck.fpn_convs.3.conv.weight: (32, 256, 3, 3) in the teacher" in note) == bool(skipped)
 
 
 def test_two_beginnings_of_a_student_are_refused(cfg):

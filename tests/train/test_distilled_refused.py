@@ -43,58 +43,17 @@ def test_a_checkpoint_of_another_architecture_is_refused(cfg, tiny_config, tmp_p
         distilled(cfg, tiny_config, tmp_path / "teacher.pth")
 
 
-def test_a_teacher_of_another_family_is_refused_by_both_names(narrow_model, save_teacher, family):
-    theirs = "GFL" if family == "FCOS" else "FCOS"
-    with pytest.raises(TrainError, match=f"the teacher is a {theirs}, the student a {family}: .* Take a {family}"):
-        under(narrow_model(family), save_teacher(narrow_model(theirs, 50)))
-
-
-def test_a_detector_without_a_family_is_refused_by_name(cfg):
-    with pytest.raises(
-        TrainError, match="a Linear cannot be distilled; supported detectors: RetinaNet, FCOS, GFL, FasterRCNN"
-    ):
+def test_what_is_no_detector_is_refused_by_name():
+    with pytest.raises(TapError, match="a Linear cannot be distilled: it is no mmdet detector"):
         family_of(torch.nn.Linear(1, 1))
 
 
-OTHER_HEADS = [
-    ("RetinaNet", "bbox_head", "FreeAnchorRetinaHead", "RetinaHead"),
-    ("RetinaNet", "bbox_head", "PISARetinaHead", "RetinaHead"),
-    ("FasterRCNN", "roi_head", "PISARoIHead", "StandardRoIHead"),
-    ("FasterRCNN", "roi_head.bbox_head", "ConvFCBBoxHead", "Shared2FCBBoxHead"),  # any number of layers, any branches
-]
-
-
-@pytest.mark.parametrize("role", ["student", "teacher"])
-@pytest.mark.parametrize(("detector", "path", "head", "known"), OTHER_HEADS)
-def test_a_head_that_the_family_does_not_read_is_refused_by_its_path(
-    narrow_model, save_teacher, role, detector, path, head, known
-):
-    models = {"student": narrow_model(detector), "teacher": narrow_model(detector, 50)}
-    changed = models[role]
-    for name in path.split("."):
-        changed = changed[name]
-    changed.type = head
-    if head == "ConvFCBBoxHead":
-        changed.num_shared_fcs = 2
-    with pytest.raises(TrainError) as error:
-        under(models["student"], save_teacher(models["teacher"]))
-    assert f"the {role} is a {detector} whose {path} is a {head}: it cannot be distilled" in str(error.value)
-    assert f"Supported there: {known}" in str(error.value)
-
-
-def test_a_neck_of_several_modules_is_refused(narrow_model, save_teacher):
-    model = narrow_model("RetinaNet")
-    model.neck = [model.neck, {"type": "BFP", "in_channels": 32, "num_levels": 5, "refine_type": "conv"}]
-    with pytest.raises(TrainError, match="the student's neck is a Sequential that does not say how many channels"):
-        under(model, save_teacher(narrow_model("RetinaNet", 50)))
-
-
-def test_a_detector_without_a_neck_is_refused_with_what_it_has(narrow_model, save_teacher, family):
+def test_a_detector_without_a_neck_is_refused(narrow_model, save_teacher, family):
     cfg = Config({"model": narrow_model(family)})
     cfg.distill = {"teacher": {"checkpoint": str(save_teacher(narrow_model(family, 50)))}}
     student = build_student(cfg)
     del student.neck
-    with pytest.raises(TapError, match=f"^{family} has no submodule 'neck'; the nearest are: .*backbone"):
+    with pytest.raises(TapError, match=f"^a {family} without a neck cannot be distilled"):
         build_distilled(student, cfg, "cpu")
 
 

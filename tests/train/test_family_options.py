@@ -76,7 +76,7 @@ def test_fcos_learns_the_teachers_scores_times_its_centerness_if_told(pair, mult
         distance = (1 - score) * target + score * (1 - target)
         balance = 0.25 * target + 0.75 * (1 - target)
         expected += balance * distance**2 * cross_entropy(logit, target)
-    positive = sum((level < 4).sum().item() for level in student.targets[0])  # 4 is the background
+    positive = sum((level < 4).sum().item() for level in student.targets["labels"])  # 4 is the background
     assert positive > 1
     assert terms["assistant_cls"].item() == pytest.approx(expected / positive, rel=1e-5)
 
@@ -86,7 +86,7 @@ def test_gfl_learns_the_teachers_scores_in_place_of_the_hard_labels_if_told(pair
     model = pair("GFL", assistant={"soft_labels": True})
     terms, (assisted, student, teacher, _, _) = assistants_arguments(model)
     assert moved("GFL", published, terms) == {"assistant_cls"}
-    _, _, label_weights, _, _, sampled, _ = student.targets
+    label_weights, sampled = student.targets["label_weights"], student.targets["num_positive"]
     assert {weight.item() for level in label_weights for weight in level.unique()} == {0.0, 1.0}
     masks, expected = foreground(assisted["cls"]), 0.0
     for level, image, channel, row, column in elements(assisted["cls"]):
@@ -150,7 +150,7 @@ def test_boxes_of_an_fcos_teacher_of_other_units_are_learnt_in_the_students(pair
     terms, (assisted, student, _, _, _) = assistants_arguments(model)
     lost = weights = 0.0
     for level, stride in enumerate((8, 16, 32, 64, 128)):
-        labels, box_targets = (targets[level] for targets in student.targets)
+        labels, box_targets = (student.targets[name][level] for name in ("labels", "box_targets"))
         scaled = assisted["reg"][level]  # to which the head's own last step is still to be applied
         maps = scaled.clamp(min=0) if ours else scaled.exp(), pixels[level]
         distances = [x.permute(0, 2, 3, 1).reshape(-1, 4) for x in maps]

@@ -183,7 +183,7 @@ def test_one_reader_serves_run_teacher_test_and_export(
         assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
     assert teacher.classes == exported.classes == load_checkpoint(trained / "best.pth").classes
     left = f"{len(expected)} tensors beside student left out: teacher"
-    assert teacher.remarks == (f"the teacher's checkpoint: {left}",)
+    assert teacher.notes == (f"the teacher's checkpoint: {left}",)
     code, _, err = train_tiny(tmp_path / "w", "--init", wrapped, "--epochs", 1, "--set", "optimizer.lr=0.0")
     assert code == 0, err
     assert f"1 part left out: {left}" in err

@@ -64,7 +64,7 @@ def test_torch_alone_refuses_the_sample_for_what_mmengine_pickles(mmengine_file)
 
 def test_a_file_of_mmdet_3_loads_strictly_and_names_its_classes(mmengine_file, sample_model):
     checkpoint = loaded(mmengine_file)
-    assert (checkpoint.classes, checkpoint.config, checkpoint.remarks) == (CLASSES, {}, ())
+    assert (checkpoint.classes, checkpoint.config, checkpoint.notes) == (CLASSES, {}, ())
     model = build_without_pretrained(sample_model)
     load_weights(model, checkpoint)
     weights = checkpoint.state_dict
@@ -239,14 +239,14 @@ def test_the_detector_inside_a_wrapper_is_found_and_what_stands_beside_it_said(t
     inner, name = prefix.rstrip(".").rpartition(".")[2], beside.rstrip(".").rpartition(".")[2]
     if prefix == "architecture.model.":
         inner = "architecture"
-    assert checkpoint.remarks == ((f"{len(weights)} tensors beside {inner} left out: {name}",) if beside else ())
+    assert checkpoint.notes == ((f"{len(weights)} tensors beside {inner} left out: {name}",) if beside else ())
 
 
 def test_mmdet_2s_averaged_copies_are_left_out_and_said(tmp_path, weights, narrow_model):
     copies = {f"ema_{key.replace('.', '_')}": value + 1 for key, value in weights.items()}
     checkpoint = loaded(saved(tmp_path / "f.pth", {"state_dict": {**weights, **copies}}))
     load_weights(build_without_pretrained(narrow_model("GFL", classes=3)), checkpoint)
-    assert checkpoint.remarks == (f"{len(weights)} averaged copies left out: ema_...",)
+    assert checkpoint.notes == (f"{len(weights)} averaged copies left out: ema_...",)
     assert all(torch.equal(value, weights[key]) for key, value in checkpoint.state_dict.items())
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from cskd_core.assistant import Assistant
 from cskd_core.errors import ShapeError
-from cskd_core.family import Batch, Family, Observation
+from cskd_core.family import Batch, Family, Observation, PyramidSpec
 from cskd_core.plan import DistillPlan
 from cskd_core.regions import Regions
 from cskd_core.roi_terms import RoiTerm
@@ -28,11 +29,15 @@ class Distiller(nn.Module):
         student: a detector of the family; it stays as it is.
         teacher: a detector of the same family with its weights loaded; it is frozen.
         family: where to tap both, and what the recorded tensors mean.
-        plan: the terms and their weights.
+        plan: the terms and their weights. Pyramids are compared on the levels whose strides both have.
+
+    Attributes:
+        notes: the levels that are not compared.
 
     Raises:
         TapError: a detector is not of this family.
-        ShapeError: the detectors differ in strides, in the stages of a tower or in the channels of a prediction.
+        ShapeError: the pyramids have no stride in common; the detectors differ in strides, in the stages of a tower or
+            in the channels of a prediction, and the plan compares their heads.
         PlanError: the plan sets what this family has no use for.
 
     Example:
@@ -43,33 +48,71 @@ class Distiller(nn.Module):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, family: Family, plan: DistillPlan) -> None:
         super().__init__()
-        plan.refuse_unused(type(student).__name__, family.options)
-        channels = family.prediction_channels(student), family.prediction_channels(teacher)
-        _check_predictions({name: (channels[0][name], channels[1][name]) for name in channels[0]})
+        for detector in (student, teacher):
+            family.check(detector)
+        plan.refuse_unused(type(student).__name__, family.used(student))
         self.plan = plan
-        self.teacher = FrozenTeacher(teacher, family)
+        self.notes: list[str] = []
         self._family = family
+        reduce = plan.level_reduce or family.level_reduce
+        specs = family.pyramid(student), family.pyramid(teacher)
+        compared = family.compared(student, plan)
+        strides = self._shared_strides(*specs, compared)
+        self.pyramid: PyramidTerm | None = None
+        self.tower: TowerTerm | None = None
+        self.prediction: PredictionTerm | None = None
+        self.assistant: Assistant | None = None
+        self.roi: RoiTerm | None = None
+        self._strides = strides
+        self._levels = tuple([spec.strides.index(stride) for stride in strides] for spec in specs)
+        if plan.pyramid:
+            channels = [(specs[0].channels_at(stride), specs[1].channels_at(stride)) for stride in strides]
+            self.pyramid = PyramidTerm(channels, plan.pyramid, reduce, plan.loss)
+        self._add_head_terms(student, teacher, compared, reduce)
+        # After all that can be refused: the teacher is changed here, for good.
+        self.teacher = FrozenTeacher(teacher, family)
         self._student_taps = Taps(student, family.taps(student))
         # In a tuple, since an attribute that is a module would be registered.
         self._student = (student,)
-        ours, theirs = family.pyramid(student), family.pyramid(teacher)
-        if ours.strides != theirs.strides:
+
+    def _shared_strides(self, student: PyramidSpec, teacher: PyramidSpec, compared: Sequence[str]) -> tuple[int, ...]:
+        """Strides of the levels that are compared; `compared` are the plan's parts that compare heads."""
+        if student.strides == teacher.strides:
+            return student.strides
+        differ = (
+            f"the strides of the pyramids differ: {student.strides} in the student, {teacher.strides} in the teacher"
+        )
+        shared = tuple(stride for stride in student.strides if stride in teacher.strides)
+        if not shared:
+            raise ShapeError(f"{differ}: no level can be compared. Take a teacher with one of the student's strides")
+        if compared:
             raise ShapeError(
-                f"the strides of the pyramids differ: {ours.strides} in the student, {theirs.strides} in the teacher"
+                f"{differ}. The pyramids can be compared where they meet, at {shared}: leave the heads out with "
+                + ", ".join(f"{name}=None" for name in compared)
             )
-        self._strides = ours.strides
-        levels, reduce = len(ours.strides), plan.level_reduce or family.level_reduce
-        self.pyramid = self.tower = self.prediction = self.assistant = self.roi = None
-        if plan.pyramid:
-            self.pyramid = PyramidTerm(levels, ours.channels, theirs.channels, plan.pyramid, reduce, plan.loss)
-        if plan.tower:
+        for spec, one, other in ((student, "student", "teacher"), (teacher, "teacher", "student")):
+            if left_out := [str(stride) for stride in spec.strides if stride not in shared]:
+                self.notes.append(
+                    f"the {one}'s pyramid levels of stride {', '.join(left_out)} are not compared: the {other} has none"
+                )
+        return shared
+
+    def _add_head_terms(
+        self, student: nn.Module, teacher: nn.Module, compared: Sequence[str], reduce: Literal["sum", "mean"]
+    ) -> None:
+        family, plan, levels = self._family, self.plan, len(self._strides)
+        if "prediction" in compared or "assistant" in compared:
+            channels = family.prediction_channels(student), family.prediction_channels(teacher)
+            _check_predictions({name: (channels[0][name], channels[1][name]) for name in channels[0]})
+        if plan.tower and "tower" in compared:
             towers = family.towers(student), family.towers(teacher)
             self.tower = TowerTerm(*towers, levels, plan.tower, family.tower_adapter, reduce, plan.loss)
-        if plan.prediction:
+        if plan.prediction and "prediction" in compared:
             self.prediction = PredictionTerm(family.prediction_rules, plan.prediction, reduce, plan.loss)
-        if plan.assistant:
+        if "assistant" in compared:
             self.assistant = family.assistant(student)
-        if plan.roi and (spec := family.rois(student, teacher)):
+        if plan.roi and family.second_stage and "roi" in compared:
+            spec = family.second_stage.spec(student, teacher)
             _check_predictions({f"roi_{name}": lengths for name, lengths in spec.predictions.items()})
             self.roi = RoiTerm(spec, plan.roi, plan.loss, assisted=plan.assistant is not None)
 
@@ -89,12 +132,16 @@ class Distiller(nn.Module):
         """
         student = self._family.read(self._student[0], recording).in_one_precision()
         teacher = self.teacher.observe(batch.images).in_one_precision()
-        sizes = [(level.shape[2], level.shape[3]) for level in student.pyramid]
+        pyramids = [
+            [side.pyramid[level] for level in levels]
+            for side, levels in zip((student, teacher), self._levels, strict=True)
+        ]
+        sizes = [(level.shape[2], level.shape[3]) for level in pyramids[0]]
         regions = Regions(batch.boxes, batch.image_shapes, sizes, self._strides, self.plan.regions)
         terms: dict[str, Tensor] = {}
         with torch.autocast(device_type=batch.images.device.type, enabled=False):
             if self.pyramid is not None:
-                terms |= self.pyramid(student.pyramid, teacher.pyramid, regions)
+                terms |= self.pyramid(*pyramids, regions)
             if self.tower is not None:
                 terms |= self.tower(student.towers, teacher.towers)
             if self.prediction is not None:
@@ -111,9 +158,11 @@ class Distiller(nn.Module):
     def _roi_terms(
         self, roi: RoiTerm, recording: Recording, observations: tuple[Observation, Observation], batch: Batch
     ) -> dict[str, Tensor]:
-        rois = self._family.observe_rois(self._student[0], self.teacher.detector, recording, observations, batch)
+        stage = self._family.second_stage
+        assert stage is not None
+        rois = stage.observe(self._student[0], self.teacher.detector, recording, observations, batch)
         terms: dict[str, Tensor] = roi(rois)
-        return terms | self._family.roi_assistant_losses(roi.assist(rois), rois)
+        return terms | stage.assistant_losses(roi.assist(rois), rois)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Distiller:
         self.teacher.apply(fn, recurse)
@@ -123,9 +172,9 @@ class Distiller(nn.Module):
 
 def _check_predictions(channels: Mapping[str, tuple[int, int]]) -> None:
     """Compare the channels (student's, teacher's) of each prediction."""
-    for name, (ours, theirs) in channels.items():
-        if ours != theirs:
+    for name, (student, teacher) in channels.items():
+        if student != teacher:
             raise ShapeError(
-                f"the prediction '{name}' has {ours} channels in the student and {theirs} in the teacher: "
+                f"the prediction '{name}' has {student} channels in the student and {teacher} in the teacher: "
                 "classes, anchors a position and box encoding must agree"
             )

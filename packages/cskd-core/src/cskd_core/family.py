@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from cskd_core.assistant import Assistant
-from cskd_core.plan import AssistantPlan
+from cskd_core.plan import AssistantPlan, DistillPlan
 from cskd_core.regions import Regions
 from cskd_core.roi_terms import RoiObservation, RoiSpec
 from cskd_core.similarity import at_least_float32
@@ -81,10 +81,19 @@ class PredictionRule:
 
 @dataclass(frozen=True)
 class PyramidSpec:
-    """Channels of a detector's pyramid, and the stride of each of its levels in pixels."""
+    """The levels of a detector's pyramid.
 
-    channels: int
+    Attributes:
+        channels: of each level, or one number for all of them.
+        strides: of each level, in pixels.
+    """
+
+    channels: int | tuple[int, ...]
     strides: tuple[int, ...]
+
+    def channels_at(self, stride: int) -> int:
+        """Channels of the level of a stride."""
+        return self.channels if isinstance(self.channels, int) else self.channels[self.strides.index(stride)]
 
 
 @dataclass(frozen=True)
@@ -95,6 +104,38 @@ class TowerSpec:
     stages: int
 
 
+class SecondStage(ABC):
+    """What a two-stage family does with the regions that its first stage proposes (docs/algorithm.md 6)."""
+
+    @abstractmethod
+    def spec(self, student: nn.Module, teacher: nn.Module) -> RoiSpec:
+        """Sizes of both second stages.
+
+        Raises:
+            ShapeError: they cannot be compared layer by layer.
+        """
+
+    @abstractmethod
+    def observe(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        recording: Recording,
+        observations: tuple[Observation, Observation],
+        batch: Batch,
+    ) -> RoiObservation:
+        """Both detectors at the RoIs of both.
+
+        Args:
+            recording: of the student's training forward.
+            observations: of student and teacher, both of this batch.
+        """
+
+    def assistant_losses(self, assisted: Mapping[str, Tensor], rois: RoiObservation) -> dict[str, Tensor]:
+        """Losses of the second stage's assistant (name -> (n, c)); scalars by term name."""
+        return {}
+
+
 class Family(ABC):
     """One kind of detector, for example RetinaNet. A new detector is a new family, nothing else.
 
@@ -103,15 +144,26 @@ class Family(ABC):
 
     Attributes:
         prediction_rules: a rule for each entry of `Observation.predictions`.
+        second_stage: of two-stage detectors.
         tower_adapter: whether the published code adapts the towers of this family (docs/algorithm.md 1.6).
         level_reduce: how it joins the terms of the levels.
-        options: keys of `cskd_core.plan.SPECIFIC` that this family has a use for.
+        has_assistant: whether there is one, see `assistant`.
+        assistant_options: keys below `assistant` in a plan that this family has a use for.
     """
 
     prediction_rules: ClassVar[Mapping[str, PredictionRule]] = {}
+    second_stage: ClassVar[SecondStage | None] = None
     tower_adapter: ClassVar[bool] = False
     level_reduce: ClassVar[Literal["sum", "mean"]] = "sum"
-    options: ClassVar[frozenset[str]] = frozenset()
+    has_assistant: ClassVar[bool] = False
+    assistant_options: ClassVar[frozenset[str]] = frozenset()
+
+    def check(self, detector: nn.Module) -> None:  # noqa: B027 (most families have nothing to refuse)
+        """Refuse a detector that this family cannot read, in one sentence.
+
+        Raises:
+            TapError: it lacks a part, or has another in its place.
+        """
 
     @abstractmethod
     def pyramid(self, detector: nn.Module) -> PyramidSpec:
@@ -137,9 +189,9 @@ class Family(ABC):
     def read(self, detector: nn.Module, recording: Recording) -> Observation:
         """Turn what the taps recorded into an `Observation`."""
 
-    def assistant(self, detector: nn.Module) -> Assistant | None:
-        """The assistant predictors that fit this student."""
-        return None
+    def assistant(self, detector: nn.Module) -> Assistant:
+        """The assistant predictors that fit this student; asked for where `has_assistant` says that there is one."""
+        raise NotImplementedError
 
     def assistant_losses(
         self,
@@ -152,26 +204,20 @@ class Family(ABC):
         """Losses of the assistant's predictions (name -> level) against the teacher's; scalars by term name."""
         return {}
 
-    def rois(self, student: nn.Module, teacher: nn.Module) -> RoiSpec | None:
-        """The second stage of both detectors; None for one-stage detectors."""
-        return None
+    def used(self, detector: nn.Module) -> frozenset[str]:
+        """The keys out of `cskd_core.plan.SPECIFIC` that this detector has a use for."""
+        used = {f"tower.{name}" for name in self.towers(detector)}
+        used |= {f"assistant.{option}" for option in self.assistant_options}
+        return frozenset(used | {name for name, there in self._heads(detector).items() if there})
 
-    def observe_rois(
-        self,
-        student: nn.Module,
-        teacher: nn.Module,
-        recording: Recording,
-        observations: tuple[Observation, Observation],
-        batch: Batch,
-    ) -> RoiObservation:
-        """Both detectors at the RoIs of both.
+    def compared(self, detector: nn.Module, plan: DistillPlan) -> tuple[str, ...]:
+        """Those of `tower`, `prediction`, `assistant` and `roi` that a plan has and this detector too."""
+        return tuple(name for name, there in self._heads(detector).items() if there and getattr(plan, name))
 
-        Args:
-            recording: of the student's training forward.
-            observations: of student and teacher, both of this batch.
-        """
-        raise TypeError(f"{type(self).__name__} says that it has a second stage, but does not observe it")
-
-    def roi_assistant_losses(self, assisted: Mapping[str, Tensor], rois: RoiObservation) -> dict[str, Tensor]:
-        """Losses of the second stage's assistant (name -> (n, c)); scalars by term name."""
-        return {}
+    def _heads(self, detector: nn.Module) -> dict[str, bool]:
+        return {
+            "tower": bool(self.towers(detector)),
+            "prediction": bool(self.prediction_rules),
+            "assistant": self.has_assistant,
+            "roi": self.second_stage is not None,
+        }

@@ -188,7 +188,7 @@ class DistillPlan:
         """Refuse a setting that the student's family would silently ignore.
 
         Args:
-            detector: the student's class, for the message.
+            detector: the student's class, for the message, and the teacher's where that is of another family.
             used: the keys out of `SPECIFIC` that this family has a use for.
 
         Raises:
@@ -204,9 +204,10 @@ SPECIFIC = (
     "tower.cls",
     "tower.reg",
     "tower.rpn",
-    "roi",
+    "prediction",
     "assistant.soft_labels",
     "assistant.scores_times_centerness",
+    "roi",
 )
 """Keys that only some families have a use for."""
 

@@ -31,9 +31,7 @@ class PyramidTerm(nn.Module):
     four.
 
     Args:
-        levels: of the pyramid.
-        student_channels: of the student's pyramid.
-        teacher_channels: of the teacher's pyramid.
+        channels: the student's and the teacher's, of each level.
         plan: the weights.
         reduce: how levels are joined.
         options: variants of the loss.
@@ -43,16 +41,14 @@ class PyramidTerm(nn.Module):
 
     def __init__(
         self,
-        levels: int,
-        student_channels: int,
-        teacher_channels: int,
+        channels: Sequence[tuple[int, int]],
         plan: PyramidPlan,
         reduce: Reduce = "sum",
         options: LossOptions = PUBLISHED,
     ) -> None:
         super().__init__()
         self.reduce: Reduce = reduce
-        self.adapters = nn.ModuleList(_adapter(student_channels, teacher_channels) for _ in range(levels))
+        self.adapters = nn.ModuleList(_adapter(*of_level) for of_level in channels)
         self.plan = plan
         self.options = options
 

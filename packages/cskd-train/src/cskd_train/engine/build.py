@@ -140,7 +140,7 @@ def build_parts(
     for note in (
         *notes,
         *([] if start is None else [str(start)]),
-        *(() if distilled is None else distilled.remarks),
+        *(() if distilled is None else distilled.notes),
         *([] if unlabelled is None else [str(unlabelled)]),
         sentence,
     ):

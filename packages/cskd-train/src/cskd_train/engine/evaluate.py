@@ -100,7 +100,7 @@ def evaluate_checkpoint(
     classes = checkpoint.classes or ()
     world = world or World()
     agree_on_broken(cfg, [split], world)
-    for warning in (*checkpoint.remarks, *check_split(cfg, split, classes, scored=False)):
+    for warning in (*checkpoint.notes, *check_split(cfg, split, classes, scored=False)):
         if warn is not None:
             warn(warning)
     begin = time.perf_counter()

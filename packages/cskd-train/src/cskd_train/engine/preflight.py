@@ -130,6 +130,8 @@ def check_teacher(
         TrainError: an image cannot be read.
     """
     teacher = trained.taught_by()
+    if not trained.same_classes:
+        return "the teacher is not evaluated before training: its classes are not known to be the student's"
     if not teacher.can_detect:
         return "the teacher cannot be evaluated before training: its config has no model.test_cfg"
     began = time.perf_counter()

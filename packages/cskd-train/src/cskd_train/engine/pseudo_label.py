@@ -134,7 +134,7 @@ def pseudo_label(
             "the teacher's config has no data.val to choose the threshold on: give a threshold, or a config that has it"
         )
     world = world or World(device=device if isinstance(device, torch.device) else choose_device(device))
-    for line in teacher.remarks:
+    for line in teacher.notes:
         warn(line)
     classes = teacher.classes or class_names(cfg, split)
     if threshold is None:

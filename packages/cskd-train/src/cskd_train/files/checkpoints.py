@@ -37,7 +37,7 @@ class Checkpoint:
     metrics: Mapping[str, float]  # COCO box metrics in [0, 1]
     meta: Mapping[str, Any]
     path: Path
-    remarks: tuple[str, ...] = ()  # what of the file's weights was left out, beside the published distillation
+    notes: tuple[str, ...] = ()  # what of the file's weights was left out, beside the published distillation
 
     @cached_property
     def sha256(self) -> str:
@@ -99,7 +99,7 @@ def parse(contents: Mapping[str, Any], file: Path, require_config: bool = True) 
         metrics=meta.get("metrics", {}),
         meta=meta,
         path=file,
-        remarks=notes,
+        notes=notes,
     )
 
 

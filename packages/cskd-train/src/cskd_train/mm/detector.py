@@ -14,8 +14,8 @@ from cskd_core.distiller import Distiller
 from cskd_core.family import Batch
 from cskd_core.plan import DistillPlan
 from cskd_train.errors import TrainError
-from cskd_train.mm.families import family_of
-from cskd_train.mm.fit import check_fit, keep_classes, match_classes
+from cskd_train.mm.class_map import keep_classes, match_classes
+from cskd_train.mm.families import family_of_pair
 from cskd_train.mm.normalization import Normalization, renormalize
 from cskd_train.mm.plain import build_detector, init_weights
 from cskd_train.mm.teacher import Teacher, build_teacher, inherit
@@ -47,32 +47,44 @@ def build_distilled(student: nn.Module, cfg: Any, device: str | torch.device) ->
 
     Raises:
         PlanError: the block does not fit the schema, or the student's family.
-        TrainError: the teacher cannot be had, or does not suit the student.
+        TrainError: the teacher cannot be had, or does not suit the student; the student learns masks.
+        TapError: one of them has no pyramid that could be compared.
         ShapeError: strides, towers or predictions of the two cannot be compared.
     """
     plan = DistillPlan.parse(cfg.distill)
-    family = family_of(student)
+    if getattr(student, "with_mask", False):
+        raise TrainError(
+            f"a {type(student).__name__} learns masks, and data sets here have boxes alone: it can teach, but not be a "
+            "student. Take the detector of the same kind without masks, such as FasterRCNN or CascadeRCNN"
+        )
     teacher = build_teacher(plan.teacher)
+    family, notes = family_of_pair(student, teacher.model, plan)
     classes = getattr(student, "CLASSES", None)
-    chosen = match_classes(classes, teacher.classes, plan.teacher.class_map) if classes else None
-    if chosen is not None and type(teacher.model) is type(student):
-        keep_classes(teacher.model, chosen)
-    remarks = [*teacher.remarks, *check_fit(student, teacher.model, plan)]
+    compares_classes = family.compares_classes(student, plan)
+    if compares_classes:
+        chosen = match_classes(classes, teacher.classes, plan.teacher.class_map) if classes else None
+        if chosen is not None:
+            keep_classes(teacher.model, chosen)
+    elif plan.teacher.class_map is not None:
+        raise TrainError("distill.teacher.class_map is set, but no classes are compared: take it out")
+    notes = [*teacher.notes, *notes, *family.check_pair(student, teacher.model, plan)]
     if plan.init_student:
-        remarks.append(str(inherit(student, teacher.model)))
+        notes.append(str(inherit(student, teacher.model)))
     normalizations = None
-    own, theirs = Normalization.of_config(cfg), teacher.normalization
-    if plan.teacher.normalization == "own" and own != theirs:
-        if own and theirs:
-            normalizations = (own, theirs)
-            remarks.append(f"the teacher sees its own normalisation of the images: {theirs}")
+    own, other = Normalization.of_config(cfg), teacher.normalization
+    if plan.teacher.normalization == "own" and own != other:
+        if own and other:
+            normalizations = (own, other)
+            notes.append(f"the teacher sees its own normalisation of the images: {other}")
         else:
-            remarks.append(
+            notes.append(
                 f"the {'teacher' if own else 'student'}'s config has no Normalize step: "
                 "the teacher sees the images as the student does"
             )
     distiller = Distiller(student, teacher.model, family, plan)
-    return DistilledDetector(student, distiller, normalizations, remarks, teacher).to(device)
+    notes += distiller.notes
+    same_classes = compares_classes or (classes is not None and classes == teacher.classes)
+    return DistilledDetector(student, distiller, normalizations, notes, teacher, same_classes).to(device)
 
 
 class DistilledDetector(nn.Module):
@@ -82,8 +94,10 @@ class DistilledDetector(nn.Module):
         student: a stock mmdet detector; it runs its own training forward, watched.
         distiller: built on this very student.
         normalizations: of the student's images and of the teacher's; None gives both the same tensor.
-        remarks: for the user, on how the two were fitted together.
+        notes: for the user, on how the two were fitted together.
         teacher: what the distiller's teacher was built from; None where it was not built from files.
+        same_classes: whether the teacher's labels mean what the student's do; where no classes are compared they need
+            not.
     """
 
     def __init__(
@@ -91,14 +105,16 @@ class DistilledDetector(nn.Module):
         student: nn.Module,
         distiller: Distiller,
         normalizations: tuple[Normalization, Normalization] | None = None,
-        remarks: Sequence[str] = (),
+        notes: Sequence[str] = (),
         teacher: Teacher | None = None,
+        same_classes: bool = True,
     ) -> None:
         super().__init__()
         self.student = student
         self.distiller = distiller
-        self.remarks = tuple(remarks)
+        self.notes = tuple(notes)
         self.teacher = teacher
+        self.same_classes = same_classes
         self._normalizations = normalizations
 
     def taught_by(self) -> TeacherAsDetector:
@@ -176,7 +192,8 @@ class TeacherAsDetector(nn.Module):
             img = [
                 renormalize(view, *self._normalizations, [m["img_shape"][:2] for m in metas]) for view, metas in views
             ]
-        return self.detector(img=img, img_metas=img_metas, **arguments)
+        found = self.detector(img=img, img_metas=img_metas, **arguments)
+        return [image[0] if isinstance(image, tuple) else image for image in found]  # (boxes, masks) of Mask R-CNN
 
 
 HEADS = ("bbox_head", "rpn_head", "roi_head.bbox_head")

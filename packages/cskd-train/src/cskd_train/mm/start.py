@@ -19,12 +19,12 @@ from cskd_train.files.foreign import layout_of
 from cskd_train.files.locate import MMDET_PREFIX
 from cskd_train.files.model_zoo import is_of_coco
 from cskd_train.mm.detector import build_student
+from cskd_train.mm.families import FAMILIES
 from cskd_train.mm.normalization import Normalization
 from cskd_train.mm.plain import build_without_pretrained, without_pretrained_backbone
 
 _SHOWN = 4  # groups, classes or keys in a line
-# The last layers of heads that have a row, or one for each anchor, a class: RetinaNet, FCOS, GFL, Faster R-CNN; ATSS.
-_CLASSIFIERS = ("retina_cls", "conv_cls", "gfl_cls", "fc_cls", "atss_cls")
+_CLASSIFIERS = tuple(family.classifier.rpartition(".")[2] for family in FAMILIES if family.classifier)
 
 
 @dataclass
@@ -129,7 +129,7 @@ class Fit:
     ) -> None:
         self._expected = {key: value for key, value in model.state_dict().items() if not _is_count(key)}
         self._weights = checkpoint.state_dict
-        self._path, self._notes = checkpoint.path, checkpoint.remarks
+        self._path, self._notes = checkpoint.path, checkpoint.notes
         self.classes, self.stored_classes = tuple(classes), checkpoint.classes or tuple(known)
         self._assumed = not checkpoint.classes and bool(known)
         self._heads = _class_heads(model)

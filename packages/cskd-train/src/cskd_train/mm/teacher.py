@@ -26,7 +26,7 @@ class Teacher:
     model: nn.Module
     classes: tuple[str, ...] | None
     normalization: Normalization | None
-    remarks: tuple[str, ...] = ()  # on what of the checkpoint was left out
+    notes: tuple[str, ...] = ()  # on what of the checkpoint was left out
     metrics: Mapping[str, float] = field(default_factory=dict)  # COCO's, in [0, 1], on the validation split of `config`
     config: Mapping[str, Any] = field(default_factory=dict)  # as the checkpoint has it; empty in a plain one of mmdet
 
@@ -50,9 +50,9 @@ def build_teacher(plan: TeacherPlan) -> Teacher:
     teacher = build_without_pretrained({key: value for key, value in cfg.model.items() if key != "data_preprocessor"})
     load_weights(teacher, checkpoint)
     classes = checkpoint.classes or classes_of((cfg.get("data") or {}).get("train"))
-    remarks = tuple(f"the teacher's checkpoint: {remark}" for remark in checkpoint.remarks)
+    notes = tuple(f"the teacher's checkpoint: {note}" for note in checkpoint.notes)
     normalization = Normalization.of_config(cfg)
-    return Teacher(teacher, classes or None, normalization, remarks, checkpoint.metrics, checkpoint.config)
+    return Teacher(teacher, classes or None, normalization, notes, checkpoint.metrics, checkpoint.config)
 
 
 _HEADS = ("bbox_head.", "rpn_head.", "roi_head.")
@@ -71,19 +71,23 @@ class Inheritance:
 
 
 def inherit(student: nn.Module, teacher: nn.Module) -> Inheritance:
-    """Copy the teacher's neck, apart from its lateral convolutions, and all of its heads into the student.
+    """Copy the teacher's neck, apart from its lateral convolutions, and its heads into the student.
+
+    Heads are copied between detectors of one class: in others a layer of the same name and shape means something else.
 
     It has to come after the student's own initialisation, which would undo it. Laterals read the backbone and stay the
     student's own, as the backbone does. A tensor of another shape, or one that the student does not have, is left out.
 
     Args:
         student: a stock mmdet detector; it is changed.
-        teacher: a detector of the same family with its weights loaded.
+        teacher: a detector with its weights loaded.
     """
     own = student.state_dict()  # shares memory with the student
     copied, skipped = [], []
+    if type(student) is not type(teacher):
+        skipped.append(f"heads: those of a {type(teacher).__name__} mean something else in a {type(student).__name__}")
     for key, value in teacher.state_dict().items():
-        if not _is_inherited(key):
+        if not _is_inherited(key) or (key.startswith(_HEADS) and type(student) is not type(teacher)):
             continue
         if key not in own:
             skipped.append(f"{key}: {tuple(value.shape)} in the teacher, not in the student")

@@ -1,33 +1,76 @@
-"""The detector families that can be distilled, by the name of their mmdet detector class."""
+"""The detector families that can be distilled: what is compared of a detector goes by its class and its heads."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
-from cskd_core.family import Family
-from cskd_train.errors import TrainError
+from cskd_core.plan import DistillPlan
+from cskd_train.mm.families.atss import ATSSFamily
+from cskd_train.mm.families.base import DetectorFamily
 from cskd_train.mm.families.faster_rcnn import FasterRCNNFamily
 from cskd_train.mm.families.fcos import FCOSFamily
 from cskd_train.mm.families.gfl import GFLFamily
+from cskd_train.mm.families.pyramid import PyramidFamily
 from cskd_train.mm.families.retinanet import RetinaNetFamily
 
-FAMILIES: dict[str, Callable[[nn.Module], Family]] = {
-    "RetinaNet": lambda _: RetinaNetFamily(),
-    "FCOS": FCOSFamily,
-    "GFL": GFLFamily,
-    "FasterRCNN": lambda _: FasterRCNNFamily(),
-}
+FAMILIES: tuple[type[DetectorFamily], ...] = (RetinaNetFamily, FCOSFamily, GFLFamily, FasterRCNNFamily, ATSSFamily)
+"""Those of which heads are compared too; a new one is a new file and a place in this list."""
 
 
-def family_of(student: nn.Module) -> Family:
-    """The family of an mmdet detector, for distilling into it.
+def family_of(detector: nn.Module) -> DetectorFamily:
+    """The family of an mmdet detector, for distilling into it or from it.
 
     Raises:
-        TrainError: its class is none of the supported ones.
+        TapError: it has no pyramid that could be compared.
     """
-    name = type(student).__name__
-    if name not in FAMILIES:
-        raise TrainError(f"a {name} cannot be distilled; supported detectors: {', '.join(FAMILIES)}")
-    return FAMILIES[name](student)
+    known = next((family for family in FAMILIES if family.reads(detector)), PyramidFamily)
+    PyramidFamily.check_pyramid(detector)
+    return known(detector)
+
+
+def family_of_pair(student: nn.Module, teacher: nn.Module, plan: DistillPlan) -> tuple[DetectorFamily, list[str]]:
+    """The family by which two detectors are compared, and notes on what is not.
+
+    Of detectors of two kinds, or with heads of which nothing is known here, the pyramids are compared and nothing else;
+    so they are where a plan leaves all heads out, and no head is run for it.
+
+    Raises:
+        TapError: one of them has no pyramid that could be compared.
+        PlanError: the plan sets something of heads that are not compared.
+    """
+    family, other = family_of(student), family_of(teacher)
+    notes = []
+    if type(family) is not type(other) or isinstance(family, PyramidFamily):
+        pair = f"{_described(student)} under a {_described(teacher)}"
+        plan.refuse_unused(pair, frozenset())
+        notes.append(f"a {pair}: the pyramids are compared, nothing of the heads")
+    elif family.compared(student, plan):
+        return family, []
+    return PyramidFamily(student, family.level_reduce), notes
+
+
+def _described(detector: Any) -> str:
+    """`RetinaNet (neck FPN, BFP; FreeAnchorRetinaHead)`: the class, a neck of several parts, and the heads."""
+    parts = []
+    if isinstance(detector.neck, nn.Sequential):
+        parts.append("neck " + ", ".join(type(part).__name__ for part in detector.neck))
+    heads = [getattr(detector, name, None) for name in ("bbox_head", "rpn_head", "roi_head")]
+    parts.append(", ".join(type(head).__name__ for head in heads if head is not None))
+    return f"{type(detector).__name__} ({'; '.join(parts)})"
+
+
+def export_note(detector: Any) -> str | None:
+    """What there is to say of a detector that `cskd-deploy export` cannot write; None where it can."""
+    family = next((family for family in FAMILIES if family.reads(detector)), None)
+    head = getattr(detector, "roi_head", detector)
+    if family and type(head.bbox_head).__name__ in family.exported:
+        return None
+    can = ", ".join(family.detectors[0] for family in FAMILIES if family.exported)
+    single = hasattr(head, "bbox_head") and not isinstance(head.bbox_head, nn.ModuleList)
+    with_head = f" with a {type(head.bbox_head).__name__}" if single else ""
+    return (
+        f"a {type(detector).__name__}{with_head} can be trained and distilled, but cskd-deploy cannot export it yet; "
+        f"it exports: {can}"
+    )

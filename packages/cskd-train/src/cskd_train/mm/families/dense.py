@@ -11,21 +11,34 @@ from mmdet.core import reduce_mean
 from torch import Tensor, nn
 
 from cskd_core.assistant import Assistant, PredictorSpec
-from cskd_core.family import Family, Observation, PyramidSpec, TowerSpec
+from cskd_core.errors import TapError
+from cskd_core.family import Observation, PyramidSpec, TowerSpec
 from cskd_core.taps import Recording, submodule
+from cskd_train.mm.families.base import DetectorFamily, strides_of
 
 TOWERS = ("cls", "reg")
 
 
-class DenseFamily(Family):
-    """A stock mmdet one-stage detector.
+class DenseFamily(DetectorFamily):
+    """A stock mmdet one-stage detector: a head with a tower for classes and one for boxes.
 
     Attributes:
         predictors: prediction name -> name of the head's convolution that makes it.
+        targets: what the head's `get_targets` returns, in order; () where nothing asks for it.
     """
 
     predictors: ClassVar[Mapping[str, str]]
-    options = frozenset({"tower.cls", "tower.reg"})
+    targets: ClassVar[tuple[str, ...]] = ()
+
+    def check(self, detector: Any) -> None:
+        super().check(detector)
+        head = detector.bbox_head
+        wanted = ("stacked_convs", "feat_channels", "prior_generator", "cls_convs", "reg_convs")
+        for name in (*wanted, *self.predictors.values()):
+            if not hasattr(head, name):
+                raise TapError(
+                    f"the bbox_head of this {type(detector).__name__}, a {type(head).__name__}, has no {name}"
+                )
 
     def pyramid(self, detector: Any) -> PyramidSpec:
         return PyramidSpec(detector.neck.out_channels, strides_of(detector.bbox_head))
@@ -45,7 +58,7 @@ class DenseFamily(Family):
         return {
             "pyramid": "neck",
             "predictions": "bbox_head",
-            "targets": "bbox_head.get_targets()",
+            **({"targets": "bbox_head.get_targets()"} if self.targets else {}),
             **{f"{tower}{stage}": f"bbox_head.{tower}_convs.{stage}" for tower in TOWERS for stage in stages},
         }
 
@@ -58,8 +71,24 @@ class DenseFamily(Family):
             pyramid=recording.last("pyramid"),
             towers={tower: [recording.calls(f"{tower}{stage}") for stage in stages] for tower in TOWERS},
             predictions=dict(zip(self.predictors, recording.last("predictions"), strict=True)),
-            targets=recording.last("targets") if recording.ran("targets") else None,
+            targets=self._targets(detector, recording),
         )
+
+    def _targets(self, detector: Any, recording: Recording) -> dict[str, Any] | None:
+        """What the student's assigner gave, by the names in `targets`; None of a teacher, which assigns nothing.
+
+        Raises:
+            TapError: it gave another number of things than mmdet 2.22 to 2.28 do.
+        """
+        if not self.targets or not recording.ran("targets"):
+            return None
+        found = recording.last("targets")
+        if len(found) != len(self.targets):
+            raise TapError(
+                f"{type(detector.bbox_head).__name__}.get_targets gives {len(found)} things, expected "
+                f"{len(self.targets)} ({', '.join(self.targets)}): leave the assistant out with distill.assistant=None"
+            )
+        return dict(zip(self.targets, found, strict=True))
 
     def assistant(self, detector: Any) -> Assistant:
         return Assistant(self.predictor_specs(detector))
@@ -95,11 +124,6 @@ class ScaledAssistant(Assistant):
         predictions = super().forward(towers)
         boxes = zip(self.scales, predictions["reg"], strict=True)
         return {**predictions, "reg": [scale(level).float() for scale, level in boxes]}
-
-
-def strides_of(head: Any) -> tuple[int, ...]:
-    """The stride of each level; mmdet keeps (width, height) pairs."""
-    return tuple(int(stride[0]) for stride in head.prior_generator.strides)
 
 
 def by_prior(levels: Sequence[Tensor], channels: int) -> Tensor:

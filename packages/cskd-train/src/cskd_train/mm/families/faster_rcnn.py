@@ -13,13 +13,15 @@ from torch import Tensor
 
 from cskd_core.assistant import Assistant, PredictorSpec
 from cskd_core.errors import ShapeError
-from cskd_core.family import Batch, Family, Observation, PredictionRule, PyramidSpec, TowerSpec
-from cskd_core.plan import AssistantPlan
+from cskd_core.family import Batch, Observation, PredictionRule, PyramidSpec, SecondStage, TowerSpec
+from cskd_core.plan import AssistantPlan, DistillPlan
 from cskd_core.regions import Regions
 from cskd_core.roi_terms import RoiObservation, RoiSpec
 from cskd_core.similarity import at_least_float32
 from cskd_core.taps import Recording, Taps, submodule
-from cskd_train.mm.families.dense import by_prior, strides_of
+from cskd_train.errors import TrainError
+from cskd_train.mm.families.base import DetectorFamily, strides_of
+from cskd_train.mm.families.dense import by_prior
 
 
 @dataclass(frozen=True)
@@ -30,16 +32,110 @@ class _RoiTargets:
     box_weights: Tensor
 
 
-class FasterRCNNFamily(Family):
+class _BoxHead(SecondStage):
+    """RoI features, fully connected layers and predictions of one shared box head."""
+
+    def spec(self, student: Any, teacher: Any) -> RoiSpec:
+        heads = student.roi_head.bbox_head, teacher.roi_head.bbox_head
+        depths = [len(head.shared_fcs) for head in heads]
+        if depths[0] != depths[1]:
+            raise ShapeError(
+                f"the box head has {depths[0]} fully connected layers in the student and {depths[1]} in the teacher: "
+                "they are compared one by one. Leave the second stage out with roi=None"
+            )
+        layers = zip(*(head.shared_fcs for head in heads), strict=True)
+        return RoiSpec(
+            channels=(heads[0].in_channels, heads[1].in_channels),
+            fc=[(layer.out_features, of_teacher.out_features) for layer, of_teacher in layers],
+            predictions={
+                "cls": (heads[0].fc_cls.out_features, heads[1].fc_cls.out_features),
+                "reg": (heads[0].fc_reg.out_features, heads[1].fc_reg.out_features),
+            },
+        )
+
+    def observe(
+        self,
+        student: Any,
+        teacher: Any,
+        recording: Recording,
+        observations: tuple[Observation, Observation],
+        batch: Batch,
+    ) -> RoiObservation:
+        """The student's RoIs are those of its own training forward; the teacher's are sampled here.
+
+        Source: docs/algorithm.md 6.1, steps 4 to 8.
+        """
+        of_student, of_teacher = observations
+        _, student_rois = recording.last("rois")
+        with torch.no_grad():
+            proposal_cfg = student.train_cfg.get("rpn_proposal", student.test_cfg.rpn)  # as in mmdet's own training
+            samples = sample(teacher, proposal_cfg, of_teacher, batch)
+            rois = bbox2roi([sampled.bboxes for sampled in samples])
+            labels, _, _, weights = student.roi_head.bbox_head.get_targets(
+                samples, batch.boxes, batch.labels, student.roi_head.train_cfg
+            )
+            target_features, target_layers, target_predictions = box_head(teacher, of_teacher.pyramid, rois)
+            teacher_at_student = roi_features(teacher, of_teacher.pyramid, student_rois)
+        features, layers, predictions = box_head(student, of_student.pyramid, rois)
+        return RoiObservation(
+            at_student=(at_least_float32(recording.last("roi_features")), teacher_at_student),
+            at_teacher=(features, target_features),
+            fc=list(zip(layers, target_layers, strict=True)),
+            predictions={name: (value, target_predictions[name]) for name, value in predictions.items()},
+            targets=_RoiTargets(labels, weights),
+        )
+
+    def assistant_losses(self, assisted: Mapping[str, Tensor], rois: RoiObservation) -> dict[str, Tensor]:
+        """Cross entropy against the teacher's class scores, L1 against its deltas at positive RoIs of their true class.
+
+        Source: docs/algorithm.md 6.3.
+        """
+        if not assisted:
+            return {}
+        targets: _RoiTargets = rois.targets
+        count = len(targets.labels)
+        if not count:  # empty sums, zeros that keep every predictor in the graph
+            return {"roi_assistant_cls": assisted["cls"].sum(), "roi_assistant_reg": assisted["reg"].sum()}
+        scores, deltas = rois.predictions["cls"][1].sigmoid(), rois.predictions["reg"][1]
+        positive = (targets.box_weights > 0).any(1)
+        of_class = targets.labels[positive]
+        distance = (assisted["reg"] - deltas).abs().reshape(count, -1, 4)[positive]
+        if distance.shape[1] == 1:  # one box for all classes
+            of_class = torch.zeros_like(of_class)
+        chosen = distance[torch.arange(len(of_class), device=of_class.device), of_class]
+        return {
+            "roi_assistant_cls": F.binary_cross_entropy_with_logits(assisted["cls"], scores),
+            "roi_assistant_reg": (chosen * targets.box_weights[positive]).sum() / count,
+        }
+
+
+class FasterRCNNFamily(DetectorFamily):
     """A stock mmdet Faster R-CNN with a shared fully connected box head."""
 
+    detectors = ("FasterRCNN",)
+    heads = {  # noqa: RUF012
+        "rpn_head": ("RPNHead",),
+        "roi_head": ("StandardRoIHead", "DynamicRoIHead"),
+        "roi_head.bbox_head": ("Shared2FCBBoxHead", "Shared4Conv1FCBBoxHead"),
+    }
+    classifier = "roi_head.bbox_head.fc_cls"
+    exported = ("Shared2FCBBoxHead", "Shared4Conv1FCBBoxHead")
     prediction_rules = {  # noqa: RUF012
         "cls": PredictionRule("sigmoid", "mean"),
         "reg": PredictionRule("identity", "foreground"),
     }
     tower_adapter = True
     level_reduce = "mean"
-    options = frozenset({"tower.rpn", "roi"})
+    second_stage = _BoxHead()
+    has_assistant = True
+
+    def check_pair(self, student: Any, teacher: Any, plan: DistillPlan) -> list[str]:
+        if plan.roi and getattr(teacher.roi_head, "bbox_sampler", None) is None:
+            raise TrainError(
+                "the teacher's config has no model.train_cfg.rcnn: its RoIs are sampled as it was trained, so give its "
+                "training config"
+            )
+        return super().check_pair(student, teacher, plan)
 
     def pyramid(self, detector: Any) -> PyramidSpec:
         return PyramidSpec(detector.neck.out_channels, strides_of(detector.rpn_head))
@@ -102,79 +198,6 @@ class FasterRCNNFamily(Family):
         return {
             "assistant_cls": (entropy * torch.cat(label_weights, 1)).sum() / sampled,
             "assistant_reg": ((deltas - target).abs() * torch.cat(box_weights, 1)).sum() / sampled,
-        }
-
-    def rois(self, student: Any, teacher: Any) -> RoiSpec:
-        ours, theirs = student.roi_head.bbox_head, teacher.roi_head.bbox_head
-        depths = len(ours.shared_fcs), len(theirs.shared_fcs)
-        if depths[0] != depths[1]:
-            raise ShapeError(
-                f"the box head has {depths[0]} fully connected layers in the student and {depths[1]} in the teacher: "
-                "they are compared one by one. Leave the second stage out with roi=None"
-            )
-        layers = zip(ours.shared_fcs, theirs.shared_fcs, strict=True)
-        return RoiSpec(
-            channels=(ours.in_channels, theirs.in_channels),
-            fc=[(one.out_features, other.out_features) for one, other in layers],
-            predictions={
-                "cls": (ours.fc_cls.out_features, theirs.fc_cls.out_features),
-                "reg": (ours.fc_reg.out_features, theirs.fc_reg.out_features),
-            },
-        )
-
-    def observe_rois(
-        self,
-        student: Any,
-        teacher: Any,
-        recording: Recording,
-        observations: tuple[Observation, Observation],
-        batch: Batch,
-    ) -> RoiObservation:
-        """The student's RoIs are those of its own training forward; the teacher's are sampled here.
-
-        Source: docs/algorithm.md 6.1, steps 4 to 8.
-        """
-        ours, theirs = observations
-        _, student_rois = recording.last("rois")
-        with torch.no_grad():
-            proposal_cfg = student.train_cfg.get("rpn_proposal", student.test_cfg.rpn)  # as in mmdet's own training
-            samples = sample(teacher, proposal_cfg, theirs, batch)
-            rois = bbox2roi([sampled.bboxes for sampled in samples])
-            labels, _, _, weights = student.roi_head.bbox_head.get_targets(
-                samples, batch.boxes, batch.labels, student.roi_head.train_cfg
-            )
-            target_features, target_layers, target_predictions = box_head(teacher, theirs.pyramid, rois)
-            teacher_at_student = roi_features(teacher, theirs.pyramid, student_rois)
-        features, layers, predictions = box_head(student, ours.pyramid, rois)
-        return RoiObservation(
-            at_student=(at_least_float32(recording.last("roi_features")), teacher_at_student),
-            at_teacher=(features, target_features),
-            fc=list(zip(layers, target_layers, strict=True)),
-            predictions={name: (value, target_predictions[name]) for name, value in predictions.items()},
-            targets=_RoiTargets(labels, weights),
-        )
-
-    def roi_assistant_losses(self, assisted: Mapping[str, Tensor], rois: RoiObservation) -> dict[str, Tensor]:
-        """Cross entropy against the teacher's class scores, L1 against its deltas at positive RoIs of their true class.
-
-        Source: docs/algorithm.md 6.3.
-        """
-        if not assisted:
-            return {}
-        targets: _RoiTargets = rois.targets
-        count = len(targets.labels)
-        if not count:  # empty sums, zeros that keep every predictor in the graph
-            return {"roi_assistant_cls": assisted["cls"].sum(), "roi_assistant_reg": assisted["reg"].sum()}
-        scores, deltas = rois.predictions["cls"][1].sigmoid(), rois.predictions["reg"][1]
-        positive = (targets.box_weights > 0).any(1)
-        of_class = targets.labels[positive]
-        distance = (assisted["reg"] - deltas).abs().reshape(count, -1, 4)[positive]
-        if distance.shape[1] == 1:  # one box for all classes
-            of_class = torch.zeros_like(of_class)
-        chosen = distance[torch.arange(len(of_class), device=of_class.device), of_class]
-        return {
-            "roi_assistant_cls": F.binary_cross_entropy_with_logits(assisted["cls"], scores),
-            "roi_assistant_reg": (chosen * targets.box_weights[positive]).sum() / count,
         }
 
 

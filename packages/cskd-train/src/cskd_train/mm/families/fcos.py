@@ -12,18 +12,18 @@ from torch import Tensor
 
 from cskd_core.assistant import Assistant
 from cskd_core.family import Observation, PredictionRule
-from cskd_core.plan import AssistantPlan
+from cskd_core.plan import AssistantPlan, DistillPlan
 from cskd_core.regions import Regions
 from cskd_core.soft_targets import soft_focal_loss
 from cskd_core.taps import Recording
 from cskd_core.transfer import to_device
+from cskd_train.mm.families.base import strides_of
 from cskd_train.mm.families.dense import (
     DenseFamily,
     ScaledAssistant,
     at_least_one,
     by_prior,
     finest_and_others,
-    strides_of,
 )
 
 
@@ -37,17 +37,42 @@ class FCOSFamily(DenseFamily):
         student: its head's units, and its box and centerness losses, are taken for the assistant too.
     """
 
+    detectors = ("FCOS",)
+    heads = {"bbox_head": ("FCOSHead",)}  # noqa: RUF012
+    classifier = "bbox_head.conv_cls"
+    exported = ("FCOSHead",)
     predictors = {"cls": "conv_cls", "reg": "conv_reg", "centerness": "conv_centerness"}  # noqa: RUF012
     prediction_rules = {  # noqa: RUF012
         "cls": PredictionRule("sigmoid", "mean"),
         "reg": PredictionRule("identity", "foreground"),
         "centerness": PredictionRule("sigmoid", "foreground"),
     }
+    targets = ("labels", "box_targets")
     tower_adapter = True
-    options = DenseFamily.options | {"assistant.scores_times_centerness"}
+    has_assistant = True
+    assistant_options = frozenset({"scores_times_centerness"})
 
     def __init__(self, student: Any) -> None:
+        super().__init__(student)
         self._head = student.bbox_head
+
+    def check_pair(self, student: Any, teacher: Any, plan: DistillPlan) -> list[str]:
+        """Two FCOS heads that differ in where centerness stands or in units are compared (docs/algorithm.md 9.13)."""
+        notes = super().check_pair(student, teacher, plan)
+        own, other = student.bbox_head, teacher.bbox_head
+        if own.centerness_on_reg != other.centerness_on_reg:
+            towers = {True: "reg", False: "cls"}
+            notes.append(
+                f"the student predicts centerness from its {towers[own.centerness_on_reg]} tower, the teacher from its "
+                f"{towers[other.centerness_on_reg]} tower; the predictions are compared all the same"
+            )
+        if own.norm_on_bbox != other.norm_on_bbox:
+            units = {True: "strides", False: "pixels"}
+            notes.append(
+                f"the teacher's box distances in {units[other.norm_on_bbox]} are converted to the student's "
+                f"{units[own.norm_on_bbox]}"
+            )
+        return notes
 
     def read(self, detector: Any, recording: Recording) -> Observation:
         observation = super().read(detector, recording)
@@ -83,7 +108,7 @@ class FCOSFamily(DenseFamily):
         """
         labels, box_targets = (
             torch.cat([level.unflatten(0, (len(assisted["cls"][0]), -1)) for level in levels], 1)
-            for levels in student.targets
+            for levels in (student.targets["labels"], student.targets["box_targets"])
         )  # (B, points), (B, points, 4)
         positive = ((labels >= 0) & (labels < self._head.num_classes)).nonzero(as_tuple=True)
         count = len(positive[0])
@@ -103,11 +128,11 @@ class FCOSFamily(DenseFamily):
         terms = {"assistant_cls": torch.stack(focal).sum() / num_positive}
         if not count:  # empty sums, zeros that keep every predictor in the graph
             return {**terms, "assistant_reg": boxes.sum(), "assistant_centerness": centerness.sum()}
-        theirs = by_prior(teacher.predictions["reg"], 4)[positive].to(boxes.dtype)
+        target = by_prior(teacher.predictions["reg"], 4)[positive].to(boxes.dtype)
         origin = boxes.new_zeros(count, 2)  # all boxes around one point: the IoU does not ask which
         terms["assistant_reg"] = self._head.loss_bbox(
             self._head.bbox_coder.decode(origin, boxes),
-            self._head.bbox_coder.decode(origin, theirs),
+            self._head.bbox_coder.decode(origin, target),
             weight=weight,
             avg_factor=total_weight,
         )

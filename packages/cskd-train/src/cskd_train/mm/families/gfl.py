@@ -25,14 +25,21 @@ class GFLFamily(DenseFamily):
         student: its head's integral, box coder and losses serve the assistant too.
     """
 
+    detectors = ("GFL",)
+    heads = {"bbox_head": ("GFLHead",)}  # noqa: RUF012
+    classifier = "bbox_head.gfl_cls"
+    exported = ("GFLHead",)
     predictors = {"cls": "gfl_cls", "reg": "gfl_reg"}  # noqa: RUF012
     prediction_rules = {  # noqa: RUF012
         "cls": PredictionRule("sigmoid", "foreground"),
         "reg": PredictionRule("identity", "foreground"),
     }
-    options = DenseFamily.options | {"assistant.soft_labels"}
+    targets = ("anchors", "labels", "label_weights", "box_targets", "box_weights", "num_positive", "num_negative")
+    has_assistant = True
+    assistant_options = frozenset({"soft_labels"})
 
     def __init__(self, student: Any) -> None:
+        super().__init__(student)
         self._head = student.bbox_head
 
     def assistant(self, detector: Any) -> Assistant:
@@ -52,15 +59,16 @@ class GFLFamily(DenseFamily):
 
         Source: docs/algorithm.md 5.4.
         """
-        _, labels, label_weights, _, _, num_positive, _ = student.targets
         logits = by_prior(assisted["cls"], self._head.cls_out_channels).flatten(0, 1)
-        num_positive = at_least_one(to_device(num_positive, logits.device, logits.dtype))
+        num_positive = at_least_one(to_device(student.targets["num_positive"], logits.device, logits.dtype))
         bins = 4 * (self._head.reg_max + 1)
-        label, label_weight = torch.cat(labels, 1).flatten(), torch.cat(label_weights, 1).flatten()
+        label, label_weight = (torch.cat(student.targets[name], 1).flatten() for name in ("labels", "label_weights"))
         positive = ((label >= 0) & (label < self._head.num_classes)).nonzero().squeeze(1)
         weight = logits.detach()[positive].sigmoid().amax(1)
-        ours, theirs = (by_prior(side["reg"], bins).flatten(0, 1)[positive] for side in (assisted, teacher.predictions))
-        quality, box_loss, distribution_loss = self._boxes(ours, theirs, weight)
+        boxes, target = (
+            by_prior(side["reg"], bins).flatten(0, 1)[positive] for side in (assisted, teacher.predictions)
+        )
+        quality, box_loss, distribution_loss = self._boxes(boxes, target, weight)
         if plan.soft_labels:
             levels = enumerate(teacher.predictions["cls"])
             scores = [target.sigmoid() * regions.foreground(level).unsqueeze(1) for level, target in levels]
@@ -79,18 +87,18 @@ class GFLFamily(DenseFamily):
             "assistant_dfl": distribution_loss / normaliser,
         }
 
-    def _boxes(self, ours: Tensor, theirs: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _boxes(self, assisted: Tensor, teacher: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """From logits (n, 4 * bins): IoU (n,) of the assistant's boxes with the teacher's, and both box losses."""
-        if not len(ours):
-            return weight, 0 * ours.sum(), 0 * ours.sum()
+        if not len(assisted):
+            return weight, 0 * assisted.sum(), 0 * assisted.sum()
         coder, reg_max = self._head.bbox_coder, self._head.reg_max
-        origin = ours.new_zeros(len(ours), 2)  # all boxes around one point: neither IoU nor distances ask which
-        box = coder.decode(origin, self._head.integral(ours))
-        target = coder.decode(origin, self._head.integral(theirs))
+        origin = assisted.new_zeros(len(assisted), 2)  # all boxes around one point: neither IoU nor distances ask which
+        box = coder.decode(origin, self._head.integral(assisted))
+        target = coder.decode(origin, self._head.integral(teacher))
         quality = bbox_overlaps(box.detach(), target, is_aligned=True)
         box_loss = self._head.loss_bbox(box, target, weight=weight, avg_factor=1.0)
         distribution_loss = self._head.loss_dfl(
-            ours.reshape(-1, reg_max + 1),
+            assisted.reshape(-1, reg_max + 1),
             coder.encode(origin, target, reg_max).reshape(-1),
             weight=weight.repeat_interleave(4),
             avg_factor=4.0,

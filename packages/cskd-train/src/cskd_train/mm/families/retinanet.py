@@ -17,7 +17,13 @@ from cskd_train.mm.families.dense import DenseFamily, by_prior, finest_and_other
 class RetinaNetFamily(DenseFamily):
     """A stock mmdet RetinaNet, as student and as teacher."""
 
+    detectors = ("RetinaNet",)
+    heads = {"bbox_head": ("RetinaHead", "AscendRetinaHead")}  # noqa: RUF012
+    classifier = "bbox_head.retina_cls"
+    exported = ("RetinaHead",)
     predictors = {"cls": "retina_cls", "reg": "retina_reg"}  # noqa: RUF012
+    targets = ("labels", "label_weights", "box_targets", "box_weights", "num_positive", "num_negative")
+    has_assistant = True
     prediction_rules = {  # noqa: RUF012
         "cls": PredictionRule("sigmoid", "mean"),
         "reg": PredictionRule("identity", "foreground"),
@@ -38,13 +44,14 @@ class RetinaNetFamily(DenseFamily):
 
         Source: docs/algorithm.md 5.5.
         """
-        _, label_weights, _, box_weights, num_positive, _ = student.targets
+        targets = student.targets
+        num_positive = targets["num_positive"]
         maps = zip(
             finest_and_others(assisted["cls"]),
             finest_and_others(teacher.predictions["cls"]),
             finest_and_others([regions.foreground(level).unsqueeze(1) for level in range(len(regions.sizes))]),
             finest_and_others(
-                [_by_cell(weights, size) for weights, size in zip(label_weights, regions.sizes, strict=True)]
+                [_by_cell(weights, size) for weights, size in zip(targets["label_weights"], regions.sizes, strict=True)]
             ),
             strict=True,
         )
@@ -57,7 +64,7 @@ class RetinaNetFamily(DenseFamily):
         distance = (by_prior(assisted["reg"], 4) - by_prior(teacher.predictions["reg"], 4)).abs()
         return {
             "assistant_cls": torch.stack(classification).sum() / num_positive,
-            "assistant_reg": (distance * torch.cat(box_weights, 1)).sum() / num_positive,
+            "assistant_reg": (distance * torch.cat(targets["box_weights"], 1)).sum() / num_positive,
         }
 
 
