@@ -9,7 +9,7 @@ distill = dict(
         config="configs/teacher/fcos_r101_caffe_fpn_gn-head_ms_2x_coco.py",
         checkpoint="work_dirs/fcos_r101_caffe_fpn_gn-head_ms_2x_coco/best.pth",
     ),
-    pyramid=dict(full=(2, 2), roi=(2, 2), region=(2, 2)),  # (guided squared error, cosine)
+    pyramid=dict(full=(2, 2), roi=(2, 2), foreground=(2, 2), background=(2, 2)),  # (guided MSE, cosine)
     tower=dict(cls=(2, 5), reg=(2, 5)),
     prediction=(1, 2),
     assistant=True,

@@ -7,7 +7,7 @@ distill = dict(
         config="configs/teacher/fcos_r50_caffe_fpn_gn-head_ms_2x_coco.py",
         checkpoint="work_dirs/fcos_r50_caffe_fpn_gn-head_ms_2x_coco/best.pth",
     ),
-    pyramid=dict(full=(1, 0.5), roi=(1, 0.5), region=(1, 0.5)),  # (guided squared error, cosine)
+    pyramid=dict(full=(1, 0.5), roi=(1, 0.5), foreground=(1, 0.5), background=(1, 0.5)),  # (guided MSE, cosine)
     tower=dict(cls=(1, 0.5), reg=(1, 0.5)),
     prediction=(1, 0.5),
     assistant=True,

@@ -7,7 +7,7 @@ distill = dict(
         checkpoint="https://download.openmmlab.com/mmdetection/v2.0/gfl/gfl_r50_fpn_mstrain_2x_coco/"
         "gfl_r50_fpn_mstrain_2x_coco_20200629_213802-37bb1edc.pth",
     ),
-    pyramid=dict(full=(1, 0.5), roi=(1, 0.5), region=(1, 0.5)),  # (guided squared error, cosine)
+    pyramid=dict(full=(1, 0.5), roi=(1, 0.5), foreground=(1, 0.5), background=(1, 0.5)),  # (guided MSE, cosine)
     tower=dict(cls=(1, 0.5), reg=(1, 0.5)),
     prediction=(1, 0.5),
     assistant=True,

@@ -7,7 +7,7 @@ distill = dict(
         checkpoint="https://download.openmmlab.com/mmdetection/v2.0/retinanet/retinanet_r101_fpn_2x_coco/"
         "retinanet_r101_fpn_2x_coco_20200131-5560aee8.pth",
     ),
-    pyramid=dict(full=(1, 2), roi=(1, 2), region=(1, 2)),  # (guided squared error, cosine)
+    pyramid=dict(full=(1, 2), roi=(1, 2), foreground=(1, 2), background=(1, 2)),  # (guided MSE, cosine)
     tower=dict(cls=(5, 2), reg=(5, 2)),
     prediction=(1, 2),
     assistant=True,

@@ -2,7 +2,7 @@
 _base_ = ["fcos_r18_shapes.py"]
 distill = dict(
     teacher=dict(checkpoint="work_dirs/fcos_r50_shapes/best.pth"),
-    pyramid=dict(full=(1, 0.5), roi=(1, 0.5), region=(1, 0.5)),  # (guided squared error, cosine)
+    pyramid=dict(full=(1, 0.5), roi=(1, 0.5), foreground=(1, 0.5), background=(1, 0.5)),  # (guided MSE, cosine)
     tower=dict(cls=(1, 0.5), reg=(1, 0.5)),
     prediction=(1, 0.5),
     assistant=True,

@@ -21,7 +21,7 @@ IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 BOXES = [torch.tensor([[2.0, 3.0, 20.0, 18.0]]), torch.zeros(0, 4)]
 SHAPES = [(32, 32), (28, 30)]
 TERMS = {
-    "pyramid", "pyramid_roi", "pyramid_fg", "pyramid_bg", "tower_cls", "tower_reg",
+    "pyramid_full", "pyramid_roi", "pyramid_foreground", "pyramid_background", "tower_cls", "tower_reg",
     "prediction_cls", "prediction_reg", "assistant_cls",
 }  # fmt: skip
 
@@ -72,7 +72,7 @@ def test_a_batch_without_any_box_gives_finite_terms_and_gradients():
     student, _, distiller = build()
     terms = step(student, distiller, boxes=[torch.zeros(0, 4)] * 2)
     assert terms["pyramid_roi"].item() == 0
-    assert terms["pyramid_fg"].item() == 0
+    assert terms["pyramid_foreground"].item() == 0
     assert terms["prediction_reg"].item() == 0
     sum(terms.values()).backward()
     assert all(math.isfinite(value.item()) for value in terms.values())
@@ -115,9 +115,12 @@ def test_an_adapter_is_used_where_the_plan_asks_for_it():
 @pytest.mark.parametrize(
     ("plan", "changed"),
     [
-        ({"regions": {"coord_base": "stride"}}, {"pyramid_roi", "pyramid_fg", "pyramid_bg", "prediction_reg"}),
-        ({"regions": {"inclusive_end": False}}, {"pyramid_fg", "pyramid_bg", "prediction_reg"}),
-        ({"loss": {"count_outside": False}}, {"pyramid_fg", "pyramid_bg"}),
+        (
+            {"regions": {"coord_base": "stride"}},
+            {"pyramid_roi", "pyramid_foreground", "pyramid_background", "prediction_reg"},
+        ),
+        ({"regions": {"inclusive_end": False}}, {"pyramid_foreground", "pyramid_background", "prediction_reg"}),
+        ({"loss": {"count_outside": False}}, {"pyramid_foreground", "pyramid_background"}),
         ({"loss": {"guidance_min": 0.5}}, TERMS - {"assistant_cls"}),
         ({"level_reduce": "mean"}, TERMS - {"assistant_cls"}),
         ({"prediction": {"norm": "foreground"}}, {"prediction_cls"}),

@@ -14,7 +14,7 @@ TEACHER = {"checkpoint": "teacher.pth"}
 
 def test_defaults_are_the_published_weights():
     plan = DistillPlan.parse({"teacher": TEACHER})
-    assert plan.pyramid == PyramidPlan((1, 0.5), (1, 0.5), (1, 0.5))
+    assert plan.pyramid == PyramidPlan((1, 0.5), (1, 0.5), (1, 0.5), (1, 0.5))
     assert plan.tower == TowerPlan((1, 0.5), (1, 0.5))
     assert plan.prediction == PredictionPlan((1, 0.5), norm=None)
     assert plan.assistant == AssistantPlan(soft_labels=False, scores_times_centerness=False)
@@ -36,7 +36,12 @@ def test_a_term_set_to_none_is_left_out():
     ("change", "message"),
     [
         ({"pyramids": {}}, r"distill: unknown key 'pyramids'; did you mean 'pyramid'\?"),
-        ({"pyramid": {"fg": (1, 1)}}, r"distill\.pyramid: unknown key 'fg'\. Known: full, roi, region"),
+        ({"pyramid": {"fg": (1, 1)}}, r"distill\.pyramid: unknown key 'fg'\. Known: full, roi, foreground, background"),
+        (
+            {"pyramid": {"region": (2, 1)}},
+            r"distill\.pyramid: 'region' is now 'foreground' and 'background': "
+            r"write foreground=\(2, 1\), background=\(2, 1\)$",
+        ),
         ({"pyramid": {"roi": (1, 1, 1)}}, r"distill\.pyramid\.roi: expected two weights"),
         ({"pyramid": 3}, r"distill\.pyramid: expected a dict, got 3"),
         ({"tower": {"cls": (1, -1)}}, r"distill\.tower\.cls: expected two weights >= 0"),

@@ -34,7 +34,12 @@ RECIPES = Path(__file__).parents[2] / "configs" / "cskd"
 LOSS_TOLERANCE = 1e-6
 GRADIENT_TOLERANCE = 1e-5
 
-PYRAMID = {"loss_neck": "pyramid", "loss_nkfg": "pyramid_fg", "loss_nkbg": "pyramid_bg", "loss_nkroi": "pyramid_roi"}
+PYRAMID = {
+    "loss_neck": "pyramid_full",
+    "loss_nkroi": "pyramid_roi",
+    "loss_nkfg": "pyramid_foreground",
+    "loss_nkbg": "pyramid_background",
+}
 ONE_STAGE = {
     **PYRAMID,
     "loss_kdcls": "prediction_cls",
@@ -50,8 +55,8 @@ LOSS_NAMES = {
     "FCOS": {
         **ONE_STAGE,
         "loss_roi": "pyramid_roi",
-        "loss_nfg": "pyramid_fg",
-        "loss_nbg": "pyramid_bg",
+        "loss_nfg": "pyramid_foreground",
+        "loss_nbg": "pyramid_background",
         "loss_brnchcls": "tower_cls",
         "loss_brnchreg": "tower_reg",
         "loss_kdcenterness": "prediction_centerness",
@@ -69,8 +74,8 @@ LOSS_NAMES = {
         "loss_headfeat": "roi_fc",
         "loss_kdcls": "roi_prediction_cls",
         "loss_kdbbox": "roi_prediction_reg",
-        "loss_assist_cls": "roi_assistant_cls",
-        "loss_assist_bbox": "roi_assistant_reg",
+        "loss_assist_cls": "assistant_roi_cls",
+        "loss_assist_bbox": "assistant_roi_reg",
     },
 }
 """Published loss key -> our term, for each detector; its own losses have the same keys (docs/algorithm.md 6.4)."""
@@ -180,7 +185,8 @@ def with_weights(distill: Mapping[str, Any], head: Mapping[str, Any]) -> dict[st
     changed = dict(distill.items())
     for key, value in head.items():
         if key == "kd_neck_weight":
-            changed["pyramid"] = dict(zip(("full", "roi", "region"), value, strict=True))
+            full, roi, region = value
+            changed["pyramid"] = {"full": full, "roi": roi, "foreground": region, "background": region}
         elif key == "kd_brnch_weight":
             changed["tower"] = dict(zip(("reg", "cls"), value, strict=True))
         elif key == "kd_pred_weight":

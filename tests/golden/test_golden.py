@@ -49,5 +49,5 @@ def test_a_wrong_value_is_found_and_a_recipe_that_is_not_there_is_reported(tmp_p
     assert run.returncode == 1
     lines = run.stdout.splitlines()
     assert lines[0].startswith("FAILED  retina_r50_r18_weights")
-    assert "(loss_pyramid)" in lines[0]
+    assert "(loss_pyramid_full)" in lines[0]
     assert lines[1].startswith("MISSING unknown")

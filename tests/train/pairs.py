@@ -22,7 +22,7 @@ METAS = [
 BOXES = [torch.tensor([[4.0, 6.0, 28.0, 50.0]]), torch.tensor([[10.0, 10.0, 60.0, 30.0], [0.0, 0.0, 16.0, 16.0]])]
 LABELS = [torch.tensor([1]), torch.tensor([0, 3])]
 
-PYRAMID = {"pyramid", "pyramid_roi", "pyramid_fg", "pyramid_bg"}
+PYRAMID = {"pyramid_full", "pyramid_roi", "pyramid_foreground", "pyramid_background"}
 ONE_STAGE = PYRAMID | {
     "tower_cls", "tower_reg", "prediction_cls", "prediction_reg", "assistant_cls", "assistant_reg"
 }  # fmt: skip
@@ -33,7 +33,7 @@ TERMS = {
     "FasterRCNN": PYRAMID
     | {"tower_rpn", "prediction_cls", "prediction_reg", "assistant_cls", "assistant_reg"}
     | {"roi_features_student", "roi_features_teacher", "roi_fc", "roi_prediction_cls", "roi_prediction_reg"}
-    | {"roi_assistant_cls", "roi_assistant_reg"},
+    | {"assistant_roi_cls", "assistant_roi_reg"},
 }
 OWN = {
     "RetinaNet": {"loss_cls", "loss_bbox"},

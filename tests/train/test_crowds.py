@@ -72,7 +72,7 @@ def config(request, trained, tmp_path):
         return CONFIGS["RetinaNet"]
     (path := tmp_path / "distilled.py").write_text(
         f"_base_ = [{str(CONFIGS['RetinaNet'])!r}]\n"
-        f"distill = dict(teacher=dict(checkpoint={str(trained / 'best.pth')!r}), pyramid=dict(region=(3, 0.25)))\n"
+        f"distill = dict(teacher=dict(checkpoint={str(trained / 'best.pth')!r}), pyramid=dict(foreground=(3, 0.25)))\n"
     )
     return path
 
@@ -88,7 +88,7 @@ def test_crowds_beside_objects_are_learnt_as_if_they_were_not_there(train_uprigh
         code, _, err = train_upright(tmp_path / name, annotated(name, change), "runner.max_epochs=1", config=config)
         assert code == 0, err
         found[name] = steps(tmp_path / name)
-    assert ("loss_pyramid_fg" in found["crowds"][0]) == (config != CONFIGS["RetinaNet"])
+    assert ("loss_pyramid_foreground" in found["crowds"][0]) == (config != CONFIGS["RetinaNet"])
     assert found["crowds"] == found["without"]
     assert found["crowds"][0] != found["objects"][0]
 

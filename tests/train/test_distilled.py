@@ -41,7 +41,7 @@ def test_a_step_logs_the_students_losses_and_every_term(cfg, tiny_config, teache
     model = distilled(cfg, tiny_config, teacher_file)
     model.train()
     step = model.train_step(BATCH, optimizer=None)
-    terms = {"pyramid", "pyramid_roi", "pyramid_fg", "pyramid_bg", "tower_cls", "tower_reg"}
+    terms = {"pyramid_full", "pyramid_roi", "pyramid_foreground", "pyramid_background", "tower_cls", "tower_reg"}
     terms |= {"prediction_cls", "prediction_reg", "assistant_cls", "assistant_reg"}
     assert set(step["log_vars"]) == {"loss", "loss_cls", "loss_bbox"} | {f"loss_{term}" for term in terms}
     parts = sum(value for name, value in step["log_vars"].items() if name != "loss")

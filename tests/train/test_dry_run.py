@@ -119,7 +119,7 @@ def test_a_distilled_run_shows_its_teacher_and_every_term(small_runs, tmp_path):
     assert re.fullmatch(r"0\.\d\d M parameters trained beside it", named["distillation"])
     assert train(options)[0].iterations == 7
     first = log(tmp_path / "w")[0]
-    assert {"loss_pyramid", "loss_pyramid_roi", "loss_tower_cls", "loss_assistant_cls"} < terms.keys()
+    assert {"loss_pyramid_full", "loss_pyramid_roi", "loss_tower_cls", "loss_assistant_cls"} < terms.keys()
     assert terms == {name: f"{value:.4g}" for name, value in first.items() if "loss" in name}
 
 

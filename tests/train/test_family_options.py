@@ -200,6 +200,6 @@ def test_a_detector_that_samples_no_roi_leaves_all_terms_finite_and_every_parame
     assert all(torch.isfinite(value) for value in terms.values()), terms
     at_student, at_teacher = {"roi_features_student"}, {name for name in terms if name.startswith("roi_")}
     zero = (at_student if "student" in empty else set()) | (at_teacher - at_student if "teacher" in empty else set())
-    assert {name for name in at_teacher if terms[name] == 0} - {"roi_assistant_reg"} == zero - {"roi_assistant_reg"}
+    assert {name for name in at_teacher if terms[name] == 0} - {"assistant_roi_reg"} == zero - {"assistant_roi_reg"}
     sum(terms.values()).backward()
     check_gradients(model)

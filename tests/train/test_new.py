@@ -157,7 +157,7 @@ def test_a_project_trains_as_it_was_written(source, detector, splits, command_li
         assert code == 0, err
         assert load_checkpoint(project / "work_dirs" / name / "last.pth").classes == tuple(told["classes"])
         records = (project / "work_dirs" / name / "log.jsonl").read_text()
-        assert ("loss_pyramid" in records) == (name == "distilled")
+        assert ("loss_pyramid_full" in records) == (name == "distilled")
 
 
 def test_images_stay_where_they_are_and_the_files_find_them(coco, tmp_path):

@@ -49,7 +49,7 @@ def test_a_deeper_and_wider_teacher_is_reached_through_adapters(distill, tmp_pat
     records = [json.loads(line) for line in (tmp_path / "w" / "log.jsonl").read_text().splitlines()]
     for record in records[1:4]:  # the first is the teacher's
         assert all(math.isfinite(value) for name, value in record.items() if name.startswith("loss"))
-        terms = ("pyramid", "pyramid_roi", "tower_cls", "tower_reg", "prediction_cls", "assistant_reg")
+        terms = ("pyramid_full", "pyramid_roi", "tower_cls", "tower_reg", "prediction_cls", "assistant_reg")
         assert all(record[f"loss_{name}"] > 0 for name in terms)
 
 

@@ -9,15 +9,17 @@ import torch
 
 from cskd_core.plan import AssistantPlan, DistillPlan, PredictionPlan, PyramidPlan, RoiPlan, TowerPlan
 from cskd_core.similarity import WeightPair
+from cskd_train.mm import families
 
 from . import pairs
 from .pairs import TERMS, pair, step
 
 # Weight -> the terms that it scales, where the family has them.
 SCALES = {
-    "pyramid.full": {"pyramid"},
+    "pyramid.full": {"pyramid_full"},
     "pyramid.roi": {"pyramid_roi"},
-    "pyramid.region": {"pyramid_fg", "pyramid_bg"},
+    "pyramid.foreground": {"pyramid_foreground"},
+    "pyramid.background": {"pyramid_background"},
     "tower.cls": {"tower_cls"},
     "tower.reg": {"tower_reg"},
     "tower.rpn": {"tower_rpn"},
@@ -92,6 +94,13 @@ def test_the_table_names_every_weight_of_the_plan():
     assert {field.name for field in dataclasses.fields(DistillPlan)} >= set(plans)
 
 
+def test_the_table_names_every_term_of_every_family_once_and_no_other():
+    assert set(TERMS) == set(families.FAMILIES)
+    scaled = [term for terms in SCALES.values() for term in terms]
+    assert len(scaled) == len(set(scaled))
+    assert set(scaled) == {term for term in set().union(*TERMS.values()) if not term.startswith("assistant_")}
+
+
 def test_the_plan_knows_the_weight_of_every_term():
     plan = DistillPlan.parse({"teacher": {"checkpoint": "-"}, **plan_of(**{"pyramid.roi": (3, 4), "roi.fc": (5, 6)})})
     for family, terms in TERMS.items():
@@ -101,7 +110,7 @@ def test_the_plan_knows_the_weight_of_every_term():
     assert plan.weighed_by("pyramid_roi") == ("pyramid.roi", (3.0, 4.0))
     assert plan.weighed_by("roi_fc") == ("roi.fc", (5.0, 6.0))
     assert plan.weighed_by("prediction_cls") == ("prediction", (1.0, 0.5))
-    assert plan.weighed_by("roi_assistant_cls") == ("assistant", None)
+    assert plan.weighed_by("assistant_roi_cls") == ("assistant", None)
     assert [plan.weighed_by(own) for own in ("cls", "bbox", "centerness", "dfl", "rpn_cls", "rpn_bbox")] == [None] * 6
 
 

@@ -51,7 +51,8 @@ def distilled(tiny_config, trained, tmp_path_factory):
     path.write_text(
         f"_base_ = [{str(tiny_config)!r}]\n"
         f"distill = dict(teacher=dict(checkpoint={str(trained / 'best.pth')!r}), pyramid=dict(full=(1, 0.5), "
-        "roi=(1, 0.5), region=(1, 0.5)), tower=dict(cls=(1, 0.5), reg=(1, 0.5)), prediction=(1, 0.5), assistant=True)\n"
+        "roi=(1, 0.5), foreground=(1, 0.5), background=(1, 0.5)), tower=dict(cls=(1, 0.5), reg=(1, 0.5)), "
+        "prediction=(1, 0.5), assistant=True)\n"
     )
     return path
 

@@ -70,6 +70,6 @@ def test_a_process_without_any_box_reduces_and_learns_what_the_other_does(togeth
         assert torch.isfinite(gradient).all(), name
         assert torch.equal(gradient, without["gradients"][name]), name
     expected = alone(family)
-    for name in ("pyramid", "prediction_cls", "assistant_cls", "assistant_reg"):
+    for name in ("pyramid_full", "prediction_cls", "assistant_cls", "assistant_reg"):
         factor = SHARED.get((family, name), 1)
         assert with_boxes["losses"][f"loss_{name}"] == pytest.approx(factor * expected[name], rel=1e-5), name

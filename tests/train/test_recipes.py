@@ -14,7 +14,7 @@ from mmcv.runner import build_optimizer
 from mmdet.datasets import CocoDataset
 from torch import nn
 
-from cskd_core.plan import DistillPlan
+from cskd_core.plan import DistillPlan, PyramidPlan
 from cskd_train.files.checkpoints import FORMAT, FORMAT_VERSION, save
 from cskd_train.files.config import config_to_data, load_config
 from cskd_train.mm.detector import build_distilled, build_student
@@ -268,7 +268,7 @@ def stages(pipeline, kind):
 def test_the_weights_are_the_published_ones(name):
     pyramid, tower, prediction = WEIGHTS.get(name, ((1, 0.5), (1, 0.5), (1, 0.5)))
     plan = DistillPlan.parse(load_config(EVERY[name]).distill)
-    assert (plan.pyramid.full, plan.pyramid.roi, plan.pyramid.region) == (pyramid,) * 3
+    assert plan.pyramid == PyramidPlan(pyramid, pyramid, pyramid, pyramid)
     assert (plan.tower.cls, plan.tower.reg, plan.prediction.weight) == (tower, tower, prediction)
     # All else, the weights of the second stage too, is at its default.
     named = {"pyramid": plan.pyramid, "tower": plan.tower, "prediction": plan.prediction}

@@ -64,7 +64,7 @@ def test_a_distilled_run_keeps_the_student_plain_and_logs_every_term(train_tiny,
     assert len(distilled["optimizer"]["state"]) > len(plain["optimizer"]["state"])
     assert "distiller" not in checkpoints.read(work_dir / "best.pth")
     record = next(one for one in read_log(work_dir / "log.jsonl") if one["mode"] == "train")
-    assert {"loss_pyramid", "loss_tower_cls", "loss_prediction_cls", "loss_assistant_cls"} <= record.keys()
+    assert {"loss_pyramid_full", "loss_tower_cls", "loss_prediction_cls", "loss_assistant_cls"} <= record.keys()
     # The student starts from the weights that it starts from alone.
     assert record["loss_cls"] == read_log(trained / "log.jsonl")[0]["loss_cls"]
 

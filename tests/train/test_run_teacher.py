@@ -117,7 +117,7 @@ def test_a_preset_is_set_beside_a_teacher_checkpoint_that_brings_its_own_config(
     assert {name.split(".")[0] for name in fixed["distiller"]} == {"pyramid", "assistant", "tower"}
     (before,), (after,) = losses(tmp_path / "published"), losses(tmp_path / "fixed")
     assert after["loss_cls"] == before["loss_cls"]
-    assert after["loss_pyramid_fg"] < before["loss_pyramid_fg"]
+    assert after["loss_pyramid_foreground"] < before["loss_pyramid_foreground"]
 
 
 def test_the_options_replace_the_teacher_of_a_recipe_and_nothing_else(train_tiny, tiny_config, trained, tmp_path):

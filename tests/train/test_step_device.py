@@ -29,7 +29,7 @@ DATA = {
     "gt_labels": [torch.tensor([1]), torch.tensor([0, 3])],
 }
 RECIPE = {
-    "pyramid": {"full": (1, 0.5), "roi": (1, 0.5), "region": (1, 0.5)},
+    "pyramid": {"full": (1, 0.5), "roi": (1, 0.5), "foreground": (1, 0.5), "background": (1, 0.5)},
     "prediction": (1, 0.5),
     "assistant": True,
 }

@@ -17,7 +17,14 @@ from cskd_train.files import checkpoints
 
 from .runs import train
 
-USUAL = {"loss_cls": 1.0, "loss_bbox": 0.5, "loss_pyramid": 3.0, "loss_tower_cls": 1.5, "loss": 6.0, "grad_norm": 9.0}
+USUAL = {
+    "loss_cls": 1.0,
+    "loss_bbox": 0.5,
+    "loss_pyramid_full": 3.0,
+    "loss_tower_cls": 1.5,
+    "loss": 6.0,
+    "grad_norm": 9.0,
+}
 
 
 def watch(steps=12, **distill):
@@ -34,7 +41,7 @@ def test_the_shares_of_all_terms_are_one_and_the_distillers_are_added_up():
     assert shares == {
         "share_cls": pytest.approx(1 / 6),
         "share_bbox": pytest.approx(1 / 12),
-        "share_pyramid": 0.5,
+        "share_pyramid_full": 0.5,
         "share_tower_cls": 0.25,
         "share_distillation": 0.75,
     }
@@ -43,7 +50,7 @@ def test_the_shares_of_all_terms_are_one_and_the_distillers_are_added_up():
 
 def test_terms_as_they_should_be_are_not_named():
     assert warnings_of(watch()) == []
-    assert warnings_of(watch(), loss_pyramid=14.9) == []
+    assert warnings_of(watch(), loss_pyramid_full=14.9) == []
 
 
 def test_a_term_that_is_zero_all_the_time_is_named_with_its_key():
@@ -75,38 +82,38 @@ def test_a_term_beyond_ten_times_the_detectors_own_loss_is_named_with_its_weight
 
 def test_a_term_that_adapters_of_random_weights_make_large_at_first_is_not_named():
     watched = watch(11)
-    assert warnings_of(watched, range(1, 6), loss_pyramid=1000.0) == []
+    assert warnings_of(watched, range(1, 6), loss_pyramid_full=1000.0) == []
     assert warnings_of(watched, range(6, 12)) == []
     watched = watch(11)
     assert warnings_of(watched, range(1, 6)) == []
-    assert len(warnings_of(watched, range(6, 12), loss_pyramid=16.0)) == 1
+    assert len(warnings_of(watched, range(6, 12), loss_pyramid_full=16.0)) == 1
 
 
 def test_a_hundred_steps_are_looked_at_and_nothing_is_said_twice():
     watched = watch(5000)
-    assert warnings_of(watched, range(1, 100), loss_pyramid=0.0) == []
-    assert len(warnings_of(watched, [100], loss_pyramid=0.0)) == 1
-    assert warnings_of(watched, range(101, 301), loss_pyramid=0.0) == []
+    assert warnings_of(watched, range(1, 100), loss_pyramid_full=0.0) == []
+    assert len(warnings_of(watched, [100], loss_pyramid_full=0.0)) == 1
+    assert warnings_of(watched, range(101, 301), loss_pyramid_full=0.0) == []
 
 
 @pytest.mark.parametrize("stopped_after", [20, 75])
 def test_what_was_taken_in_goes_through_a_checkpoint(stopped_after):
     first, second, third = watch(100), watch(100), watch(100)
-    warnings_of(first, range(1, stopped_after + 1), loss_pyramid=100.0, loss_tower_cls=1e-9)
+    warnings_of(first, range(1, stopped_after + 1), loss_pyramid_full=100.0, loss_tower_cls=1e-9)
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     found = warnings_of(
-        second, range(stopped_after + 1, 101), loss_pyramid=20.0, loss_tower_cls=0.0, loss_tower_reg=0.0
+        second, range(stopped_after + 1, 101), loss_pyramid_full=20.0, loss_tower_cls=0.0, loss_tower_reg=0.0
     )
-    assert [warning.split()[0] for warning in found] == ["loss_tower_reg", "loss_pyramid"]
+    assert [warning.split()[0] for warning in found] == ["loss_tower_reg", "loss_pyramid_full"]
     assert f"({60 if stopped_after == 75 else 20} and 1.5, up to step 100)" in found[1]
     third.load_state_dict(second.state_dict())
-    assert warnings_of(third, [101], loss_pyramid=0.0) == []
+    assert warnings_of(third, [101], loss_pyramid_full=0.0) == []
 
 
 def test_a_run_that_began_without_this_is_not_warned_of_in_its_middle():
     watched = watch()
     watched.load_state_dict({})
-    assert warnings_of(watched, loss_pyramid=0.0) == []
+    assert warnings_of(watched, loss_pyramid_full=0.0) == []
 
 
 # In a run
@@ -125,7 +132,7 @@ def test_shares_are_in_the_log_in_tensorboard_and_on_the_console(small_runs, tmp
     for record in records:
         own = record["loss_cls"] + record["loss_bbox"]
         assert record["share_distillation"] == pytest.approx(1 - own / record["loss"], rel=1e-5)
-        assert record["share_pyramid"] == pytest.approx(record["loss_pyramid"] / record["loss"])
+        assert record["share_pyramid_full"] == pytest.approx(record["loss_pyramid_full"] / record["loss"])
         assert f"loss {record['loss']:.4f}, {record['share_distillation']:.0%} of it distillation  " in said
     assert "share_" not in said
     events = EventAccumulator(str(tmp_path / "tf_logs"))
@@ -147,6 +154,6 @@ def test_a_resumed_run_says_what_it_has_to_say_of_its_terms_once(
     outcome, first = train(options, stop_after=stopped_after)
     assert isinstance(outcome, Interrupted)
     _, second = train(replace(options, resume=True))
-    counts = [said.count("warning: loss_pyramid is ") for said in (first, second)]
+    counts = [said.count("warning: loss_pyramid_full is ") for said in (first, second)]
     assert counts == ([0, 1] if stopped_after == 2 else [1, 0])
     assert "up to step 5)" in first + second

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 from cskd_core.errors import PlanError
 from cskd_core.regions import PUBLISHED as AS_PUBLISHED
@@ -35,11 +35,13 @@ class TeacherPlan:
 
 @dataclass(frozen=True)
 class PyramidPlan:
-    """Weights of the pyramid terms; `region` serves the foreground and the background term."""
+    """Weights of the pyramid terms: the whole map, RoIs, and what boxes cover and leave uncovered."""
 
     full: WeightPair = (1.0, 0.5)
     roi: WeightPair = (1.0, 0.5)
-    region: WeightPair = (1.0, 0.5)
+    foreground: WeightPair = (1.0, 0.5)
+    background: WeightPair = (1.0, 0.5)
+    former = {"region": ("foreground", "background")}  # noqa: RUF012
 
 
 @dataclass(frozen=True)
@@ -134,10 +136,10 @@ class DistillPlan:
         (2.0, 1.0)
         >>> DistillPlan.parse(dict(teacher=dict(checkpoint="t.pth"), preset="cskd-fixed")).regions.coord_base
         'stride'
-        >>> DistillPlan.parse(dict(teacher=dict(checkpoint="t.pth"), pyramid=dict(fuul=(1, 1))))
+        >>> DistillPlan.parse(dict(teacher=dict(checkpoint="t.pth"), tower=dict(rgb=(1, 1))))
         Traceback (most recent call last):
         ...
-        cskd_core.errors.PlanError: distill.pyramid: unknown key 'fuul'; did you mean 'full'? Known: full, roi, region
+        cskd_core.errors.PlanError: distill.tower: unknown key 'rgb'; did you mean 'reg'? Known: cls, reg, rpn, adapter
     """
 
     teacher: TeacherPlan
@@ -169,19 +171,21 @@ class DistillPlan:
         """The key of the plan that weighs a term, and the pair it sets.
 
         Args:
-            term: a name out of what the distiller returns, such as `pyramid_fg`.
+            term: a name out of what the distiller returns, such as `pyramid_roi`: that of the key with `_` for `.`,
+                and what the key weighs where it is several (`prediction_cls`).
 
         Returns:
             None for a term that is none of a distiller's; no pair for the assistant's terms, which are in or out.
 
         Example:
-            >>> DistillPlan.parse(dict(teacher=dict(checkpoint="t.pth"))).weighed_by("pyramid_fg")
-            ('pyramid.region', (1.0, 0.5))
+            >>> DistillPlan.parse(dict(teacher=dict(checkpoint="t.pth"))).weighed_by("pyramid_roi")
+            ('pyramid.roi', (1.0, 0.5))
         """
-        key = next((key for prefix, key in _WEIGHED_BY.items() if term.startswith(prefix)), None)
+        key = next((key for key in _WEIGHTS if f"{term}_".startswith(f"{key.replace('.', '_')}_")), None)
         if key is None:
             return None
-        pair = _at(self, "prediction.weight" if key == "prediction" else key)
+        weight = _at(self, key)
+        pair = getattr(weight, "weight", weight)
         return key, pair if isinstance(pair, tuple) else None
 
     def refuse_unused(self, detector: str, used: frozenset[str]) -> None:
@@ -212,23 +216,20 @@ SPECIFIC = (
 """Keys that only some families have a use for."""
 
 
-_WEIGHED_BY = {
-    "pyramid_roi": "pyramid.roi",
-    "pyramid_fg": "pyramid.region",
-    "pyramid_bg": "pyramid.region",
-    "pyramid": "pyramid.full",
-    "tower_cls": "tower.cls",
-    "tower_reg": "tower.reg",
-    "tower_rpn": "tower.rpn",
-    "prediction_": "prediction",
-    "assistant_": "assistant",
-    "roi_features_student": "roi.features_student",
-    "roi_features_teacher": "roi.features_teacher",
-    "roi_fc": "roi.fc",
-    "roi_prediction_": "roi.prediction",
-    "roi_assistant_": "assistant",
+def _weight_keys(plan: Any, key: str) -> Iterator[str]:
+    """The key of a block of terms where one weight, or none, serves them all; else of each of its weights."""
+    pairs = [field.name for field in dataclasses.fields(plan) if get_type_hints(plan)[field.name] == WeightPair]
+    yield from [f"{key}.{name}" for name in pairs] if pairs and not hasattr(plan, "shorthand") else [key]
+
+
+_TERMS = {
+    "pyramid": PyramidPlan,
+    "tower": TowerPlan,
+    "prediction": PredictionPlan,
+    "assistant": AssistantPlan,
+    "roi": RoiPlan,
 }
-"""How the name of a term begins -> the key that weighs it, the longer beginning first."""
+_WEIGHTS = [key for name, plan in _TERMS.items() for key in _weight_keys(plan, name)]
 
 
 def _with_preset(data: Mapping[str, Any], preset: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ def parse_dataclass(kind: Any, value: Any, where: str) -> Any:
     """`value` as the dataclass `kind`.
 
     Two short forms: a value that is no dict stands for the field that `kind.shorthand` names; True for a dataclass
-    whose fields all have defaults.
+    whose fields all have defaults. `kind.former` has the keys of earlier versions, each with those in its place.
 
     Args:
         kind: its fields are dataclasses, weight pairs, numbers, booleans, text, literals or text -> text mappings; each
@@ -35,7 +35,12 @@ def parse_dataclass(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, Mapping):
         raise PlanError(f"{where}: expected a dict, got {value!r}")
     known = [field.name for field in fields]
-    for key in value:
+    former = getattr(kind, "former", {})
+    for key, item in value.items():
+        if key in former:
+            names = former[key]
+            instead = ", ".join(f"{name}={item!r}" for name in names)
+            raise PlanError(f"{where}: '{key}' is now {' and '.join(map(repr, names))}: write {instead}")
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f"; did you mean '{near[0]}'?" if near else "."

@@ -53,7 +53,12 @@ class PyramidTerm(nn.Module):
         self.options = options
 
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor], regions: Regions) -> dict[str, Tensor]:
-        """Scalars `pyramid`, `pyramid_roi`, `pyramid_fg`, `pyramid_bg` from one (B, C, H, W) map a level and side.
+        """Scalars `pyramid_full`, `pyramid_roi`, `pyramid_foreground`, `pyramid_background`.
+
+        Args:
+            student: one (B, C, H, W) map a level.
+            teacher: the same.
+            regions: of the batch.
 
         Raises:
             ShapeError: the number of levels or the sizes of the maps differ.
@@ -66,11 +71,17 @@ class PyramidTerm(nn.Module):
         adapted = [adapter(level) for adapter, level in zip(self.adapters, student, strict=True)]
         levels = len(adapted)
         share = _share(levels, self.reduce)
-        full, region = _times(self.plan.full, share), _times(self.plan.region, share)
+        full, foreground, background = (
+            _times(weight, share) for weight in (self.plan.full, self.plan.foreground, self.plan.background)
+        )
         comparisons = []
         for level, (source, target) in enumerate(zip(adapted, teacher, strict=True)):
-            masks = regions.foreground(level), regions.background(level)
-            comparisons.append(Comparison(source, target, [Variant(full), *(Variant(region, mask) for mask in masks)]))
+            variants = [
+                Variant(full),
+                Variant(foreground, regions.foreground(level)),
+                Variant(background, regions.background(level)),
+            ]
+            comparisons.append(Comparison(source, target, variants))
         # A level has as many RoIs as any other: their mean over all levels, times the levels, is the sum of the means.
         comparisons.append(
             Comparison(
@@ -79,7 +90,12 @@ class PyramidTerm(nn.Module):
         )
         of_maps, of_rois = compare(comparisons, self.options).split([3 * levels, 1])
         whole, inside, outside = of_maps.view(levels, 3).sum(0).unbind()
-        return {"pyramid": whole, "pyramid_roi": of_rois.squeeze(0), "pyramid_fg": inside, "pyramid_bg": outside}
+        return {
+            "pyramid_full": whole,
+            "pyramid_roi": of_rois.squeeze(0),
+            "pyramid_foreground": inside,
+            "pyramid_background": outside,
+        }
 
 
 def _pooled(levels: Sequence[Tensor], regions: Regions) -> Tensor:

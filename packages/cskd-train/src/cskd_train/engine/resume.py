@@ -18,6 +18,7 @@ from cskd_train.engine.terms import DistilledTerms
 from cskd_train.engine.workdir import WorkDir
 from cskd_train.errors import TrainError
 from cskd_train.files import checkpoints
+from cskd_train.stored import current_terms
 
 
 @dataclass(frozen=True)
@@ -221,7 +222,7 @@ class Resumption:
         if trained.terms is not None:
             trained.terms.load_state_dict(contents.get("terms", {}))
         records = contents.get("records", {"sums": {}, "counts": {}})
-        trained.recorder.sums, trained.recorder.counts = dict(records["sums"]), dict(records["counts"])
+        trained.recorder.sums, trained.recorder.counts = (current_terms(records[key]) for key in ("sums", "counts"))
 
 
 def saved_position(last: Path) -> Position | None:

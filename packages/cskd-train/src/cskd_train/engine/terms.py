@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cskd_core.plan import DistillPlan
+from cskd_train.stored import current_terms
 
 WATCHED = 100
 """Steps from the beginning of a run, or those of an epoch where it has fewer, over which terms are watched."""
@@ -68,7 +69,8 @@ class DistilledTerms:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave; a run that began without it is not warned of in its middle."""
         self._decided = state.get("decided", True)
-        self._seen, self._sums = set(state.get("seen", ())), dict(state.get("sums", {}))
+        self._seen = set(current_terms(dict.fromkeys(state.get("seen", ()))))
+        self._sums = current_terms(state.get("sums", {}))
 
     def _idle(self) -> list[str]:
         span = f"the first {self._watched} steps" if self._watched > 1 else "the first step"

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from cskd_data.files import write_atomically
 from cskd_train.errors import TrainError
 from cskd_train.files.foreign import STAND_INS, layout_of, unwrap
+from cskd_train.stored import current_config
 
 FORMAT = "cskd"
 FORMAT_VERSION = 1
@@ -94,7 +95,7 @@ def parse(contents: Mapping[str, Any], file: Path, require_config: bool = True) 
     weights, notes = _weights(contents, file)
     return Checkpoint(
         state_dict=weights,
-        config=dict(meta.get("config", {})),
+        config=current_config(meta.get("config", {})),
         classes=_classes_of(found),
         metrics=meta.get("metrics", {}),
         meta=meta,

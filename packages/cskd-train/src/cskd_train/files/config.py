@@ -15,6 +15,7 @@ from cskd_train.files.once import follow_classes, set_once
 from cskd_train.files.overrides import apply_overrides
 from cskd_train.files.reading import read_config
 from cskd_train.files.variables import resolve_references
+from cskd_train.stored import current_config
 
 
 def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
@@ -91,14 +92,16 @@ def _tuples(value: Any, path: str) -> Iterator[str]:
 def _with_tuples(data: dict[str, Any]) -> dict[str, Any]:
     """The config of a file that `config_to_json` made; any other as it is. What is no list any more stays as it is."""
     paths = data.pop(_TUPLES, None)
-    for path in paths if isinstance(paths, list) else ():
+    if not isinstance(paths, list):
+        return data
+    for path in paths:
         *parents, last = str(path).split(".")
         holder: Any = data
         for key in parents:
             holder = _item(holder, key)
         if isinstance(found := _item(holder, last), list):
             holder[int(last) if isinstance(holder, list) else last] = tuple(found)
-    return data
+    return current_config(data)
 
 
 def refuse_lost_tuples(cfg: Config) -> None:

@@ -44,6 +44,7 @@ from cskd_train.project.budget import RESERVE, duration, fitting_epochs, parse_d
 from cskd_train.project.outcome import Distilled, Row
 from cskd_train.report.side_by_side import draw_side_by_side
 from cskd_train.results import RunResult
+from cskd_train.stored import current_config
 
 if TYPE_CHECKING:  # at run time cskd_train.mm has to come before mmcv, which it mends
     from mmcv import Config
@@ -223,7 +224,7 @@ class _Way:
             self.state.data, self.state.costs, self.state.epochs, self.state.root = now, {}, {}, here
         for role in begun:
             work_dir = self._work_dir(role)
-            before = dict(flat(move_root(_read(work_dir.config), self.state.root, here)))
+            before = dict(flat(move_root(current_config(_read(work_dir.config)), self.state.root, here)))
             after = dict(flat(json.loads(json.dumps(config_to_data(self.configs[role])))))
             for key in {**before, **after}:
                 if before.get(key) != after.get(key) and not key.startswith(MAY_CHANGE):

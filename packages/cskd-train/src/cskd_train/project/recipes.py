@@ -126,7 +126,7 @@ def distilled_config(family: str, unlabeled: str | None = None, batch: int = 2) 
     pair = (1, 0.5)
     terms: dict[str, Any] = {
         "teacher": {"checkpoint": "{{ fileDirname }}/work_dirs/teacher/best.pth"},
-        "pyramid": {"full": pair, "roi": pair, "region": pair},
+        "pyramid": {"full": pair, "roi": pair, "foreground": pair, "background": pair},
         "tower": {"rpn": pair} if family == "faster_rcnn" else {"cls": pair, "reg": pair},
         "prediction": pair,
         "assistant": True,

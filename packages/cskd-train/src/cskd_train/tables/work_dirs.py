@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cskd_train.stored import current_config
 from cskd_train.tables import measured
 from cskd_train.tables.measured import Measurement, Spread, UnreadableError
 
@@ -150,7 +151,7 @@ def load_run(folder: Path) -> FinishedRun:
         raise UnreadableError(f"{file}: the run was never evaluated, so it has no mAP")
     images = result.get("images")
     config_file = folder / CONFIG
-    config = measured.mapping(measured.read_json(config_file), str(config_file))
+    config = current_config(measured.mapping(measured.read_json(config_file), str(config_file)))
     data = measured.mapping(config.get("data"), f"{config_file}, data")
     measured.mapping(data.get("val"), f"{config_file}, data.val")
     if config.get("distill"):

@@ -95,7 +95,7 @@ class _BoxHead(SecondStage):
         targets: _RoiTargets = rois.targets
         count = len(targets.labels)
         if not count:  # empty sums, zeros that keep every predictor in the graph
-            return {"roi_assistant_cls": assisted["cls"].sum(), "roi_assistant_reg": assisted["reg"].sum()}
+            return {"assistant_roi_cls": assisted["cls"].sum(), "assistant_roi_reg": assisted["reg"].sum()}
         scores, deltas = rois.predictions["cls"][1].sigmoid(), rois.predictions["reg"][1]
         positive = (targets.box_weights > 0).any(1)
         of_class = targets.labels[positive]
@@ -104,8 +104,8 @@ class _BoxHead(SecondStage):
             of_class = torch.zeros_like(of_class)
         chosen = distance[torch.arange(len(of_class), device=of_class.device), of_class]
         return {
-            "roi_assistant_cls": F.binary_cross_entropy_with_logits(assisted["cls"], scores),
-            "roi_assistant_reg": (chosen * targets.box_weights[positive]).sum() / count,
+            "assistant_roi_cls": F.binary_cross_entropy_with_logits(assisted["cls"], scores),
+            "assistant_roi_reg": (chosen * targets.box_weights[positive]).sum() / count,
         }
 
 
