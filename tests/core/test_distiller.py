@@ -150,6 +150,33 @@ def test_levels_joined_by_their_mean_are_the_sum_over_their_number():
         assert mean[name].item() == pytest.approx(total[name].item() / 2, rel=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["mse", "pkd", "cwd"])
+def test_another_kind_of_pyramid_loss_takes_the_place_of_the_four_terms_and_changes_no_other(kind):
+    student, _, distiller = build()
+    published = step(student, distiller)
+    student, teacher, distiller = build(pyramid={"kind": kind})
+    terms = step(student, distiller)
+    assert set(terms) == {name for name in TERMS if not name.startswith("pyramid_")} | {f"pyramid_{kind}"}
+    assert all(torch.equal(terms[name], published[name]) for name in set(terms) & TERMS)
+    terms[f"pyramid_{kind}"].backward()
+    assert all(p.grad is not None and p.grad.any() for p in distiller.pyramid.parameters() if p.dim() > 1)
+    assert student.stem.weight.grad.any()
+    assert all(p.grad is None for p in teacher.parameters())
+    mean = step(*build(pyramid={"kind": kind, "weight": 3}, level_reduce="mean")[::2])
+    assert mean[f"pyramid_{kind}"].item() == pytest.approx(3 / 2 * terms[f"pyramid_{kind}"].item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["mse", "pkd", "cwd"])
+def test_another_kind_of_pyramid_loss_needs_no_box_and_stays_in_float32_under_autocast(kind):
+    student, _, distiller = build(pyramid={"kind": kind})
+    terms = step(student, distiller, boxes=[torch.zeros(0, 4)] * 2)
+    assert torch.equal(terms[f"pyramid_{kind}"], step(student, distiller)[f"pyramid_{kind}"])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        lower = step(student, distiller)[f"pyramid_{kind}"]
+    assert lower.dtype == torch.float32
+    assert lower.item() == pytest.approx(terms[f"pyramid_{kind}"].item(), rel=0.05)
+
+
 def test_pyramids_of_other_strides_are_refused():
     class Deeper(PlainFamily):
         def pyramid(self, detector):

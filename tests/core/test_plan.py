@@ -42,6 +42,23 @@ def test_a_term_set_to_none_is_left_out():
             r"distill\.pyramid: 'region' is now 'foreground' and 'background': "
             r"write foreground=\(2, 1\), background=\(2, 1\)$",
         ),
+        (
+            {"pyramid": {"kind": "fgd"}},
+            r"distill\.pyramid\.kind: expected one of 'cskd', 'mse', 'pkd', 'cwd', got 'fgd'",
+        ),
+        ({"pyramid": {"kind": "pkd", "weight": "6"}}, r"distill\.pyramid\.weight: expected a number, got '6'"),
+        ({"pyramid": {"kind": "pkd", "weight": -1}}, r"distill\.pyramid\.weight: expected a number >= 0, got -1\.0"),
+        ({"pyramid": {"kind": "cwd", "tau": 0}}, r"distill\.pyramid\.tau: expected a number > 0, got 0\.0"),
+        (
+            {"pyramid": {"kind": "pkd", "roi": (2, 0)}},
+            r"distill\.pyramid\.roi: kind 'pkd' has no use for it, only for weight; take it out, or write "
+            r"the block anew: --set \"distill\.pyramid={'kind': 'pkd'}\"$",
+        ),
+        ({"pyramid": {"kind": "mse", "tau": 4}}, r"distill\.pyramid\.tau: kind 'mse' has no use for it"),
+        (
+            {"pyramid": {"weight": 2}},
+            r"\.weight: kind 'cskd' has no use for it, only for full, roi, foreground, background",
+        ),
         ({"pyramid": {"roi": (1, 1, 1)}}, r"distill\.pyramid\.roi: expected two weights"),
         ({"pyramid": 3}, r"distill\.pyramid: expected a dict, got 3"),
         ({"tower": {"cls": (1, -1)}}, r"distill\.tower\.cls: expected two weights >= 0"),
@@ -74,6 +91,18 @@ def test_short_forms_stand_for_the_long_ones():
     long = DistillPlan.parse({"teacher": TEACHER, "prediction": {"weight": (2, 1)}, "assistant": {}})
     assert short == long
     assert DistillPlan.parse({"teacher": TEACHER, "assistant": False}).assistant is None
+
+
+def test_another_kind_of_pyramid_loss_is_taken_beside_weights_of_cskd_that_are_at_their_defaults():
+    pair = (1, 0.5)
+    block = {"full": pair, "roi": pair, "foreground": pair, "background": pair, "kind": "cwd", "weight": 5, "tau": 4}
+    plan = DistillPlan.parse({"teacher": TEACHER, "preset": "cskd-fixed", "pyramid": block})
+    assert (plan.pyramid.kind, plan.pyramid.weight, plan.pyramid.tau) == ("cwd", 5.0, 4.0)
+
+
+def test_the_weight_of_another_kind_of_pyramid_loss_is_found_by_the_name_of_its_term():
+    plan = DistillPlan.parse({"teacher": TEACHER, "pyramid": {"kind": "pkd", "weight": 6}})
+    assert plan.weighed_by("pyramid_pkd") == ("pyramid.weight", 6.0)
 
 
 def test_the_fixed_preset_sets_what_it_promises_and_keys_of_the_plan_win():

@@ -12,7 +12,7 @@ from cskd_core.similarity import WeightPair
 from cskd_train.mm import families
 
 from . import pairs
-from .pairs import TERMS, pair, step
+from .pairs import PYRAMID, TERMS, pair, step
 
 # Weight -> the terms that it scales, where the family has them.
 SCALES = {
@@ -126,6 +126,20 @@ def test_a_weight_of_zero_takes_out_its_own_terms_and_no_other(narrow_model, ste
     total = sum(found[name] for name in own)
     gradients = torch.autograd.grad(total, trained, retain_graph=True, allow_unused=True)
     assert not any(gradient.any() for gradient in gradients if gradient is not None)
+
+
+KINDS = [*((family, "pkd") for family in FAMILIES), ("RetinaNet", "mse"), ("RetinaNet", "cwd")]
+
+
+@pytest.mark.parametrize(("family", "kind"), KINDS)
+def test_the_one_weight_of_another_pyramid_loss_scales_its_term_alone_and_takes_it_out(narrow_model, family, kind):
+    found = {weight: step(pair(narrow_model, family, pyramid={"kind": kind, "weight": weight})) for weight in (1, 0, 3)}
+    terms = {weight: terms for weight, (terms, _) in found.items()}
+    own = f"pyramid_{kind}"
+    assert set(terms[0]) == TERMS[family] - PYRAMID | {own}
+    assert {name for name, value in terms[0].items() if value == 0} == {own}
+    assert terms[3][own].item() == pytest.approx(3 * terms[1][own].item(), rel=1e-6)
+    assert [name for name in terms[1] if name != own and not terms[0][name].equal(terms[1][name])] == []
 
 
 @pytest.mark.parametrize("family", FAMILIES)

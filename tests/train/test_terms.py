@@ -64,6 +64,14 @@ def test_a_term_that_is_zero_all_the_time_is_named_with_its_key():
     assert warning.endswith("--set distill.assistant=None")
 
 
+def test_a_term_with_a_single_weight_is_named_with_it():
+    (warning,) = warnings_of(watch(pyramid={"kind": "pkd", "weight": 6}), loss_pyramid_full=3.0, loss_pyramid_pkd=0.0)
+    assert warning.endswith("--set distill.pyramid.weight=0")
+    (warning,) = warnings_of(watch(pyramid={"kind": "pkd", "weight": 6}), loss_pyramid_pkd=30.0)
+    assert warning.endswith("lower distill.pyramid.weight, which is 6.0")
+    assert warnings_of(watch(pyramid={"kind": "pkd", "weight": 0}), loss_pyramid_pkd=0.0) == []
+
+
 def test_a_term_that_was_once_more_than_zero_or_is_meant_to_be_zero_is_not_named():
     watched = watch()
     assert warnings_of(watched, [1], loss_pyramid_roi=1e-9) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_type_hints
@@ -35,13 +36,44 @@ class TeacherPlan:
 
 @dataclass(frozen=True)
 class PyramidPlan:
-    """Weights of the pyramid terms: the whole map, RoIs, and what boxes cover and leave uncovered."""
+    """The terms of the pyramid: the cosine-guided loss of four parts of it, or another's loss of the whole.
+
+    Attributes:
+        full: weights of the cosine-guided loss of the whole map.
+        roi: the same of RoIs.
+        foreground: the same of what boxes cover.
+        background: the same of what they do not.
+        kind: `cskd`, which these four are of, or another's loss to compare with (docs/rival_terms.md): `mse`, `pkd`,
+            `cwd`.
+        weight: of the loss of another kind.
+        tau: temperature of `cwd`.
+
+    Raises:
+        PlanError: a weight below zero, a temperature that is not above it, or a key that the kind has no use for.
+    """
 
     full: WeightPair = (1.0, 0.5)
     roi: WeightPair = (1.0, 0.5)
     foreground: WeightPair = (1.0, 0.5)
     background: WeightPair = (1.0, 0.5)
+    kind: Literal["cskd", "mse", "pkd", "cwd"] = "cskd"
+    weight: float = 1.0
+    tau: float = 1.0
     former = {"region": ("foreground", "background")}  # noqa: RUF012
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight < math.inf:
+            raise PlanError(f"distill.pyramid.weight: expected a number >= 0, got {self.weight}")
+        if not 0 < self.tau < math.inf:
+            raise PlanError(f"distill.pyramid.tau: expected a number > 0, got {self.tau}")
+        used = ["full", "roi", "foreground", "background"] if self.kind == "cskd" else ["weight"]
+        used += ["tau"] if self.kind == "cwd" else []
+        for field in dataclasses.fields(self):
+            if field.name not in ("kind", *used) and getattr(self, field.name) != field.default:
+                raise PlanError(
+                    f"distill.pyramid.{field.name}: kind {self.kind!r} has no use for it, only for {', '.join(used)}; "
+                    f"take it out, or write the block anew: --set \"distill.pyramid={{'kind': {self.kind!r}}}\""
+                )
 
 
 @dataclass(frozen=True)
@@ -167,26 +199,26 @@ class DistillPlan:
         merged: DistillPlan = parse_dataclass(cls, _with_preset(data, PRESETS[plan.preset]), "distill")
         return merged
 
-    def weighed_by(self, term: str) -> tuple[str, WeightPair | None] | None:
-        """The key of the plan that weighs a term, and the pair it sets.
+    def weighed_by(self, term: str) -> tuple[str, WeightPair | float | None] | None:
+        """The key of the plan that weighs a term, and the weight it sets: a pair, or a number.
 
         Args:
             term: a name out of what the distiller returns, such as `pyramid_roi`: that of the key with `_` for `.`,
                 and what the key weighs where it is several (`prediction_cls`).
 
         Returns:
-            None for a term that is none of a distiller's; no pair for the assistant's terms, which are in or out.
+            None for a term that is none of a distiller's; no weight for the assistant's terms, which are in or out.
 
         Example:
             >>> DistillPlan.parse(dict(teacher=dict(checkpoint="t.pth"))).weighed_by("pyramid_roi")
             ('pyramid.roi', (1.0, 0.5))
         """
-        key = next((key for key in _WEIGHTS if f"{term}_".startswith(f"{key.replace('.', '_')}_")), None)
+        key = next((key for name, key in _WEIGHTS.items() if f"{term}_".startswith(f"{name}_")), None)
         if key is None:
             return None
-        weight = _at(self, key)
-        pair = getattr(weight, "weight", weight)
-        return key, pair if isinstance(pair, tuple) else None
+        found = _at(self, key)
+        weight = getattr(found, "weight", found)
+        return key, weight if isinstance(weight, (tuple, float)) else None
 
     def refuse_unused(self, detector: str, used: frozenset[str]) -> None:
         """Refuse a setting that the student's family would silently ignore.
@@ -216,10 +248,12 @@ SPECIFIC = (
 """Keys that only some families have a use for."""
 
 
-def _weight_keys(plan: Any, key: str) -> Iterator[str]:
-    """The key of a block of terms where one weight, or none, serves them all; else of each of its weights."""
-    pairs = [field.name for field in dataclasses.fields(plan) if get_type_hints(plan)[field.name] == WeightPair]
-    yield from [f"{key}.{name}" for name in pairs] if pairs and not hasattr(plan, "shorthand") else [key]
+def _weight_keys(block: str, plan: Any) -> Iterator[tuple[str, str]]:
+    """How the names of a block's terms begin, the longer before the shorter, and the key that weighs each."""
+    weights = [name for name, kind in get_type_hints(plan).items() if kind == WeightPair or name == "weight"]
+    yield from ((f"{block}_{name}", f"{block}.{name}") for name in weights if name != "weight")
+    if "weight" in weights or not weights:
+        yield block, f"{block}.weight" if "weight" in weights and not hasattr(plan, "shorthand") else block
 
 
 _TERMS = {
@@ -229,7 +263,7 @@ _TERMS = {
     "assistant": AssistantPlan,
     "roi": RoiPlan,
 }
-_WEIGHTS = [key for name, plan in _TERMS.items() for key in _weight_keys(plan, name)]
+_WEIGHTS = {name: key for block, plan in _TERMS.items() for name, key in _weight_keys(block, plan)}
 
 
 def _with_preset(data: Mapping[str, Any], preset: Mapping[str, Any]) -> dict[str, Any]:

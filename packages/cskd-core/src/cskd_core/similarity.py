@@ -142,7 +142,7 @@ def compare(comparisons: Sequence[Comparison], options: LossOptions = PUBLISHED)
     """
     for one in comparisons:
         for variant in one.variants:
-            _check_shapes(one.student, one.teacher, variant.mask)
+            check_shapes(one.student, one.teacher, variant.mask)
     device = comparisons[0].student.device
     with torch.autocast(device_type=device.type, enabled=False):
         features = [at_least_float32(side) for one in comparisons for side in (one.student, one.teacher.detach())]
@@ -323,7 +323,12 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _check_shapes(student: Tensor, teacher: Tensor, mask: Tensor | None) -> None:
+def check_shapes(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> None:
+    """Refuse features that are not (B, C, H, W) of one shape, or a mask that is not (B, H, W) of theirs.
+
+    Raises:
+        ShapeError: says which, and what to do.
+    """
     if student.dim() != 4:
         raise ShapeError(f"student {tuple(student.shape)}: expected features (B, C, H, W)")
     if student.shape != teacher.shape:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from cskd_core.assistant import initialise
 from cskd_core.errors import ShapeError
 from cskd_core.family import PredictionRule, TowerSpec
+from cskd_core.feature_losses import channel_distribution_loss, mean_squared_loss, pearson_loss
 from cskd_core.plan import PredictionPlan, PyramidPlan, TowerPlan
 from cskd_core.regions import Regions
 from cskd_core.roi_align import roi_align
@@ -28,15 +30,15 @@ class PyramidTerm(nn.Module):
     """Whole map, RoIs, foreground and background of every pyramid level, joined over the levels.
 
     One 1x1 adapter a level, not shared, brings the student's channels to the teacher's; the adapted map serves all
-    four.
+    four. Another kind of loss takes the same adapted map, and the whole of it alone.
 
     Args:
         channels: the student's and the teacher's, of each level.
-        plan: the weights.
+        plan: the kind of loss, and the weights.
         reduce: how levels are joined.
-        options: variants of the loss.
+        options: variants of the cosine-guided loss.
 
-    Source: docs/algorithm.md 2.
+    Source: docs/algorithm.md 2; docs/rival_terms.md.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class PyramidTerm(nn.Module):
         self.options = options
 
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor], regions: Regions) -> dict[str, Tensor]:
-        """Scalars `pyramid_full`, `pyramid_roi`, `pyramid_foreground`, `pyramid_background`.
+        """Scalars `pyramid_full`, `pyramid_roi`, `pyramid_foreground`, `pyramid_background`, or `pyramid_KIND` alone.
 
         Args:
             student: one (B, C, H, W) map a level.
@@ -69,8 +71,21 @@ class PyramidTerm(nn.Module):
                 f"expected {len(self.adapters)} of each"
             )
         adapted = [adapter(level) for adapter, level in zip(self.adapters, student, strict=True)]
+        share = _share(len(adapted), self.reduce)
+        if self.plan.kind == "cskd":
+            return self._cosine_guided(adapted, teacher, regions, share)
+        by_kind: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+            "mse": mean_squared_loss,
+            "pkd": pearson_loss,
+            "cwd": partial(channel_distribution_loss, tau=self.plan.tau),
+        }
+        losses = [by_kind[self.plan.kind](*pair) for pair in zip(adapted, teacher, strict=True)]
+        return {f"pyramid_{self.plan.kind}": torch.stack(losses).sum() * (self.plan.weight * share)}
+
+    def _cosine_guided(
+        self, adapted: Sequence[Tensor], teacher: Sequence[Tensor], regions: Regions, share: float
+    ) -> dict[str, Tensor]:
         levels = len(adapted)
-        share = _share(levels, self.reduce)
         full, foreground, background = (
             _times(weight, share) for weight in (self.plan.full, self.plan.foreground, self.plan.background)
         )

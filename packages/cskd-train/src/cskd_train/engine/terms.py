@@ -77,9 +77,9 @@ class DistilledTerms:
         return [
             f"loss_{name} was exactly zero in {span}: distill.{key} teaches nothing. Check that the training images "
             "have boxes (cskd-train data check) and that teacher and student differ, or take it out: "
-            + (f"--set 'distill.{key}=(0, 0)'" if pair else f"--set distill.{key}=None")
-            for name, (key, pair) in self._distilled(self._sums).items()
-            if name not in self._seen and pair != (0, 0)
+            + _left_out(key, weight)
+            for name, (key, weight) in self._distilled(self._sums).items()
+            if name not in self._seen and weight not in ((0, 0), 0)
         ]
 
     def _outweighing(self) -> list[str]:
@@ -89,8 +89,12 @@ class DistilledTerms:
             f"loss_{name} is {self._sums[name] / own:.0f} times the detector's own loss "
             f"({self._sums[name] / steps:.3g} and {own / steps:.3g}, up to step {self._watched}): the student follows "
             "its teacher, hardly the labels; "
-            + (f"lower distill.{key}, which is {pair}" if pair else f"leave it out: --set distill.{key}=None")
-            for name, (key, pair) in distilled.items()
+            + (
+                f"leave it out: {_left_out(key, weight)}"
+                if weight is None
+                else f"lower distill.{key}, which is {weight}"
+            )
+            for name, (key, weight) in distilled.items()
             if own and self._sums[name] > OUTWEIGHS * own
         ]
 
@@ -98,6 +102,13 @@ class DistilledTerms:
         """The distiller's terms among these, and by what each is weighed."""
         found = {name: self._plan.weighed_by(name) for name in terms}
         return {name: weighed for name, weighed in found.items() if weighed is not None}
+
+
+def _left_out(key: str, weight: Any) -> str:
+    """The option that leaves a term out."""
+    if isinstance(weight, tuple):
+        return f"--set 'distill.{key}=(0, 0)'"
+    return f"--set distill.{key}={'None' if weight is None else 0}"
 
 
 def _terms(values: Mapping[str, float]) -> dict[str, float]:
