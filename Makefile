@@ -60,7 +60,7 @@ lint: env
 	$(BIN)/mypy
 
 bench: env
-	$(BIN)/python benchmarks/step.py $(BENCH_ARGS)
+	$(BIN)/python benchmarks/step.py --kinds $(BENCH_ARGS)
 
 # No environment is made: a GPU machine brings its own torch.
 gpu:

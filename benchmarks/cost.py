@@ -27,13 +27,20 @@ class Cost:
     device: str
     amp: str | None
     narrow: bool
+    pyramid: str | None = None  # kind of the pyramid's loss where that is the only term
+
+
+def named(family: str, pyramid: str | None) -> str:
+    """The name of a row."""
+    return f"{family:<22}" if pyramid is None else f"{f'{family}, {pyramid} alone':<22}"
 
 
 def table(costs: list[Cost]) -> str:
-    header = "family       plain  teacher    added  (forced)  distilled   ratio   bound  over_bound  peak MB  tapped MB"
+    names = "  plain  teacher    added  (forced)  distilled   ratio   bound  over_bound  peak MB  tapped MB"
     rows = [
-        f"{c.family:<11}{c.plain_s:7.3f}{c.teacher_s:9.3f}{c.added_s:9.3f}{c.forced_s:10.3f}{c.distilled_s:11.3f}"
-        f"{c.ratio:8.2f}{c.bound:8.2f}{c.over_bound:12.3f}{c.peak_mb:9.0f}{c.tapped_mb:11.0f}"
+        named(c.family, c.pyramid)
+        + f"{c.plain_s:7.3f}{c.teacher_s:9.3f}{c.added_s:9.3f}{c.forced_s:10.3f}{c.distilled_s:11.3f}"
+        + f"{c.ratio:8.2f}{c.bound:8.2f}{c.over_bound:12.3f}{c.peak_mb:9.0f}{c.tapped_mb:11.0f}"
         for c in costs
     ]
-    return "\n".join([header, *rows])
+    return "\n".join([f"{'family':<22}{names}", *rows])

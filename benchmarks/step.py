@@ -1,6 +1,7 @@
 """What a distilled training step costs, against what it must cost.
 
     python benchmarks/step.py [--json FILE] [--families RetinaNet FCOS ...] [--rounds 7] [--device cuda] [--amp bf16]
+    python benchmarks/step.py --kinds [--families ...]    # the pyramid term of each kind alone, too
     python benchmarks/step.py --count [--families ...]    # pieces instead of seconds: see benchmarks/pieces.py
 
 For each family, on the recipe's own student and teacher (R50 -> R18, random weights) and one batch of random images,
@@ -16,7 +17,8 @@ all in one process and interleaved:
     ratio = distilled / plain      bound = (plain + teacher + added) / plain      over_bound = ratio / bound
 
 Times are medians over the rounds, in seconds. peak_mb: what the distilled step needs at its peak beyond the plain step
-and the teacher's forward; tapped_mb, for comparison: all features that are compared, of student and teacher.
+and the teacher's forward; tapped_mb, for comparison: all features that are compared, of student and teacher. With
+--kinds each family has a row more for each kind of pyramid loss (docs/rival_terms.md), distilled by that term alone.
 """
 
 from __future__ import annotations
@@ -26,15 +28,16 @@ import json
 import statistics
 import sys
 from dataclasses import asdict, astuple, dataclass
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from cskd_core.distiller import Distiller
 from cskd_core.family import Batch
-from cskd_core.plan import DistillPlan
+from cskd_core.plan import DistillPlan, PyramidKind, PyramidPlan
 from cskd_train import mm  # noqa: F401  (before any mmcv import)
 from cskd_train.engine.device import keep_freed_memory
 from cskd_train.engine.step import PRECISIONS, summed
@@ -46,7 +49,7 @@ from cskd_train.mm.plain import build_without_pretrained
 sys.path.insert(0, str(Path(__file__).parent))
 import memory
 import pieces
-from cost import Cost, table
+from cost import Cost, named, table
 from timing import Step, timed
 from width import scaled
 
@@ -61,7 +64,11 @@ NARROW = 1 / 8  # of the recipe's channels
 
 
 class Bench:
-    """One family's student, teacher and batch, and the four steps that are timed."""
+    """One family's student, teacher and batch, and the four steps that are timed.
+
+    Args:
+        pyramid: the kind of the pyramid's loss, where it is the only term.
+    """
 
     def __init__(
         self,
@@ -72,10 +79,14 @@ class Bench:
         device: torch.device,
         amp: str | None = None,
         narrow: bool = False,
+        pyramid: PyramidKind | None = None,
     ) -> None:
         torch.manual_seed(0)
         cfg = load_config(ROOT / "configs" / "cskd" / f"{RECIPES[family]}.py")
         plan = DistillPlan.parse(cfg.distill)
+        if pyramid is not None:
+            alone = PyramidPlan(kind=pyramid)
+            plan = DistillPlan(plan.teacher, pyramid=alone, tower=None, prediction=None, assistant=None, roi=None)
         teacher_config = plan.teacher.config or ""
         if not teacher_config.startswith("mmdet::"):
             teacher_config = str(ROOT / teacher_config)
@@ -86,7 +97,7 @@ class Bench:
         teacher.init_weights()  # type: ignore[operator]
         self.family = family_of(student)
         self.model = DistilledDetector(student, Distiller(student, teacher, self.family, plan)).to(device).train()
-        self.device, self.amp, self.narrow = device, amp, narrow
+        self.device, self.amp, self.narrow, self.kind = device, amp, narrow, pyramid
         self._scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
         height, width = size
         self.images = torch.randn(images, 3, height, width, device=device)
@@ -139,15 +150,13 @@ class Bench:
 
     def tapped_bytes(self) -> int:
         """Of the features that the terms compare, student's and teacher's."""
-        tensors = [
-            tensor
-            for observation in self._observations
-            for tensor in (
-                *observation.pyramid,
-                *(level for tower in observation.towers.values() for stage in tower for level in stage),
-                *(level for levels in observation.predictions.values() for level in levels),
-            )
-        ]
+        tensors: list[Tensor] = []
+        for observation in self._observations:
+            tensors += observation.pyramid
+            if self.model.distiller.tower is not None:
+                tensors += (level for tower in observation.towers.values() for stage in tower for level in stage)
+            if self.model.distiller.prediction is not None:
+                tensors += (level for levels in observation.predictions.values() for level in levels)
         if self._rois is not None:
             for pair in (
                 self._rois.at_student,
@@ -245,6 +254,7 @@ def measure(bench: Bench, family: str, rounds: int) -> Cost:
         else f"CPU, {torch.get_num_threads()} threads",
         amp=bench.amp,
         narrow=bench.narrow,
+        pyramid=bench.kind,
     )
 
 
@@ -282,6 +292,7 @@ def main() -> None:
     parser.add_argument("--amp", choices=[name for name in PRECISIONS if name], help="as of `cskd-train run`")
     parser.add_argument("--narrow", action="store_true", help="an eighth of the channels, to try the benchmark itself")
     parser.add_argument("--json", type=Path, metavar="FILE", help="one JSON line a family")
+    parser.add_argument("--kinds", action="store_true", help="a row more for each kind of pyramid loss, alone")
     parser.add_argument("--count", action="store_true", help="count operator calls and waits instead of seconds")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -289,12 +300,13 @@ def main() -> None:
     if device.type == "cpu":
         keep_freed_memory()  # as `cskd-train run`
     if options.count:
-        print(f"{'':<12}" + "".join(f"{one:>11}" for one in ("plain", "teacher", "distilled", "added", "more waits")))
-    for family in options.families:
+        print(f"{'':<22}" + "".join(f"{one:>11}" for one in ("plain", "teacher", "distilled", "added", "more waits")))
+    alone: list[PyramidKind | None] = list(get_args(PyramidKind)) if options.kinds else []
+    for family, kind in product(options.families, [None, *alone]):
         size = tuple(options.size)
-        bench = Bench(family, options.images, size, options.boxes, device, options.amp, options.narrow)
+        bench = Bench(family, options.images, size, options.boxes, device, options.amp, options.narrow, kind)
         if options.count:
-            print(f"{family:<12}" + "".join(f"{one:>11}" for one in astuple(added_pieces(bench))), flush=True)
+            print(named(family, kind) + "".join(f"{one:>11}" for one in astuple(added_pieces(bench))), flush=True)
             continue
         costs.append(measure(bench, family, options.rounds))
         print(table(costs[-1:]) if len(costs) == 1 else table(costs[-1:]).splitlines()[1], flush=True)

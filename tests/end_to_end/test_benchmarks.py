@@ -38,19 +38,25 @@ def in_docs():
 def test_the_step_benchmark_writes_a_line_a_family_whose_ratios_agree(tmp_path):
     out = tmp_path / "step.jsonl"
     command = [sys.executable, BENCHMARKS / "step.py", "--families", "RetinaNet", "--size", "64", "64", "--narrow"]
-    command += ["--images", "1", "--amp", "bf16", "--rounds", "1", "--threads", "1"]
+    command += ["--images", "1", "--amp", "bf16", "--rounds", "1", "--threads", "1", "--kinds"]
     run = subprocess.run([*command, "--json", out], capture_output=True, text=True, check=True)
-    (line,) = out.read_text().splitlines()
-    cost = json.loads(line)
-    assert (cost["family"], cost["amp"], cost["narrow"]) == ("RetinaNet", "bf16", True)
-    assert cost["ratio"] == cost["distilled_s"] / cost["plain_s"]
-    bound = (cost["plain_s"] + cost["teacher_s"] + cost["added_s"]) / cost["plain_s"]
-    assert abs(cost["over_bound"] - cost["ratio"] / bound) < 1e-9
-    assert 0 < cost["peak_mb"] < 100
+    costs = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [cost["pyramid"] for cost in costs] == [None, "cskd", "mse", "pkd", "cwd"]
+    for cost in costs:
+        assert (cost["family"], cost["amp"], cost["narrow"]) == ("RetinaNet", "bf16", True)
+        assert cost["ratio"] == cost["distilled_s"] / cost["plain_s"]
+        bound = (cost["plain_s"] + cost["teacher_s"] + cost["added_s"]) / cost["plain_s"]
+        assert abs(cost["over_bound"] - cost["ratio"] / bound) < 1e-9
+    assert 0 < costs[0]["peak_mb"] < 100
+    rows = run.stdout.splitlines()
+    assert [row[:22].rstrip() for row in rows[1:]] == [
+        "RetinaNet", "RetinaNet, cskd alone", "RetinaNet, mse alone", "RetinaNet, pkd alone", "RetinaNet, cwd alone"
+    ]  # fmt: skip
+    assert "over_bound" in rows[0]
     # Of student and teacher: five levels, eight tower maps a level and side, 720 + 36 channels of predictions.
     positions = sum(size * size for size in (8, 4, 2, 1, 1))
-    assert cost["tapped_mb"] == 2 * 4 * positions * (32 * 9 + 756) / 1e6
-    assert "over_bound" in run.stdout
+    assert costs[0]["tapped_mb"] == 2 * 4 * positions * (32 * 9 + 756) / 1e6
+    assert {cost["tapped_mb"] for cost in costs[1:]} == {2 * 4 * positions * 32 / 1e6}
 
 
 # What a distilled step adds to the plain one and the teacher's forward, in calls of operators and in waits. The second
@@ -68,6 +74,17 @@ def test_a_distilled_step_adds_no_more_pieces_than_it_should(benchmark, family):
         added = step.added_pieces(bench)
         assert 500 < added.calls <= calls
         assert added.waits <= waits
+
+
+def test_the_pyramid_term_of_each_kind_adds_no_wait_and_those_of_others_fewer_pieces_than_cskd(benchmark):
+    step, cpu = benchmark("step"), torch.device("cpu")
+    kinds = ("cskd", "mse", "pkd", "cwd")
+    added = {
+        kind: step.added_pieces(step.Bench("RetinaNet", 2, (64, 96), 8, cpu, narrow=True, pyramid=kind))
+        for kind in kinds
+    }
+    assert {kind: one.waits for kind, one in added.items()} == dict.fromkeys(kinds, 0)
+    assert added["mse"].calls < added["cwd"].calls < added["pkd"].calls < added["cskd"].calls <= 420
 
 
 def test_calls_and_waits_are_counted_and_looks_at_a_tensor_are_not(benchmark):

@@ -34,6 +34,9 @@ class TeacherPlan:
     class_map: Mapping[str, str] | None = None
 
 
+PyramidKind = Literal["cskd", "mse", "pkd", "cwd"]
+
+
 @dataclass(frozen=True)
 class PyramidPlan:
     """The terms of the pyramid: the cosine-guided loss of four parts of it, or another's loss of the whole.
@@ -56,7 +59,7 @@ class PyramidPlan:
     roi: WeightPair = (1.0, 0.5)
     foreground: WeightPair = (1.0, 0.5)
     background: WeightPair = (1.0, 0.5)
-    kind: Literal["cskd", "mse", "pkd", "cwd"] = "cskd"
+    kind: PyramidKind = "cskd"
     weight: float = 1.0
     tau: float = 1.0
     former = {"region": ("foreground", "background")}  # noqa: RUF012
