@@ -165,6 +165,14 @@ def test_constant_channels_give_a_finite_loss_and_no_gradient_where_they_are_nor
         assert not student.grad.any()
 
 
+@pytest.mark.parametrize("value", [0.0, 3.7, -12345.678])
+def test_what_rounding_leaves_of_a_constant_channel_is_constant(value):
+    student = torch.full((2, 3, 4, 5), value)
+    student[..., ::2] = torch.nextafter(student[..., ::2], torch.tensor(math.inf))
+    pearson_loss(student.requires_grad_(), random_pair((2, 3, 4, 5))[1].float()).backward()
+    assert not student.grad.any()
+
+
 @pytest.mark.parametrize("scale", [1e-4, 1e4])
 def test_small_and_large_features_give_finite_losses_and_gradients_in_float32(loss, scale):
     student, teacher = (side.float() * scale for side in random_pair((2, 3, 4, 5)))

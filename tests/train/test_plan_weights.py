@@ -111,6 +111,7 @@ def test_the_plan_knows_the_weight_of_every_term():
     assert plan.weighed_by("roi_fc") == ("roi.fc", (5.0, 6.0))
     assert plan.weighed_by("prediction_cls") == ("prediction", (1.0, 0.5))
     assert plan.weighed_by("assistant_roi_cls") == ("assistant", None)
+    assert plan.weighed_by("predictions") is None
     assert [plan.weighed_by(own) for own in ("cls", "bbox", "centerness", "dfl", "rpn_cls", "rpn_bbox")] == [None] * 6
 
 

@@ -13,6 +13,7 @@ from cskd_core.plan import DistillPlan
 from cskd_train.engine import run
 from cskd_train.engine.records import Recorder
 from cskd_train.engine.signals import Interrupted
+from cskd_train.engine.terms import DistilledTerms
 from cskd_train.files import checkpoints
 from cskd_train.files.config import config_to_json, load_config
 from cskd_train.stored import current_config, current_terms
@@ -77,6 +78,16 @@ def test_runs_of_before_and_after_are_distilled_alike(tmp_path):
         result = {"config": "a.py", "seed": 0, "best": {"bbox_mAP": 0.1}, "last": {"bbox_mAP": 0.1}}
         (folder / "result.json").write_text(json.dumps(result))
     assert load_run(tmp_path / "0").distill == load_run(tmp_path / "1").distill
+
+
+def test_what_was_taken_in_of_terms_is_gone_on_with():
+    watched = DistilledTerms(DistillPlan.parse({"teacher": {"checkpoint": "-"}}), 100)
+    watched.load_state_dict({"decided": False, "seen": ["cls", "pyramid"], "sums": {"pyramid_bg": 2.0, "cls": 1.0}})
+    assert watched.state_dict() == {
+        "decided": False,
+        "seen": ["cls", "pyramid_full"],
+        "sums": {"pyramid_background": 2.0, "cls": 1.0},
+    }
 
 
 def test_a_run_that_began_before_goes_on_under_todays_names(small_runs, tmp_path, monkeypatch):
