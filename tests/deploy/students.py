@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 SIZE = (128, 128)
-FAMILIES = ("RetinaNet", "FCOS", "GFL", "FasterRCNN")
+FAMILIES = ("RetinaNet", "FCOS", "GFL", "ATSS", "FasterRCNN")
 STRIDES = [8, 16, 32, 64, 128]
 GROUPS = {"type": "GN", "num_groups": 8}
 
@@ -20,6 +21,17 @@ OUTPUTS: dict[str, list[tuple[str, float, float]]] = {
         ("bbox_head.conv_centerness", 1.5, 0),
     ],
     "GFL": [("bbox_head.gfl_cls", 1.5, -3), ("bbox_head.gfl_reg", 1.5, 0)],
+    "ATSS": [
+        ("bbox_head.atss_cls", 1.5, -3),
+        ("bbox_head.atss_reg", 2, 0),
+        ("bbox_head.atss_centerness", 1.5, 0),
+    ],
+    "AutoAssign": [
+        ("bbox_head.conv_cls", 1.5, -3),
+        ("bbox_head.conv_reg", 1, 2),
+        ("bbox_head.conv_centerness", 1.5, 0),
+    ],
+    "FSAF": [("bbox_head.retina_cls", 1.5, -3), ("bbox_head.retina_reg", 0.3, 0.6)],
     "FasterRCNN": [
         ("rpn_head.rpn_cls", 1.5, 0),
         ("rpn_head.rpn_reg", 0.3, 0),
@@ -61,42 +73,65 @@ def model_config(family: str, num_classes: int, width: int = 32, candidates: int
         candidates: nms_pre, and for Faster R-CNN the number of proposals.
     """
     neck: dict[str, Any] = {"type": "FPN", "in_channels": [64, 128, 256, 512], "out_channels": width, "num_outs": 5}
-    dense = {"num_classes": num_classes, "in_channels": width, "feat_channels": width, "stacked_convs": 2}
     test = {"score_thr": 0.05, "nms": {"type": "nms", "iou_threshold": 0.5}, "max_per_img": 100}
     pre = {"nms_pre": candidates, "min_bbox_size": 0}
-    focal = {"type": "FocalLoss", "use_sigmoid": True}
     parts: dict[str, Any]
+    if family == "FasterRCNN":
+        proposals = {**pre, "max_per_img": candidates, "nms": {"type": "nms", "iou_threshold": 0.7}}
+        parts = {**_two_stage(num_classes, width), "test_cfg": {"rpn": proposals, "rcnn": test}}
+    else:
+        further_levels, head = _one_stage(family)
+        neck |= {"start_level": 1, **further_levels}
+        dense = {"num_classes": num_classes, "in_channels": width, "feat_channels": width, "stacked_convs": 2}
+        parts = {"bbox_head": {**head, **dense}, "test_cfg": {**pre, **test}}
+    backbone = {"type": "ResNet", "depth": 18, "norm_cfg": {"type": "BN"}, "out_indices": (0, 1, 2, 3)}
+    return {"type": family, "backbone": backbone, "neck": neck, "train_cfg": None, **parts}
+
+
+def _one_stage(family: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the neck and the head of a one-stage family have of their own."""
+    focal = {"type": "FocalLoss", "use_sigmoid": True}
+    giou = {"type": "GIoULoss"}
     if family == "RetinaNet":
-        neck |= {"start_level": 1, "add_extra_convs": "on_input"}
-        anchors = {"octave_base_scale": 4, "scales_per_octave": 3, "ratios": [0.5, 1.0, 2.0], "strides": STRIDES}
-        head = {
+        return {"add_extra_convs": "on_input"}, {
             "type": "RetinaHead",
-            "anchor_generator": {"type": "AnchorGenerator", **anchors},
+            "anchor_generator": _anchors(4, 3, [0.5, 1.0, 2.0]),
             "bbox_coder": {"type": "DeltaXYWHBBoxCoder"},
             "loss_cls": focal,
             "loss_bbox": {"type": "L1Loss"},
         }
-        parts = {"bbox_head": {**head, **dense}, "test_cfg": {**pre, **test}}
-    elif family == "FCOS":
-        neck |= {"start_level": 1, "add_extra_convs": "on_output", "relu_before_extra_convs": True}
-        head = {"type": "FCOSHead", "strides": STRIDES, "norm_on_bbox": True, "conv_bias": True, "norm_cfg": GROUPS}
-        parts = {"bbox_head": {**head, "loss_cls": focal, **dense}, "test_cfg": {**pre, **test}}
-    elif family == "GFL":
-        neck |= {"start_level": 1, "add_extra_convs": "on_output"}
-        anchors = {"octave_base_scale": 8, "scales_per_octave": 1, "ratios": [1.0], "strides": STRIDES}
-        head = {
-            "type": "GFLHead",
-            "anchor_generator": {"type": "AnchorGenerator", **anchors},
-            "loss_cls": {"type": "QualityFocalLoss", "use_sigmoid": True},
-            "loss_bbox": {"type": "GIoULoss"},
-            "norm_cfg": GROUPS,
+    if family == "FSAF":
+        return {"add_extra_convs": "on_input"}, {
+            "type": "FSAFHead",
+            "anchor_generator": _anchors(1),
+            "bbox_coder": {"type": "TBLRBBoxCoder", "normalizer": 4.0},
+            "reg_decoded_bbox": True,
+            "loss_cls": {**focal, "reduction": "none"},
+            "loss_bbox": {"type": "IoULoss", "reduction": "none"},
         }
-        parts = {"bbox_head": {**head, **dense}, "test_cfg": {**pre, **test}}
-    else:
-        proposals = {**pre, "max_per_img": candidates, "nms": {"type": "nms", "iou_threshold": 0.7}}
-        parts = {**_two_stage(num_classes, width), "test_cfg": {"rpn": proposals, "rcnn": test}}
-    backbone = {"type": "ResNet", "depth": 18, "norm_cfg": {"type": "BN"}, "out_indices": (0, 1, 2, 3)}
-    return {"type": family, "backbone": backbone, "neck": neck, "train_cfg": None, **parts}
+    if family == "FCOS":
+        points = {"type": "FCOSHead", "strides": STRIDES, "norm_on_bbox": True, "conv_bias": True}
+        extra = {"add_extra_convs": "on_output", "relu_before_extra_convs": True}
+        return extra, {**points, "norm_cfg": GROUPS, "loss_cls": focal}
+    if family == "AutoAssign":
+        points = {"type": "AutoAssignHead", "strides": STRIDES}
+        extra = {"add_extra_convs": True, "relu_before_extra_convs": True}
+        return extra, {**points, "norm_cfg": GROUPS, "loss_bbox": giou}
+    head: dict[str, dict[str, Any]] = {
+        "GFL": {"type": "GFLHead", "loss_cls": {"type": "QualityFocalLoss", "use_sigmoid": True}},
+        "ATSS": {
+            "type": "ATSSHead",
+            "bbox_coder": {"type": "DeltaXYWHBBoxCoder", "target_stds": [0.1, 0.1, 0.2, 0.2]},
+            "loss_cls": focal,
+        },
+    }
+    shared = {"anchor_generator": _anchors(8), "loss_bbox": giou, "norm_cfg": GROUPS}
+    return {"add_extra_convs": "on_output"}, {**head[family], **shared}
+
+
+def _anchors(scale: int, scales_per_octave: int = 1, ratios: Sequence[float] = (1.0,)) -> dict[str, Any]:
+    octave = {"octave_base_scale": scale, "scales_per_octave": scales_per_octave}
+    return {"type": "AnchorGenerator", **octave, "ratios": list(ratios), "strides": STRIDES}
 
 
 def _two_stage(num_classes: int, width: int) -> dict[str, Any]:

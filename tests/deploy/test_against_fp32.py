@@ -29,6 +29,7 @@ LOGITS = {
     "RetinaNet": {"bbox_head.retina_cls": 5},
     "FCOS": {"bbox_head.conv_cls": 5},
     "GFL": {"bbox_head.gfl_cls": 5},
+    "ATSS": {"bbox_head.atss_cls": 5},
     "FasterRCNN": {"rpn_head.rpn_cls": 5, "bbox_head.fc_cls": 1},
 }
 AGREEMENT = AgreementWithFp32(

@@ -21,9 +21,11 @@ from cskd_deploy.detect.preprocess import placement
 from cskd_deploy.errors import DeployError
 from cskd_deploy.exporter import onnx as onnx_export
 from cskd_deploy.exporter.student import load_student
+from cskd_deploy.model.manifest import GraphForm
 
 from .conftest import Exported, detect_with_mmdet
 from .students import FAMILIES, student_config, write_checkpoint
+from .unusual import config_with
 
 
 @pytest.fixture(scope="module")
@@ -85,11 +87,16 @@ def test_every_family_finds_what_simple_test_finds_on_a_padded_image(family, siz
     assert_same_on_the_canvas(size, (128, 128), *fixed(family), tmp_path)
 
 
-def assert_same_on_the_canvas(size, canvas, checkpoint, model, folder):
-    student = load_student(checkpoint)
+def random_picture(size, folder):
     path = folder / "image.png"
     small = np.random.default_rng(2).integers(0, 256, (9, 9, 3), dtype=np.uint8)
     cv2.imwrite(str(path), cv2.resize(small, size[::-1], interpolation=cv2.INTER_CUBIC))
+    return path
+
+
+def assert_same_on_the_canvas(size, canvas, checkpoint, model, folder):
+    student = load_student(checkpoint)
+    path = random_picture(size, folder)
     with OnnxRuntimeBackend(model) as backend:
         found = Detector(backend).detect(read_image(path))
         rule = backend.manifest.preprocessing
@@ -115,6 +122,30 @@ def test_the_pytorch_reference_gives_the_same_detections_through_the_same_interf
         assert_same(*(triple(Detector(backend).detect(image)) for backend in (reference, model)))
 
 
+@pytest.mark.parametrize(
+    ("family", "head"),
+    [("RetinaNet", "FreeAnchorRetinaHead"), ("RetinaNet", "PISARetinaHead"), ("AutoAssign", None), ("FSAF", None)],
+)
+def test_heads_that_differ_in_training_alone_find_what_simple_test_finds(family, head, tmp_path):
+    settings = {"model.test_cfg.score_thr": 0.12, "model.test_cfg.nms.iou_threshold": 0.6}
+    if head:
+        settings["model.bbox_head.type"] = head
+    config = config_with(family, ("a", "b", "c"), settings)
+    if head == "FreeAnchorRetinaHead":
+        del config["model"]["bbox_head"]["loss_cls"]  # as its own configs
+    checkpoint = write_checkpoint(tmp_path / "student.pth", ("a", "b", "c"), config)
+    form = GraphForm("uint8", nms="graph")
+    with OnnxRuntimeBackend(onnx_export.export(checkpoint, tmp_path / "student.onnx", form=form).path) as backend:
+        assert backend.manifest.family == family.lower()
+        detector, student = Detector(backend), load_student(checkpoint)
+        for size, canvas in {(150, 90): (128, 96), (70, 130): (96, 128)}.items():
+            path = random_picture(size, tmp_path)
+            expected = flat(detect_with_mmdet(student, path))
+            assert detector.prepare(read_image(path)).tensor.shape == (1, *canvas, 3)
+            assert len(expected[1]) > 10
+            assert_same(expected, triple(detector.detect(read_image(path))))
+
+
 def test_fcos_keeps_detections_whose_centerness_takes_them_below_the_score_threshold(exported, shapes_root):
     path = next((shapes_root / "images").iterdir())
     student = load_student(exported("FCOS").checkpoint)
@@ -130,7 +161,13 @@ def test_fcos_keeps_detections_whose_centerness_takes_them_below_the_score_thres
 
 @pytest.mark.parametrize(
     ("family", "priors_a_cell", "outputs"),
-    [("RetinaNet", 9, []), ("FCOS", 1, ["class_scores"]), ("GFL", 1, []), ("FasterRCNN", None, [])],
+    [
+        ("RetinaNet", 9, []),
+        ("FCOS", 1, ["class_scores"]),
+        ("GFL", 1, []),
+        ("ATSS", 1, ["class_scores"]),
+        ("FasterRCNN", None, []),
+    ],
 )
 def test_a_file_of_a_fixed_size_is_clean_static_and_says_what_it_is(family, priors_a_cell, outputs, fixed, classes):
     import onnx

@@ -16,10 +16,11 @@ from cskd_deploy.exporter.graph.operators import non_max_suppression, roi_align
 from cskd_deploy.exporter.graph.whole import build_graph
 from cskd_deploy.exporter.student import Student, load_student
 
-from .students import SIZE, student_config, write_checkpoint
+from .students import SIZE, STRIDES, student_config, write_checkpoint
 
 CLASSES = ("a", "b", "c")
 SHAPE = np.array([[100, 120]], dtype=np.float32)  # of the image, on a canvas of 128 x 128
+TWO_ANCHORS = {"type": "AnchorGenerator", "scales": [8], "ratios": [0.5, 1.0], "strides": STRIDES}
 
 
 def student_of(folder: Any, family: str, **head: Any) -> Student:
@@ -67,6 +68,14 @@ def assert_same_candidates(student: Student) -> int:
         ("FCOS", {"centerness_on_reg": True}),
         ("FCOS", {"bbox_coder": {"type": "DistancePointBBoxCoder", "clip_border": False}}),
         ("GFL", {"reg_max": 7}),
+        ("ATSS", {"pred_kernel_size": 1}),
+        ("ATSS", {"anchor_generator": TWO_ANCHORS}),
+        ("ATSS", {"bbox_coder": {"type": "DeltaXYWHBBoxCoder", "clip_border": False}}),
+        ("RetinaNet", {"type": "FreeAnchorRetinaHead"}),
+        ("RetinaNet", {"type": "PISARetinaHead"}),
+        ("AutoAssign", {}),
+        ("FSAF", {}),
+        ("FSAF", {"bbox_coder": {"type": "TBLRBBoxCoder", "normalizer": 3.0, "clip_border": False}}),
         ("FasterRCNN", {"num_convs": 2}),
     ],
 )
@@ -74,8 +83,9 @@ def test_candidates_are_those_of_mmdet_for_other_settings_of_the_head(tmp_path, 
     assert assert_same_candidates(student_of(tmp_path, family, **head)) > 200
 
 
-def test_class_scores_of_fcos_are_those_without_centerness(exported):
-    student = load_student(exported("FCOS").checkpoint)
+@pytest.mark.parametrize("family", ["FCOS", "ATSS"])
+def test_class_scores_are_those_without_centerness(family, exported):
+    student = load_student(exported(family).checkpoint)
     expected = mmdet_candidates(student.model, image().numpy(), SHAPE, score_threshold=0.0, with_factors=False)
     found = graph_outputs(student)
     assert match(rows(expected), rows({**found, "scores": found["class_scores"]}), score=1e-5).share == 1

@@ -26,7 +26,7 @@ from .engines import put_rtx
 from .students import FAMILIES
 
 TARGETS = ("cpu", "tensorrt")
-LEAST_MATCHED = {"RetinaNet": 0.65, "FCOS": 0.85, "GFL": 0.75, "FasterRCNN": 0.65}
+LEAST_MATCHED = {"RetinaNet": 0.65, "FCOS": 0.85, "GFL": 0.75, "ATSS": 0.75, "FasterRCNN": 0.65}
 HEADS = ("bbox_head.retina_cls", "bbox_head.retina_reg")
 
 

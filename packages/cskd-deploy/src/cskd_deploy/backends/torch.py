@@ -105,7 +105,7 @@ def mmdet_candidates(
         image_shape: `(n, 2)`: (height, width) before padding.
         score_threshold: replaces the one in the `test_cfg` of a one-stage model. Candidates of a two-stage model are
             all pairs of proposal and class, whatever their score.
-        with_factors: multiply the class scores by the centerness, where the head has one.
+        with_factors: multiply the class scores by the score factor (centerness), where the head has one.
 
     Returns:
         The outputs of a `Backend` but for the class scores; boxes are clipped to the image. In a batch the images with

@@ -17,13 +17,15 @@ from cskd_deploy.model.manifest import Postprocessing, Preprocessing
 _DELTAS = ("DeltaXYWHBBoxCoder", None)
 _DISTANCES = ("DistancePointBBoxCoder", None)
 
+_SIGMOID = "bbox_head.loss_cls.use_sigmoid"
+
 # Model type -> family, and the settings that have to be as given here; None stands for a setting that is left out.
 _FAMILIES: dict[str, tuple[str, dict[str, tuple[Any, ...]]]] = {
     "RetinaNet": (
         "retinanet",
         {
-            "bbox_head.type": ("RetinaHead",),
-            "bbox_head.loss_cls.use_sigmoid": (True,),
+            "bbox_head.type": ("RetinaHead", "FreeAnchorRetinaHead", "PISARetinaHead"),  # they differ in training alone
+            _SIGMOID: (True,),
             "bbox_head.bbox_coder.type": _DELTAS,
         },
     ),
@@ -31,7 +33,7 @@ _FAMILIES: dict[str, tuple[str, dict[str, tuple[Any, ...]]]] = {
         "fcos",
         {
             "bbox_head.type": ("FCOSHead",),
-            "bbox_head.loss_cls.use_sigmoid": (True,),
+            _SIGMOID: (True,),
             "bbox_head.bbox_coder.type": _DISTANCES,
             "bbox_head.dcn_on_last_conv": (False, None),
         },
@@ -40,8 +42,33 @@ _FAMILIES: dict[str, tuple[str, dict[str, tuple[Any, ...]]]] = {
         "gfl",
         {
             "bbox_head.type": ("GFLHead",),
-            "bbox_head.loss_cls.use_sigmoid": (True,),
+            _SIGMOID: (True,),
             "bbox_head.bbox_coder.type": _DISTANCES,
+        },
+    ),
+    "ATSS": (
+        "atss",
+        {
+            "bbox_head.type": ("ATSSHead",),
+            _SIGMOID: (True,),
+            "bbox_head.bbox_coder.type": _DELTAS,
+        },
+    ),
+    "AutoAssign": (
+        "autoassign",
+        {
+            "bbox_head.type": ("AutoAssignHead",),
+            _SIGMOID: (True,),
+            "bbox_head.bbox_coder.type": _DISTANCES,
+            "bbox_head.dcn_on_last_conv": (False, None),
+        },
+    ),
+    "FSAF": (
+        "fsaf",
+        {
+            "bbox_head.type": ("FSAFHead",),
+            _SIGMOID: (True,),
+            "bbox_head.bbox_coder.type": ("TBLRBBoxCoder",),
         },
     ),
     "FasterRCNN": (
@@ -71,6 +98,15 @@ _EVERY_FAMILY: dict[str, tuple[Any, ...]] = {
     "backbone.dcn": (None,),
     "bbox_head.conv_cfg.type": ("Conv", "Conv2d", None),
 }
+_DEFORMABLE_NECKS = ("DyHead",)
+# Families whose head gives a score factor (centerness, objectness): mmdet multiplies it in after the score threshold.
+_SCORE_FACTORS = ("fcos", "atss", "autoassign")
+
+EXPORTABLE: Mapping[str, tuple[str, ...]] = {
+    kind: settings.get("bbox_head.type") or settings["roi_head.bbox_head.type"]
+    for kind, (_, settings) in _FAMILIES.items()
+}
+"""Detector class of mmdet -> the classes of its box head with which a student can be exported."""
 
 
 @dataclass(frozen=True)
@@ -92,16 +128,28 @@ def family_of(config: Mapping[str, Any]) -> str:
     model = config.get("model") or {}
     kind = model.get("type")
     if kind not in _FAMILIES:
+        exportable = "; ".join(f"{name} ({', '.join(heads)})" for name, heads in EXPORTABLE.items())
         raise DeployError(
-            f"the config's model is of type {kind!r}, which cannot be exported; expected: {', '.join(_FAMILIES)}"
+            f"the config's model is of type {kind!r}, which cannot be exported yet, though cskd-train may train and "
+            f"distil it. What can be exported: {exportable}"
         )
     family, settings = _FAMILIES[kind]
     for path, accepted in {**settings, **_EVERY_FAMILY}.items():
         value = _setting(model, path)
+        if path == _SIGMOID and _setting(model, "bbox_head.loss_cls") is None:
+            value = True  # the default of every head of the table
         if value not in accepted:
             choices = " or ".join("left out" if choice is None else repr(choice) for choice in accepted)
             raise DeployError(
                 f"the config's {kind} has model.{path}={value!r}, which cannot be exported (expected: {choices})"
+            )
+    necks = model.get("neck")
+    for part in necks if isinstance(necks, Sequence) else [necks]:
+        neck = _setting(part, "type")
+        if neck in _DEFORMABLE_NECKS:
+            raise DeployError(
+                f"the config's {kind} has the neck {neck}, which cannot be exported: its deformable convolutions have "
+                "no ONNX operator"
             )
     return family
 
@@ -124,7 +172,7 @@ def postprocessing_of(config: Mapping[str, Any]) -> Postprocessing:
         nms_class_agnostic=bool(nms.get("class_agnostic", False)),
         max_per_image=number(settings.get("max_per_img"), f"{where}.max_per_img", int),
         clip_boxes=_setting(model, f"{head}.bbox_coder.clip_border") is not False,
-        threshold_on="class_scores" if family == "fcos" else "scores",
+        threshold_on="class_scores" if family in _SCORE_FACTORS else "scores",
     )
 
 

@@ -58,7 +58,7 @@ class CandidateGraph(nn.Module):
 class DenseGraph(CandidateGraph):
     """A one-stage student: on each pyramid level the best pairs of prior and class, and their boxes.
 
-    RetinaNet is this and no more.
+    RetinaNet is this and no more; so is FSAF, whose boxes another coder decodes.
 
     Args:
         student: mmdet's detector, in eval mode.
@@ -161,21 +161,21 @@ def decode(coder: Any, priors: Tensor, predictions: Tensor) -> Tensor:
     return boxes.reshape(predictions.shape)
 
 
-class FCOSGraph(DenseGraph):
-    """An FCOS student.
+class ScoreFactorGraph(DenseGraph):
+    """A student whose head gives a score factor: the centerness of FCOS and ATSS, the objectness of AutoAssign.
 
     mmdet chooses by the class score: the score threshold and the best of a level. Only then the class score is
-    multiplied by the centerness, and the product ranks in NMS and is the detection's score. Both go out: `scores` is
-    the product, `class_scores` is what the threshold applies to.
+    multiplied by the factor's sigmoid, and the product ranks in NMS and is the detection's score. Both go out: `scores`
+    is the product, `class_scores` is what the threshold applies to.
     """
 
     outputs: ClassVar[tuple[str, ...]] = (*OUTPUTS, CLASS_SCORES)
 
     def _finish(  # type: ignore[override]  # one map more than the other heads have
-        self, logits: Tensor, labels: Tensor, points: Tensor, distances: Tensor, centerness: Tensor
+        self, logits: Tensor, labels: Tensor, priors: Tensor, predictions: Tensor, factors: Tensor
     ) -> tuple[Tensor, ...]:
         class_scores = logits.sigmoid()
-        return self._decode(points, distances), class_scores * centerness.squeeze(-1).sigmoid(), labels, class_scores
+        return self._decode(priors, predictions), class_scores * factors.squeeze(-1).sigmoid(), labels, class_scores
 
 
 class GFLGraph(DenseGraph):

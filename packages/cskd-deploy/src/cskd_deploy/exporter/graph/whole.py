@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cskd_deploy.backends.base import CANDIDATE, IMAGE_SHAPE, INPUT, OUTPUTS
-from cskd_deploy.exporter.graph.candidates import CandidateGraph, DenseGraph, FCOSGraph, GFLGraph
+from cskd_deploy.exporter.graph.candidates import CandidateGraph, DenseGraph, GFLGraph, ScoreFactorGraph
 from cskd_deploy.exporter.graph.faster_rcnn import FasterRCNNGraph
 from cskd_deploy.exporter.graph.operators import fill_up, non_max_suppression, offset_by_group
 from cskd_deploy.exporter.mmdet_config import candidates_per_level, family_of, proposals_of
@@ -127,7 +127,14 @@ class Suppress(nn.Module):
         return found[0].unsqueeze(0), found[1].unsqueeze(0), found[2].unsqueeze(0)
 
 
-_DENSE: dict[str, type[DenseGraph]] = {"retinanet": DenseGraph, "fcos": FCOSGraph, "gfl": GFLGraph}
+_DENSE: dict[str, type[DenseGraph]] = {
+    "retinanet": DenseGraph,
+    "fsaf": DenseGraph,
+    "fcos": ScoreFactorGraph,
+    "atss": ScoreFactorGraph,
+    "autoassign": ScoreFactorGraph,
+    "gfl": GFLGraph,
+}
 
 
 def build_whole(student: nn.Module, config: Mapping[str, Any], manifest: Manifest) -> WholeGraph:
