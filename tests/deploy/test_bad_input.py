@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from cskd_deploy.errors import DeployError
-from cskd_deploy.exporter import EXPORTABLE
 from cskd_deploy.exporter.mmdet_config import candidates_per_level, family_of, postprocessing_of, proposals_of
 
 from .students import student_config, write_checkpoint
@@ -317,39 +316,6 @@ def test_a_variant_that_is_nearly_of_a_family_is_refused_by_the_name_of_its_sett
     with pytest.raises(DeployError) as error:
         read_model(config)
     assert message in str(error.value)
-
-
-def test_export_of_another_detector_says_what_can_be_exported_and_builds_nothing(deploy, tmp_path, monkeypatch):
-    import torch
-
-    config = student_config(("a",), family="ATSS")
-    stored = torch.load(write_checkpoint(tmp_path / "student.pth", ("a",), config), weights_only=True)
-    model = stored["meta"]["config"]["model"]
-    model["type"], model["bbox_head"]["type"] = "PAA", "PAAHead"
-    torch.save(stored, tmp_path / "student.pth")
-    monkeypatch.setattr("cskd_train.engine.evaluate.build_trained", lambda *_: pytest.fail("the student was built"))
-    done = deploy("export", "--checkpoint", tmp_path / "student.pth")
-    assert done.code == 2
-    (line,) = (line for line in done.err.splitlines() if line.startswith("error: "))
-    assert line == (
-        "error: the config's model is of type 'PAA', which cannot be exported yet, though cskd-train may train and "
-        "distil it. What can be exported: RetinaNet (RetinaHead, FreeAnchorRetinaHead, PISARetinaHead); "
-        "FCOS (FCOSHead); GFL (GFLHead); ATSS (ATSSHead); AutoAssign (AutoAssignHead); FSAF (FSAFHead); "
-        "FasterRCNN (Shared2FCBBoxHead, Shared4Conv1FCBBoxHead, ConvFCBBoxHead)"
-    )
-    assert [path.name for path in tmp_path.iterdir()] == ["student.pth"]
-
-
-@pytest.mark.parametrize("detector", [name for name in EXPORTABLE if name != "FasterRCNN"])
-def test_a_head_without_loss_cls_is_mmdets_sigmoid(detector):
-    from mmdet.models import build_head
-
-    model = student_config(("a", "b"), family=detector)["model"]
-    model["bbox_head"].pop("loss_cls", None)
-    for head in EXPORTABLE[detector]:
-        model["bbox_head"]["type"] = head
-        family_of({"model": model})
-        assert build_head(dict(model["bbox_head"])).use_sigmoid_cls
 
 
 def read_model(config):

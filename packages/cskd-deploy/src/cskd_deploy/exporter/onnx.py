@@ -222,16 +222,22 @@ def _trace(student: Student, manifest: Manifest) -> Any:
         # The exporter's deprecation, and the tracer's remarks on shapes that are constant here.
         warnings.simplefilter("ignore")
         traced = Path(folder) / "traced.onnx"
-        torch.onnx.export(
-            graph,
-            graph.example(),
-            traced,
-            input_names=list(graph.inputs),
-            output_names=list(graph.outputs),
-            opset_version=OPSET,
-            dynamic_axes=graph.dynamic_axes(),
-            dynamo=False,
-        )
+        try:
+            torch.onnx.export(
+                graph,
+                graph.example(),
+                traced,
+                input_names=list(graph.inputs),
+                output_names=list(graph.outputs),
+                opset_version=OPSET,
+                dynamic_axes=graph.dynamic_axes(),
+                dynamo=False,
+            )
+        except torch.onnx.errors.UnsupportedOperatorError as error:
+            raise DeployError(
+                f"{student.path}: its backbone, neck or head computes with an operator that the exported file cannot "
+                f"have ({str(error).splitlines()[0].rstrip('.')}). Train it with a backbone and neck of common layers"
+            ) from error
         return onnx.load(str(traced))
 
 

@@ -1,0 +1,68 @@
+"""What can be exported: the table, the page that shows it, and the refusal of everything else."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from mmdet.models import FPN, build_head
+
+from cskd_deploy.errors import DeployError
+from cskd_deploy.exporter import EXPORTABLE
+from cskd_deploy.exporter.mmdet_config import family_of
+from cskd_deploy.exporter.onnx import export
+
+from .students import student_config, write_checkpoint
+
+PAGE = Path(__file__).parents[2] / "docs" / "export.md"
+
+
+def test_the_page_names_exactly_what_can_be_exported():
+    rows = re.findall(r"^\| (`.*?) \| (`.*?) \|", PAGE.read_text(), flags=re.MULTILINE)
+    assert {kind.strip("`"): tuple(re.findall(r"`(\w+)`", heads)) for kind, heads in rows} == EXPORTABLE
+
+
+def test_the_weights_of_localisation_distillation_are_those_of_gfl():
+    head = student_config(("a", "b"), family="GFL")["model"]["bbox_head"]
+    distilled = {**head, "type": "LDHead", "loss_ld": {"type": "KnowledgeDistillationKLDivLoss", "T": 10}}
+    weights = [{name: value.shape for name, value in build_head(one).state_dict().items()} for one in (head, distilled)]
+    assert weights[0] == weights[1]
+
+
+def test_export_of_another_detector_says_what_can_be_exported_and_builds_nothing(deploy, tmp_path, monkeypatch):
+    config = student_config(("a",), family="ATSS")
+    stored = torch.load(write_checkpoint(tmp_path / "student.pth", ("a",), config), weights_only=True)
+    model = stored["meta"]["config"]["model"]
+    model["type"], model["bbox_head"]["type"] = "PAA", "PAAHead"
+    torch.save(stored, tmp_path / "student.pth")
+    monkeypatch.setattr("cskd_train.engine.evaluate.build_trained", lambda *_: pytest.fail("the student was built"))
+    done = deploy("export", "--checkpoint", tmp_path / "student.pth")
+    assert done.code == 2
+    (line,) = (line for line in done.err.splitlines() if line.startswith("error: "))
+    assert line == (
+        "error: the config's model is of type 'PAA', which cannot be exported yet, though cskd-train may train and "
+        "distil it. What can be exported: RetinaNet (RetinaHead, FreeAnchorRetinaHead, PISARetinaHead); "
+        "FCOS (FCOSHead); GFL (GFLHead); ATSS (ATSSHead); AutoAssign (AutoAssignHead); FSAF (FSAFHead); "
+        "FasterRCNN (Shared2FCBBoxHead, Shared4Conv1FCBBoxHead, ConvFCBBoxHead)"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["student.pth"]
+
+
+def test_a_neck_with_an_operator_that_onnx_has_not_is_refused_by_its_name(checkpoint, tmp_path, monkeypatch):
+    plain = FPN.forward
+    monkeypatch.setattr(FPN, "forward", lambda self, maps: tuple(map(torch.special.bessel_j0, plain(self, maps))))
+    with pytest.raises(DeployError, match=r"an operator that the exported file cannot have .*bessel_j0"):
+        export(checkpoint, tmp_path / "student.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("detector", [name for name in EXPORTABLE if name != "FasterRCNN"])
+def test_a_head_without_loss_cls_is_mmdets_sigmoid(detector):
+    model = student_config(("a", "b"), family=detector)["model"]
+    model["bbox_head"].pop("loss_cls", None)
+    for head in EXPORTABLE[detector]:
+        model["bbox_head"]["type"] = head
+        family_of({"model": model})
+        assert build_head(dict(model["bbox_head"])).use_sigmoid_cls
