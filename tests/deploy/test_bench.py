@@ -20,7 +20,7 @@ from cskd_deploy.measure.cold_start import measure_cold
 from cskd_deploy.measure.plot import read_evaluations
 from cskd_deploy.model.manifest import GraphForm, Manifest, Postprocessing, Preprocessing
 
-from .students import FAMILIES
+from .students import GRAPHS
 
 MANIFEST = Manifest(
     family="retinanet",
@@ -136,7 +136,7 @@ def test_random_images_are_the_same_for_the_same_seed():
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", GRAPHS)
 def test_bench_prints_percentiles_throughput_size_and_the_ratio_to_pytorch(deploy, family, exported, shapes_root):
     checkpoint, model_file = exported(family)
     done = deploy(

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from .students import FAMILIES
+from .students import GRAPHS
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def spoilt(model_file, tmp_path_factory):
     return path, node.output[0]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", GRAPHS)
 def test_a_checkpoint_and_its_file_find_the_same(deploy, family, exported, shapes_root):
     checkpoint, model = exported(family)
     arguments = ("--images", shapes_root / "images", "--limit", 3, "--tolerance", 1e-3, "--json")

@@ -11,10 +11,10 @@ import pytest
 from cskd_data import read
 from cskd_deploy.exporter.onnx import export
 
-from .students import FAMILIES, write_checkpoint
+from .students import GRAPHS, write_checkpoint
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", GRAPHS)
 def test_map_of_the_file_is_that_of_the_checkpoint(deploy, family, exported, annotated, shapes_root):
     data = ("--ann", annotated(family), "--images", shapes_root / "images")
     done = deploy("eval", exported(family).model, *data, "--reference", exported(family).checkpoint, "--json")

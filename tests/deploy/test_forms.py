@@ -27,7 +27,7 @@ from cskd_deploy.exporter.student import load_student
 from cskd_deploy.model.manifest import GraphForm
 
 from .conftest import detect_with_mmdet
-from .students import FAMILIES, student_config
+from .students import GRAPHS, student_config
 from .test_export import assert_same, flat, triple
 from .test_postprocess import RULE, crowd
 
@@ -75,7 +75,7 @@ def test_normalisation_in_the_graph_is_the_pipelines_and_masks_what_lies_outside
 SMALL = [(0, (40, 90)), (1, (64, 50))]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", GRAPHS)
 def test_raw_pixels_and_a_normalised_image_give_the_same_detections(family, exported, formed, shapes_root):
     image = read_image(next((shapes_root / "images").iterdir()))
     with OnnxRuntimeBackend(exported(family).model) as raw, OnnxRuntimeBackend(formed(family, FLOAT)) as plain:
@@ -90,7 +90,7 @@ def test_raw_pixels_and_a_normalised_image_give_the_same_detections(family, expo
 
 
 @pytest.mark.parametrize("form", [FLOAT, NMS_INSIDE], ids=["nms outside", "nms in the graph"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", GRAPHS)
 def test_a_dynamic_file_finds_what_simple_test_finds_with_its_own_padding(family, form, exported, formed, tmp_path):
     student = load_student(exported(family).checkpoint)
     with OnnxRuntimeBackend(formed(family, form)) as backend:
@@ -106,7 +106,7 @@ def test_a_dynamic_file_finds_what_simple_test_finds_with_its_own_padding(family
             assert_same(expected, triple(detector.detect(image)))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", GRAPHS)
 def test_nms_in_the_graph_gives_a_fixed_number_of_detections(family, formed, exported, shapes_root):
     image = read_image(next((shapes_root / "images").iterdir()))
     with (
@@ -124,7 +124,7 @@ def test_nms_in_the_graph_gives_a_fixed_number_of_detections(family, formed, exp
         assert_same(triple(Detector(outside).detect(image)), triple(detector.detect(image)))
 
 
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "FasterRCNN"])
+@pytest.mark.parametrize("family", [family for family in GRAPHS if family != "FasterRCNN"])
 def test_a_batch_gives_what_its_images_give_alone(family, formed):
     with OnnxRuntimeBackend(formed(family, ANY_BATCH)) as backend:
         assert backend.batch_size is None

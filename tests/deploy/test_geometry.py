@@ -21,7 +21,7 @@ from cskd_deploy.exporter.student import load_student
 from cskd_deploy.model.manifest import GraphForm
 
 from .conftest import Exported, detect_with_mmdet
-from .students import FAMILIES, student_config, write_checkpoint
+from .students import GRAPHS, student_config, write_checkpoint
 from .test_export import assert_same, flat, triple
 
 # (width, height) of 256 photographs drawn from COCO's, each distinct size once.
@@ -50,7 +50,7 @@ def photograph(size: tuple[int, int], path: Path, seed: int) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", GRAPHS)
 def test_detections_on_every_size_of_coco_are_those_of_simple_test(family, lying, tmp_path):
     student = load_student(lying(family).checkpoint)
     upright = 0

@@ -15,7 +15,7 @@ from cskd_deploy.exporter.verify import TIE
 from cskd_train.files.config import config_from_data
 from cskd_train.mm.detector import build_student
 
-from .students import FAMILIES, student_config, write_checkpoint
+from .students import GRAPHS, student_config, write_checkpoint
 
 CLASSES = ("ring", "star")
 
@@ -50,7 +50,7 @@ def test_a_tie_needs_no_partner_and_all_others_do():
             verify._matched(cut(everything, [0, 1, 2]), cut(everything, [0, 1, 3]), first, second)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", GRAPHS)
 def test_a_student_as_it_is_before_training_is_exported(family, tmp_path):
     """Thousands of its scores lie within a millionth of another."""
     checkpoint = write_checkpoint(tmp_path / "student.pth", CLASSES, student_config(CLASSES, (160, 96), family))

@@ -28,7 +28,7 @@ from cskd_deploy.lower.calibration import calibration_feeds
 from cskd_deploy.lower.int8 import PRESETS, Quantizer
 from cskd_deploy.lower.layers import as_seen, class_logits
 from cskd_deploy.measure.environment import instruction_sets, lacks
-from tests.deploy.students import FAMILIES, student_config, write_checkpoint
+from tests.deploy.students import GRAPHS, student_config, write_checkpoint
 
 pytestmark = [pytest.mark.reliability, pytest.mark.timeout(3600)]
 
@@ -98,7 +98,7 @@ def checkpoint(tmp_path_factory) -> Callable[[str], Path]:
     return make
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", GRAPHS)
 def test_an_export_of_random_weights_passes_its_check(family, checkpoint, emulated, tmp_path):
     done = emulated(DEPLOY, "export", "--checkpoint", checkpoint(family), "-o", tmp_path / "student.onnx", "--json")
     checked = json.loads(done)["verification"]
