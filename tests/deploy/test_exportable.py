@@ -11,8 +11,9 @@ from mmdet.models import FPN, build_head
 
 from cskd_deploy.errors import DeployError
 from cskd_deploy.exporter import EXPORTABLE
-from cskd_deploy.exporter.mmdet_config import family_of
+from cskd_deploy.exporter.mmdet_config import candidates_per_level, family_of, postprocessing_of, preprocessing_of
 from cskd_deploy.exporter.onnx import export
+from cskd_train.files.config import config_to_data, load_config
 
 from .students import student_config, write_checkpoint
 
@@ -22,6 +23,29 @@ PAGE = Path(__file__).parents[2] / "docs" / "export.md"
 def test_the_page_names_exactly_what_can_be_exported():
     rows = re.findall(r"^\| (`.*?) \| (`.*?) \|", PAGE.read_text(), flags=re.MULTILINE)
     assert {kind.strip("`"): tuple(re.findall(r"`(\w+)`", heads)) for kind, heads in rows} == EXPORTABLE
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "thresholded"),
+    [
+        ("atss/atss_r50_fpn_1x_coco.py", "atss", "class_scores"),
+        ("autoassign/autoassign_r50_fpn_8x2_1x_coco.py", "autoassign", "class_scores"),
+        ("fsaf/fsaf_r50_fpn_1x_coco.py", "fsaf", "scores"),
+        ("free_anchor/retinanet_free_anchor_r50_fpn_1x_coco.py", "retinanet", "scores"),
+        ("pisa/pisa_retinanet_r50_fpn_1x_coco.py", "retinanet", "scores"),
+    ],
+)
+def test_the_configs_that_mmdet_ships_are_taken(name, family, thresholded):
+    config = config_to_data(load_config(f"mmdet::{name}"))
+    assert family_of(config) == family
+    assert candidates_per_level(config) == 1000
+    assert postprocessing_of(config).threshold_on == thresholded
+    assert preprocessing_of(config).scale == (1333, 800)
+
+
+def test_an_atss_that_mmdet_ships_with_deformable_convolutions_is_refused():
+    with pytest.raises(DeployError, match="the neck DyHead, which cannot be exported"):
+        family_of(config_to_data(load_config("mmdet::dyhead/atss_r50_fpn_dyhead_1x_coco.py")))
 
 
 def test_the_weights_of_localisation_distillation_are_those_of_gfl():

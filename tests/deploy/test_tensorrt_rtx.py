@@ -34,7 +34,7 @@ def dynamic_graph(tmp_path_factory) -> Path:
     return write_graph(tmp_path_factory.mktemp("graph") / "dynamic.onnx", dynamic=True)
 
 
-@pytest.mark.parametrize("family", ["RetinaNet", "FCOS", "GFL"])
+@pytest.mark.parametrize("family", ["RetinaNet", "FCOS", "GFL", pytest.param("ATSS", marks=pytest.mark.reliability)])
 def test_tensorrt_rtx_builds_an_engine_of_each_one_stage_student(family, exported, tmp_path):
     shares: list[int] = []
     result = export_engine(
