@@ -9,8 +9,10 @@ import torch
 
 from cskd_core.errors import PlanError, ShapeError, TapError
 from cskd_core.family import PyramidSpec
+from cskd_deploy.exporter import EXPORTABLE
 from cskd_train.errors import TrainError
 from cskd_train.files.config import load_config
+from cskd_train.mm.families import export_note, exportable
 from cskd_train.mm.families.gfl import GFLFamily
 from cskd_train.mm.families.pyramid import PyramidFamily
 from cskd_train.mm.families.retinanet import RetinaNetFamily
@@ -18,7 +20,7 @@ from cskd_train.mm.plain import build_without_pretrained
 
 from .distilling import BATCH, store_teacher, under
 
-PYRAMID = {"loss_pyramid", "loss_pyramid_roi", "loss_pyramid_fg", "loss_pyramid_bg"}
+PYRAMID = {"loss_pyramid_full", "loss_pyramid_roi", "loss_pyramid_foreground", "loss_pyramid_background"}
 ALONE = {"tower": None, "prediction": None, "assistant": None, "roi": None}
 
 
@@ -81,7 +83,7 @@ def test_what_is_compared_at_a_stride_is_the_same_stride_of_the_teacher(narrow_m
 
 
 OTHER_HEADS = [
-    ("RetinaNet", "bbox_head", "FreeAnchorRetinaHead"),
+    ("RetinaNet", "bbox_head", "RetinaSepBNHead"),
     ("FasterRCNN", "roi_head", "DoubleHeadRoIHead"),
     ("FasterRCNN", "roi_head.bbox_head", "ConvFCBBoxHead"),  # any number of layers, any branches
 ]
@@ -100,6 +102,8 @@ def test_of_a_head_that_no_family_reads_nothing_is_compared(narrow_model, save_t
     if head == "DoubleHeadRoIHead":
         changed.reg_roi_scale_factor = 1.3
         changed.bbox_head.update(type="DoubleConvFCBBoxHead", num_convs=1, num_fcs=1, conv_out_channels=32)
+    if head == "RetinaSepBNHead":
+        changed.num_ins = 5
     model = under(models["student"], save_teacher(models["teacher"]))
     assert model.notes[0].endswith("the pyramids are compared, nothing of the heads")
     losses = model(**BATCH)
@@ -212,26 +216,58 @@ def test_a_pyramid_is_seen_without_changing_the_detector():
     assert all(torch.equal(value, before[name]) for name, value in detector.state_dict().items())
 
 
-def test_atss_has_towers_and_predictions(save_teacher):
-    def atss(depth):
-        model = load_config("mmdet::atss/atss_r50_fpn_1x_coco.py").model
-        widths = [8, 16, 32, 64] if depth < 50 else [32, 64, 128, 256]
-        model.backbone.update(depth=depth, base_channels=8, init_cfg=None)
-        model.neck.update(in_channels=widths, out_channels=32)
-        model.bbox_head.update(in_channels=32, feat_channels=32, num_classes=4)
-        return model
+def dense(config, depth):
+    """A narrow one-stage detector with the head of one of mmdet's configs."""
+    model = load_config(config).model
+    widths = [8, 16, 32, 64] if depth < 50 else [32, 64, 128, 256]
+    model.backbone.update(depth=depth, base_channels=8, init_cfg=None)
+    model.neck.update(in_channels=widths, out_channels=32)
+    model.bbox_head.update(in_channels=32, feat_channels=32, num_classes=4)
+    return model
 
-    model = under(atss(18), save_teacher(atss(50)))
+
+@pytest.mark.parametrize(
+    ("config", "more"),
+    [
+        ("mmdet::atss/atss_r50_fpn_1x_coco.py", {"loss_prediction_centerness"}),
+        ("mmdet::free_anchor/retinanet_free_anchor_r50_fpn_1x_coco.py", set()),
+        ("mmdet::pisa/pisa_retinanet_r50_fpn_1x_coco.py", set()),
+        ("mmdet::fsaf/fsaf_r50_fpn_1x_coco.py", set()),
+    ],
+)
+def test_heads_of_a_known_form_have_towers_and_predictions(save_teacher, config, more):
+    model = under(dense(config, 18), save_teacher(dense(config, 50)))
     losses = model(**BATCH)
     assert model.notes == ()
-    assert distilled_terms(losses) == PYRAMID | {
-        *("loss_tower_cls", "loss_tower_reg"),
-        *("loss_prediction_cls", "loss_prediction_reg", "loss_prediction_centerness"),
-    }
+    towers = {"loss_tower_cls", "loss_tower_reg", "loss_prediction_cls", "loss_prediction_reg"}
+    assert distilled_terms(losses) == PYRAMID | towers | more
     model.train_step(BATCH, None)["loss"].backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
-    with pytest.raises(PlanError, match=r"distill\.assistant\.soft_labels: a ATSS has no use for it"):
-        under(atss(18), save_teacher(atss(50)), assistant={"soft_labels": True})
+    head = model.student.bbox_head
+    assert all(p.grad.abs().sum() > 0 for p in head.cls_convs.parameters())
+    with pytest.raises(PlanError, match=r"distill\.assistant\.soft_labels: .* has no use for it"):
+        under(dense(config, 18), save_teacher(dense(config, 50)), assistant={"soft_labels": True})
+
+
+def test_what_is_said_to_be_exportable_is_what_cskd_deploy_exports():
+    assert {name: set(heads) for name, heads in exportable().items()} == {
+        name: set(heads) for name, heads in EXPORTABLE.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("model", "note"),
+    [
+        (partial(dense, "mmdet::atss/atss_r50_fpn_1x_coco.py", 18), None),
+        (partial(two_stage, "mmdet::faster_rcnn/faster_rcnn_r50_fpn_1x_coco.py"), None),
+        (cascade, "a CascadeRCNN can be trained and distilled, but cskd-deploy cannot export it yet; it exports: "),
+        (partial(dense, "mmdet::foveabox/fovea_r50_fpn_4x4_1x_coco.py", 18), "a FOVEA with a FoveaHead can be "),
+    ],
+)
+def test_a_student_that_cannot_be_exported_is_named_with_what_can(model, note):
+    found = export_note(build_without_pretrained(model()))
+    assert found is None if note is None else found.startswith(note)
+    assert note is None or "RetinaNet (RetinaHead, FreeAnchorRetinaHead, PISARetinaHead); FCOS (FCOSHead)" in found
 
 
 def test_a_head_that_gives_other_targets_than_its_family_knows_is_refused(narrow_model, save_teacher, monkeypatch):

@@ -25,6 +25,7 @@ from cskd_train.engine.step import AveragedStudent, TrainStep
 from cskd_train.errors import TrainError
 from cskd_train.mm import data_sources, datasets
 from cskd_train.mm.detector import build_distilled
+from cskd_train.mm.families import export_note
 from cskd_train.mm.ops import serve
 from cskd_train.mm.plain import build_without_pretrained
 from cskd_train.mm.start import Start, started_student
@@ -117,6 +118,8 @@ def build_parts(
         student, start = started_student(cfg, classes, notes.append)
     check_classes(student, classes)
     student.CLASSES = classes  # type: ignore[assignment]
+    if note := export_note(student):
+        notes.append(note)
     student.to(world.device)
     distilled = build_distilled(student, cfg, world.device) if cfg.get("distill") else None
     trained: nn.Module = student if distilled is None else distilled

@@ -13,9 +13,17 @@ from cskd_train.mm.families.faster_rcnn import FasterRCNNFamily
 from cskd_train.mm.families.fcos import FCOSFamily
 from cskd_train.mm.families.gfl import GFLFamily
 from cskd_train.mm.families.pyramid import PyramidFamily
+from cskd_train.mm.families.retina_heads import RetinaHeadsFamily
 from cskd_train.mm.families.retinanet import RetinaNetFamily
 
-FAMILIES: tuple[type[DetectorFamily], ...] = (RetinaNetFamily, FCOSFamily, GFLFamily, FasterRCNNFamily, ATSSFamily)
+FAMILIES: tuple[type[DetectorFamily], ...] = (
+    RetinaNetFamily,
+    FCOSFamily,
+    GFLFamily,
+    FasterRCNNFamily,
+    ATSSFamily,
+    RetinaHeadsFamily,
+)
 """Those of which heads are compared too; a new one is a new file and a place in this list."""
 
 
@@ -61,16 +69,24 @@ def _described(detector: Any) -> str:
     return f"{type(detector).__name__} ({'; '.join(parts)})"
 
 
+def exportable() -> dict[str, tuple[str, ...]]:
+    """Detector class -> classes of its box head with which `cskd-deploy export` can write a student."""
+    found: dict[str, tuple[str, ...]] = {}
+    families: tuple[type[DetectorFamily], ...] = (*FAMILIES, PyramidFamily)
+    for family in families:
+        for detector, heads in family.exported.items():
+            found[detector] = (*found.get(detector, ()), *heads)
+    return found
+
+
 def export_note(detector: Any) -> str | None:
     """What there is to say of a detector that `cskd-deploy export` cannot write; None where it can."""
-    family = next((family for family in FAMILIES if family.reads(detector)), None)
-    head = getattr(detector, "roi_head", detector)
-    if family and type(head.bbox_head).__name__ in family.exported:
+    name, known = type(detector).__name__, exportable()
+    head = getattr(getattr(detector, "roi_head", detector), "bbox_head", None)
+    if type(head).__name__ in known.get(name, ()):
         return None
-    can = ", ".join(family.detectors[0] for family in FAMILIES if family.exported)
-    single = hasattr(head, "bbox_head") and not isinstance(head.bbox_head, nn.ModuleList)
-    with_head = f" with a {type(head.bbox_head).__name__}" if single else ""
+    with_head = "" if head is None or isinstance(head, nn.ModuleList) else f" with a {type(head).__name__}"
     return (
-        f"a {type(detector).__name__}{with_head} can be trained and distilled, but cskd-deploy cannot export it yet; "
-        f"it exports: {can}"
+        f"a {name}{with_head} can be trained and distilled, but cskd-deploy cannot export it yet; it exports: "
+        + "; ".join(f"{detector} ({', '.join(heads)})" for detector, heads in known.items())
     )

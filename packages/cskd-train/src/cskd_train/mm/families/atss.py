@@ -7,11 +7,12 @@ from cskd_train.mm.families.dense import DenseFamily
 
 
 class ATSSFamily(DenseFamily):
-    """A stock mmdet ATSS. PAA's and LAD's heads, which differ in how they assign targets, have the same maps."""
+    """A stock mmdet ATSS, or a PAA, which differs in how it assigns targets."""
 
     detectors = ("ATSS", "PAA")
     heads = {"bbox_head": ("ATSSHead", "PAAHead")}  # noqa: RUF012
     classifier = "bbox_head.atss_cls"
+    exported = {"ATSS": ("ATSSHead",)}  # noqa: RUF012
     predictors = {"cls": "atss_cls", "reg": "atss_reg", "centerness": "atss_centerness"}  # noqa: RUF012
     prediction_rules = {  # noqa: RUF012
         "cls": PredictionRule("sigmoid", "mean"),

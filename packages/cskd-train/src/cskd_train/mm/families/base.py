@@ -21,13 +21,14 @@ class DetectorFamily(Family):
         heads: path of each head that is read -> its classes. mmdet puts others into detectors of the same classes, with
             other layers, targets or samplers: FreeAnchor's, PISA's and SABL's into a RetinaNet, for example.
         classifier: path of the layer with a row, or one for each anchor, a class; None where its rows are not known.
-        exported: those heads of `heads` that `cskd-deploy export` can write, the head that tells classes apart.
+        exported: detector class -> classes of the head that tells classes apart, with which `cskd-deploy export` can
+            write it.
     """
 
     detectors: ClassVar[tuple[str, ...]] = ()
     heads: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     classifier: ClassVar[str | None] = None
-    exported: ClassVar[tuple[str, ...]] = ()
+    exported: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     def __init__(self, student: Any) -> None:
         """For distilling into a student."""

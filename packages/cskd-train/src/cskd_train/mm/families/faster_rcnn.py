@@ -119,7 +119,7 @@ class FasterRCNNFamily(DetectorFamily):
         "roi_head.bbox_head": ("Shared2FCBBoxHead", "Shared4Conv1FCBBoxHead"),
     }
     classifier = "roi_head.bbox_head.fc_cls"
-    exported = ("Shared2FCBBoxHead", "Shared4Conv1FCBBoxHead")
+    exported = {"FasterRCNN": ("Shared2FCBBoxHead", "Shared4Conv1FCBBoxHead")}  # noqa: RUF012
     prediction_rules = {  # noqa: RUF012
         "cls": PredictionRule("sigmoid", "mean"),
         "reg": PredictionRule("identity", "foreground"),

@@ -40,7 +40,7 @@ class FCOSFamily(DenseFamily):
     detectors = ("FCOS",)
     heads = {"bbox_head": ("FCOSHead",)}  # noqa: RUF012
     classifier = "bbox_head.conv_cls"
-    exported = ("FCOSHead",)
+    exported = {"FCOS": ("FCOSHead",)}  # noqa: RUF012
     predictors = {"cls": "conv_cls", "reg": "conv_reg", "centerness": "conv_centerness"}  # noqa: RUF012
     prediction_rules = {  # noqa: RUF012
         "cls": PredictionRule("sigmoid", "mean"),

@@ -28,7 +28,7 @@ class GFLFamily(DenseFamily):
     detectors = ("GFL",)
     heads = {"bbox_head": ("GFLHead",)}  # noqa: RUF012
     classifier = "bbox_head.gfl_cls"
-    exported = ("GFLHead",)
+    exported = {"GFL": ("GFLHead",)}  # noqa: RUF012
     predictors = {"cls": "gfl_cls", "reg": "gfl_reg"}  # noqa: RUF012
     prediction_rules = {  # noqa: RUF012
         "cls": PredictionRule("sigmoid", "foreground"),

@@ -24,6 +24,8 @@ class PyramidFamily(DetectorFamily):
         level_reduce: of the student's own family.
     """
 
+    exported = {"AutoAssign": ("AutoAssignHead",), "FasterRCNN": ("ConvFCBBoxHead",)}  # noqa: RUF012
+
     def __init__(self, student: Any, level_reduce: Literal["sum", "mean"] = "sum") -> None:
         super().__init__(student)
         self.level_reduce = level_reduce  # type: ignore[misc]

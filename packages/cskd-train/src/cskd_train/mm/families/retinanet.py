@@ -20,7 +20,7 @@ class RetinaNetFamily(DenseFamily):
     detectors = ("RetinaNet",)
     heads = {"bbox_head": ("RetinaHead", "AscendRetinaHead")}  # noqa: RUF012
     classifier = "bbox_head.retina_cls"
-    exported = ("RetinaHead",)
+    exported = {"RetinaNet": ("RetinaHead",)}  # noqa: RUF012
     predictors = {"cls": "retina_cls", "reg": "retina_reg"}  # noqa: RUF012
     targets = ("labels", "label_weights", "box_targets", "box_weights", "num_positive", "num_negative")
     has_assistant = True
