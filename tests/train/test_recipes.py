@@ -48,7 +48,14 @@ WEIGHTS = {
 }
 """Pyramid, tower, prediction where they are not all (1, 0.5) (docs/algorithm.md 8.3)."""
 
-DETECTORS = {"faster_rcnn": "FasterRCNN", "fcos": "FCOS", "gfl": "GFL", "retina": "RetinaNet", "retinanet": "RetinaNet"}
+DETECTORS = {
+    "cascade_rcnn": "CascadeRCNN",
+    "faster_rcnn": "FasterRCNN",
+    "fcos": "FCOS",
+    "gfl": "GFL",
+    "retina": "RetinaNet",
+    "retinanet": "RetinaNet",
+}
 SCHEDULES = {"FasterRCNN": (0.02, 0.001, 640), "GFL": (0.01, 1 / 3, 480)}
 """Learning rate, warm-up ratio, least short side where they are not (0.01, 1/3, 640) (docs/algorithm.md 8.2)."""
 
@@ -185,9 +192,10 @@ def test_a_recipe_without_its_distill_block_is_its_twin(name):
 @pytest.mark.parametrize("name", DISTILLED)
 def test_the_name_of_a_distilled_recipe_says_what_it_distils(name, monkeypatch):
     monkeypatch.chdir(ROOT)
-    family, teacher_depth, student_depth, rest = re.fullmatch(r"cskd_(\w+)_r(\d+)_distill_r(\d+)_(\w+)", name).groups()
+    pattern = r"cskd_(\w+)_r(\d+)_distill_(?:(\w+)_)?r(\d+)_(\w+)"
+    taught_by, teacher_depth, family, student_depth, rest = re.fullmatch(pattern, name).groups()
     student, teacher = load_config(EVERY[name]).model, load_config(teacher_config(name)).model
-    assert student.type == teacher.type == DETECTORS[family]
+    assert (student.type, teacher.type) == (DETECTORS[family or taught_by], DETECTORS[taught_by])
     assert (teacher.backbone.depth, student.backbone.depth) == (int(teacher_depth), int(student_depth))
     assert re.fullmatch(rf"\w+_r{student_depth}_\w+", twin_of(name).stem)
     assert twin_of(name).stem.split("_")[-1] in (rest.split("_")[-1], "coco")
