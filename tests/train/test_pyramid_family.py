@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from cskd_core.family import PyramidSpec
 from cskd_deploy.exporter import EXPORTABLE
 from cskd_train.errors import TrainError
 from cskd_train.files.config import load_config
-from cskd_train.mm.families import export_note, exportable
+from cskd_train.mm.families import atss, export_note, exportable
 from cskd_train.mm.families.gfl import GFLFamily
 from cskd_train.mm.families.pyramid import PyramidFamily
 from cskd_train.mm.families.retinanet import RetinaNetFamily
@@ -284,3 +286,8 @@ def test_a_head_without_what_its_family_reads_is_refused_by_the_name_of_that(nar
     del student.bbox_head.stacked_convs
     with pytest.raises(TapError, match="the bbox_head of this GFL, a GFLHead, has no stacked_convs"):
         GFLFamily(student).check(student)
+
+
+def test_the_docs_show_the_family_as_it_is():
+    page = (Path(__file__).parents[2] / "docs" / "adding_a_detector.md").read_text()
+    assert f"```python\n{inspect.getsource(atss)}```" in page
