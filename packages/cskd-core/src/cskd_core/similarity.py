@@ -174,43 +174,56 @@ def _coefficients(
 ) -> tuple[Tensor, Tensor | None]:
     """gamma, beta and alpha of each loss (3, losses), see `GuidedLosses`; then a constant of each loss, None for none.
 
-    Of n masked positions, gamma is w2 / (B C), beta w2 / (n C) and alpha w1 / (n C); the positions outside, at distance
-    1, are the constant. Only n is known to the device alone, as is a normaliser in a tensor.
+    The constant is that of the positions outside a mask, at distance 1 each.
     """
     weights: list[tuple[float, float, float]] = []
-    counts: list[Tensor | None] = []  # what beta and alpha are still to be divided by
-    everywhere: list[int] = []  # positions of a masked loss
+    divisors: list[Tensor | None] = []
+    everywhere: list[int] = []  # positions of a masked loss, 0 of any other
     for student, mask, one in zip(students, masks, comparisons, strict=True):
         images, channels, positions = (max(length, 1) for length in student.shape)
         inside = [None] * len(one.variants) if mask is None else mask.sum((1, 2)).unbind()
         for variant, masked_positions in zip(one.variants, inside, strict=True):
-            per_element: float = images * channels * positions
-            per_position: float = images * positions
-            count = None
-            if variant.mask is not None:
-                per_element, per_position, count = channels, channels, masked_positions
-            elif isinstance(variant.avg_factor, Tensor):
-                per_element, per_position, count = 1, 1, variant.avg_factor
-            elif variant.avg_factor is not None:
-                per_element = per_position = variant.avg_factor
-            first, second = variant.weight
-            weights.append((second / (images * channels), second / per_position, first / per_element))
-            counts.append(count)
+            weights.append(_weights(variant, images, channels, positions))
+            divisors.append(_divisor(variant, masked_positions))
             everywhere.append(0 if variant.mask is None else images * positions)
     coefficients = to_device(list(zip(*weights, strict=True)), students[0].device, students[0].dtype)
-    if all(count is None for count in counts):
+    if all(divisor is None for divisor in divisors):
         return coefficients, None
-    unit = coefficients.new_ones(())
-    divisors = torch.stack([unit if count is None else count.to(coefficients) for count in counts])
-    positions_there = to_device(everywhere, divisors.device, divisors.dtype)
+    one_each = coefficients.new_ones(())
+    divisor_of = torch.stack([one_each if divisor is None else divisor.to(coefficients) for divisor in divisors])
+    positions_there = to_device(everywhere, divisor_of.device, divisor_of.dtype)
     masked = positions_there > 0
-    empty = masked & (divisors == 0)  # an empty mask is no loss at all
-    coefficients[1:] /= divisors.masked_fill(empty, 1)
+    empty = masked & (divisor_of == 0)  # an empty mask is no loss at all
+    coefficients[1:] /= divisor_of.masked_fill(empty, 1)
     coefficients.masked_fill_(empty, 0)
     if options.count_outside:
-        return coefficients, coefficients[1] * (positions_there - divisors).masked_fill(~masked, 0)
+        return coefficients, coefficients[1] * (positions_there - divisor_of).masked_fill(~masked, 0)
     coefficients[0] *= torch.cat([_per_counted_image(*one) for one in zip(masks, comparisons, strict=True)])
     return coefficients, None
+
+
+def _weights(variant: Variant, images: int, channels: int, positions: int) -> tuple[float, float, float]:
+    """gamma, beta and alpha of one loss, the latter two still to be divided by `_divisor`.
+
+    gamma is w2 / (B C) always. beta and alpha: w2 / (B P) and w1 / (B C P); by a normaliser A, w2 / A and w1 / A; of n
+    masked positions, w2 / (n C) and w1 / (n C).
+    """
+    squared, cosine = variant.weight
+    gamma = cosine / (images * channels)
+    if variant.mask is not None:
+        return gamma, cosine / channels, squared / channels
+    if isinstance(variant.avg_factor, Tensor):
+        return gamma, cosine, squared
+    if variant.avg_factor is not None:
+        return gamma, cosine / variant.avg_factor, squared / variant.avg_factor
+    return gamma, cosine / (images * positions), squared / (images * channels * positions)
+
+
+def _divisor(variant: Variant, masked_positions: Tensor | None) -> Tensor | None:
+    """What only the device knows of a loss's divisor: how many positions are masked, or a normaliser in a tensor."""
+    if variant.mask is not None:
+        return masked_positions
+    return variant.avg_factor if isinstance(variant.avg_factor, Tensor) else None
 
 
 def _per_counted_image(mask: Tensor | None, comparison: Comparison) -> Tensor:
