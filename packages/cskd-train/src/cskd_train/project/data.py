@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from cskd_data.check import check
 from cskd_data.dataset import Dataset
@@ -12,6 +14,8 @@ from cskd_data.formats import reader_of, split_of, splits_of
 from cskd_data.split import PARTS, split
 from cskd_data.together import check_together
 from cskd_data.unlabelled import read_unlabelled
+from cskd_train.errors import TrainError
+from cskd_train.mm.data_sources import Source, sources
 
 Progress = Callable[[str, int, int], None]
 """Called with what is done, how much of it is done, and how much there is."""
@@ -114,3 +118,31 @@ def _checked(parts: dict[str, Dataset], progress: Progress) -> list[str]:
         report.raise_for_errors()
         warnings += [f"{name}: {warning}" for warning in report.warnings]
     return warnings
+
+
+def test_source(cfg: Any) -> Source:
+    """The annotation file of the test split of a config.
+
+    Raises:
+        TrainError: there is none, or several.
+    """
+    found = list(sources(cfg.data.get("test") or ()))
+    if len(found) != 1:
+        raise TrainError(
+            f"dataset.py: data.test has {len(found)} annotation files, and the exported file is evaluated on one: "
+            "name one there (without test images, that of data.val)"
+        )
+    return found[0]
+
+
+def untaught_labels(pictures: str, classes: Sequence[str], folder: Path) -> Path:
+    """Write a file of pictures without labels as if a teacher had found one box on each: a step on it costs as much."""
+    dataset = read_unlabelled(pictures, classes)
+    boxes = [
+        {"id": one["id"], "image_id": one["id"], "category_id": 1, "iscrowd": 0, "score": 1.0}
+        | {"bbox": [0, 0, one["width"], one["height"]], "area": one["width"] * one["height"]}
+        for one in dataset.images
+    ]
+    file, found = folder / "unlabeled.json", {**dataset.data, "annotations": boxes}
+    replace(dataset, data=found, annotated=True, pseudo_labels={"threshold": 1.0}).to_coco(file)
+    return file

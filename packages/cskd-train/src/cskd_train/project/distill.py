@@ -6,12 +6,10 @@ that checkpoint has changed, by its hash.
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +17,6 @@ from rich.console import Console
 
 from cskd_core.plan import DistillPlan
 from cskd_data.files import write_json
-from cskd_data.json_file import load_json
-from cskd_data.unlabelled import read_unlabelled
 from cskd_train.engine.build import check_data, class_names, split_files
 from cskd_train.engine.device import choose_device
 from cskd_train.engine.evaluate import evaluate_checkpoint
@@ -28,7 +24,7 @@ from cskd_train.engine.launch import check_processes, launch
 from cskd_train.engine.prepare import RunOptions, say, way_on
 from cskd_train.engine.progress import evaluation_progress
 from cskd_train.engine.pseudo_label import pseudo_label
-from cskd_train.engine.resume import flat, saved_position
+from cskd_train.engine.resume import saved_position
 from cskd_train.engine.run import run
 from cskd_train.engine.signals import stop_on_signals
 from cskd_train.engine.timing import Cost, measure
@@ -38,10 +34,12 @@ from cskd_train.files.checkpoints import load_checkpoint, sha256
 from cskd_train.files.config import config_to_data, load_config
 from cskd_train.files.overrides import move_root
 from cskd_train.files.settings import check_settings
-from cskd_train.mm.data_sources import Source, sources
+from cskd_train.mm.data_sources import sources
 from cskd_train.project import deployed
 from cskd_train.project.budget import RESERVE, duration, fitting_epochs, parse_duration, schedule, slowdown
-from cskd_train.project.outcome import Distilled, Row
+from cskd_train.project.data import test_source, untaught_labels
+from cskd_train.project.outcome import Distilled, Row, named
+from cskd_train.project.state import State, read_json, refuse_other_settings
 from cskd_train.report.side_by_side import draw_side_by_side
 from cskd_train.results import RunResult
 from cskd_train.stored import current_config
@@ -50,16 +48,6 @@ if TYPE_CHECKING:  # at run time cskd_train.mm has to come before mmcv, which it
     from mmcv import Config
 
 ROLES = {"teacher": "teacher", "student": "student alone", "distilled": "student distilled"}
-
-MAY_CHANGE = (
-    "runner.max_epochs",
-    "lr_config.step",
-    "data.workers_per_gpu",
-    "log_config",
-    "checkpoint_config",
-    "tuples_as_lists",  # of the file alone
-)
-"""Settings that a run may have other than its config has now."""
 
 
 def distill(
@@ -98,29 +86,6 @@ def distill(
         return _Way(Path(folder), seconds, baseline, gpus, device, console).go()
 
 
-@dataclass
-class _State:
-    """What `work_dirs/distill.json` holds."""
-
-    file: Path
-    data: dict[str, str]  # annotation file -> its hash when the first run began
-    epochs: dict[str, int]  # role -> epochs that were chosen for it
-    costs: dict[str, dict[str, Any]]  # role -> `Cost`
-    made: dict[str, str]  # product -> hash of the checkpoint that it was made from
-    budget: float | None = None
-    root: str = ""  # where the project was when its first run began: it may have been moved
-
-    @classmethod
-    def read(cls, file: Path) -> _State:
-        if not file.exists():
-            return cls(file, {}, {}, {}, {})
-        return cls(file, **{key: value for key, value in _read(file).items() if key != "file"})
-
-    def write(self) -> None:
-        self.file.parent.mkdir(exist_ok=True)
-        write_json(self.file, {key: value for key, value in vars(self).items() if key != "file"})
-
-
 class _Way:
     """The steps of one call."""
 
@@ -139,12 +104,12 @@ class _Way:
         if os.path.abspath(self._teacher) != os.path.abspath(self._best("teacher")):
             self.roles.remove("teacher")  # there is another one already
             say(console, f"distilled.py names another teacher, {self._teacher}: teacher.py is not trained")
-        self.test = self._test_source()
+        self.test = test_source(self.configs["distilled"])
         self.test_is_val = self.test in sources(self.configs["distilled"].data.get("val") or ())
         settings = self.configs["distilled"].data.get("unlabeled") or {}
         self.pictures = settings.get("images") or ""
         self.labels = Path(split_files(self.configs["distilled"], "unlabeled")[0][0]) if self.pictures else Path()
-        self.state = _State.read(self.work_dirs / "distill.json")
+        self.state = State.read(self.work_dirs / "distill.json")
         self.number = 0
 
     def go(self) -> Distilled:
@@ -172,20 +137,6 @@ class _Way:
         cfg = load_config(self.root / f"{role}.py")
         check_settings(cfg)
         return cfg
-
-    def _test_source(self) -> Source:
-        """The annotation file of the test split.
-
-        Raises:
-            TrainError: there is none, or several.
-        """
-        found = list(sources(self.configs["distilled"].data.get("test") or ()))
-        if len(found) != 1:
-            raise TrainError(
-                f"dataset.py: data.test has {len(found)} annotation files, and the exported file is evaluated on one: "
-                "name one there (without test images, that of data.val)"
-            )
-        return found[0]
 
     def _best(self, role: str) -> Path:
         return self._work_dir(role).best
@@ -223,16 +174,8 @@ class _Way:
         if not begun:
             self.state.data, self.state.costs, self.state.epochs, self.state.root = now, {}, {}, here
         for role in begun:
-            work_dir = self._work_dir(role)
-            before = dict(flat(move_root(current_config(_read(work_dir.config)), self.state.root, here)))
-            after = dict(flat(json.loads(json.dumps(config_to_data(self.configs[role])))))
-            for key in {**before, **after}:
-                if before.get(key) != after.get(key) and not key.startswith(MAY_CHANGE):
-                    raise TrainError(
-                        f"{work_dir.root} was trained with other settings than {role}.py has now: {key} was "
-                        f"{before.get(key, 'not set')} and is {after.get(key, 'not set')}. Remove {work_dir.root} to "
-                        "train it anew, or set the setting back"
-                    )
+            stored = move_root(current_config(read_json(self._work_dir(role).config)), self.state.root, here)
+            refuse_other_settings(self._work_dir(role).root, f"{role}.py", stored, config_to_data(self.configs[role]))
 
     def _check_budget(self) -> None:
         """Keep the budget for later calls.
@@ -288,24 +231,13 @@ class _Way:
             if role == "distilled" and "teacher" in roles:
                 overrides["distill.teacher.checkpoint"] = str(stand_in)
             if role == "distilled" and self.pictures and not self.labels.exists():
-                overrides["data.unlabeled.ann_file"] = str(self._unlabelled(folder))
+                classes = class_names(self.configs["distilled"], "train")
+                overrides["data.unlabeled.ann_file"] = str(untaught_labels(self.pictures, classes, folder))
             options = self._options(role, overrides, folder / role)
             costs[role] = measure(options, stand_in if role == "teacher" else None)
             if self.gpus:
                 costs[role] = costs[role].shared(self.gpus)
         return costs
-
-    def _unlabelled(self, folder: Path) -> Path:
-        """A file of the pictures without labels as if the teacher had found one box on each."""
-        dataset = read_unlabelled(self.pictures, class_names(self.configs["distilled"], "train"))
-        boxes = [
-            {"id": one["id"], "image_id": one["id"], "category_id": 1, "iscrowd": 0, "score": 1.0}
-            | {"bbox": [0, 0, one["width"], one["height"]], "area": one["width"] * one["height"]}
-            for one in dataset.images
-        ]
-        file, found = folder / "unlabeled.json", {**dataset.data, "annotations": boxes}
-        replace(dataset, data=found, annotated=True, pseudo_labels={"threshold": 1.0}).to_coco(file)
-        return file
 
     def _left(self, costs: Mapping[str, Cost]) -> float:
         """Seconds of the budget for the runs that have not begun."""
@@ -317,7 +249,7 @@ class _Way:
     def _spent(self, role: str) -> float:
         """Seconds of a run: what it took, or will take in all where it is under way."""
         if (result := self._work_dir(role).result).exists():
-            return float(_read(result)["seconds"])
+            return float(read_json(result)["seconds"])
         cost, epochs = self.state.costs.get(role), self.configs[role].runner.max_epochs
         return 0.0 if cost is None else Cost(**cost).seconds(self.state.epochs.get(role, epochs))
 
@@ -330,20 +262,20 @@ class _Way:
         if role != "teacher" and not began:
             self._plan_again()
         cfg = self.configs[role]
-        self._step(f"{ROLES[role]}, {_named(cfg)}")
+        self._step(f"{ROLES[role]}, {named(cfg)}")
         overrides = schedule(cfg, self.state.epochs.get(role, cfg.runner.max_epochs))
         options = self._options(role, overrides)
         if not self.gpus:
             return run(options, self.console)
         words = [*shlex.split(options.command)[1:], "--resume", "--device", self.device]
         launch(self.gpus, words, lambda: way_on(options, saved_position(work_dir.last)))
-        return RunResult(**_read(work_dir.result))
+        return RunResult(**read_json(work_dir.result))
 
     def _plan_again(self) -> None:
         """Fit the students' epochs to what is left of the budget, now that it is known what the teacher took."""
         slower = 1.0, 1.0
         if "teacher" in self.state.costs and "teacher" in self.roles:
-            slower = slowdown(Cost(**self.state.costs["teacher"]), _read(self._work_dir("teacher").result))
+            slower = slowdown(Cost(**self.state.costs["teacher"]), read_json(self._work_dir("teacher").result))
         costs = {role: Cost(**self.state.costs[role]) for role in self._not_begun()}
         self._fit({role: cost.times(*slower) for role, cost in costs.items()})
 
@@ -385,7 +317,7 @@ class _Way:
                 )
             say(self.console, str(found))
 
-        self._made("unlabeled", self.labels, teacher, make)
+        self.state.make("unlabeled", self.labels, teacher, make)
 
     def _test(self, role: str) -> dict[str, Any]:
         """What the best checkpoint of a role does on the test split."""
@@ -400,18 +332,10 @@ class _Way:
                 result = evaluate_checkpoint(checkpoint, None, "test", config=config, device=device, progress=progress)
             write_json(file, {"checkpoint": checkpoint.sha256, **result.to_dict()})
 
-        self._made(f"{role}/test", file, best, make)
-        found: dict[str, Any] = _read(file)
+        self.state.make(f"{role}/test", file, best, make)
+        found: dict[str, Any] = read_json(file)
         say(self.console, f"  {role}: mAP {found['metrics']['bbox_mAP']:.3f}")
         return found
-
-    def _made(self, name: str, file: Path, checkpoint: Path, make: Callable[[], None]) -> None:
-        """Make a file from a checkpoint, where it is not there or was made from another one."""
-        current = sha256(checkpoint)
-        if not file.exists() or self.state.made.get(name) != current:
-            make()
-            self.state.made[name] = current
-            self.state.write()
 
     def _file(self) -> deployed.Measured | None:
         """The exported file and what was measured on it; None where cskd-deploy is not installed."""
@@ -422,9 +346,9 @@ class _Way:
         best, file = self._best("distilled"), self.root / "student.onnx"
         files = deployed.Files(file, self._work_dir("distilled").root)
         quiet = self.console.quiet
-        self._made("student.onnx", file, best, lambda: deployed.export(best, file, quiet))
-        self._made("eval", files.eval, best, lambda: deployed.evaluate(files, best, self.test, quiet))
-        self._made("bench", files.bench, best, lambda: deployed.bench(files, best, self.test, quiet))
+        self.state.make("student.onnx", file, best, lambda: deployed.export(best, file, quiet))
+        self.state.make("eval", files.eval, best, lambda: deployed.evaluate(files, best, self.test, quiet))
+        self.state.make("bench", files.bench, best, lambda: deployed.bench(files, best, self.test, quiet))
         return files.read()
 
     def _picture(self) -> Path:
@@ -437,7 +361,7 @@ class _Way:
         def draw() -> None:
             draw_side_by_side(best, out, titles=titles, split="test", overrides=data)
 
-        self._made("detections.png", out, best[-1], draw)
+        self.state.make("detections.png", out, best[-1], draw)
         return out
 
     def _outcome(
@@ -446,7 +370,7 @@ class _Way:
         rows = tuple(
             Row(
                 role,
-                f"{ROLES[role].removeprefix('the ')}, {_named(self.configs[role])}",
+                f"{ROLES[role].removeprefix('the ')}, {named(self.configs[role])}",
                 result.epochs,
                 result.seconds,
                 result.improving,
@@ -474,13 +398,3 @@ class _Way:
 def _assignments(overrides: Mapping[str, Any]) -> list[str]:
     """Settings as `--set` takes them."""
     return [word for key, value in overrides.items() for word in ("--set", f"{key}={value!r}")]
-
-
-def _named(cfg: Config) -> str:
-    """`RetinaNet ResNet-18`."""
-    kinds = {"FasterRCNN": "Faster R-CNN"}
-    return f"{kinds.get(cfg.model.type, cfg.model.type)} ResNet-{cfg.model.backbone.depth}"
-
-
-def _read(file: Path) -> Any:
-    return load_json(file, "result")

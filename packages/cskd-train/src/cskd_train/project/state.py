@@ -1,0 +1,89 @@
+"""What a project's `work_dirs/distill.json` holds from one call of `distill` to the next, and what may not change."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cskd_data.files import write_json
+from cskd_data.json_file import load_json
+from cskd_train.engine.resume import flat
+from cskd_train.errors import TrainError
+from cskd_train.files.checkpoints import sha256
+
+MAY_CHANGE = (
+    "runner.max_epochs",
+    "lr_config.step",
+    "data.workers_per_gpu",
+    "log_config",
+    "checkpoint_config",
+    "tuples_as_lists",  # of the file alone
+)
+"""Settings that a run may have other than its config has now."""
+
+
+@dataclass
+class State:
+    """What was chosen, measured and made so far."""
+
+    file: Path
+    data: dict[str, str]  # annotation file -> its hash when the first run began
+    epochs: dict[str, int]  # role -> epochs that were chosen for it
+    costs: dict[str, dict[str, Any]]  # role -> `Cost`
+    made: dict[str, str]  # product -> hash of the checkpoint that it was made from
+    budget: float | None = None
+    root: str = ""  # where the project was when its first run began: it may have been moved
+
+    @classmethod
+    def read(cls, file: Path) -> State:
+        """The state in a file, or that of a project on which nothing was done."""
+        if not file.exists():
+            return cls(file, {}, {}, {}, {})
+        return cls(file, **{key: value for key, value in read_json(file).items() if key != "file"})
+
+    def write(self) -> None:
+        """Write the file."""
+        self.file.parent.mkdir(exist_ok=True)
+        write_json(self.file, {key: value for key, value in vars(self).items() if key != "file"})
+
+    def make(self, name: str, file: Path, checkpoint: Path, make: Callable[[], None]) -> None:
+        """Make a file from a checkpoint, where it is not there or was made from another one."""
+        current = sha256(checkpoint)
+        if not file.exists() or self.made.get(name) != current:
+            make()
+            self.made[name] = current
+            self.write()
+
+
+def refuse_other_settings(work_dir: Path, config: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse a run of other settings than its config has now: its result would not be that config's.
+
+    Args:
+        work_dir: of the run.
+        config: name of its config, for the message.
+        before: the config that the run stored.
+        now: as plain data.
+
+    Raises:
+        TrainError: names the first setting, and the folder to remove.
+    """
+    was, is_now = dict(flat(before)), dict(flat(json.loads(json.dumps(now))))
+    for key in {**was, **is_now}:
+        if was.get(key) != is_now.get(key) and not key.startswith(MAY_CHANGE):
+            raise TrainError(
+                f"{work_dir} was trained with other settings than {config} has now: {key} was "
+                f"{was.get(key, 'not set')} and is {is_now.get(key, 'not set')}. Remove {work_dir} to train it anew, "
+                "or set the setting back"
+            )
+
+
+def read_json(file: Path) -> Any:
+    """A file that this package wrote.
+
+    Raises:
+        DataError: it is no JSON.
+    """
+    return load_json(file, "result")
