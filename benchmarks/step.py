@@ -44,6 +44,7 @@ from cskd_train.engine.step import PRECISIONS, summed
 from cskd_train.files.config import load_config
 from cskd_train.mm.detector import DistilledDetector, float32_heads
 from cskd_train.mm.families import family_of
+from cskd_train.mm.folding import folded
 from cskd_train.mm.plain import build_without_pretrained
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -96,6 +97,7 @@ class Bench:
         teacher = build_without_pretrained(scaled(load_config(teacher_config).model, width))
         teacher.init_weights()  # type: ignore[operator]
         self.family = family_of(student)
+        teacher = folded(teacher, self.family)
         self.model = DistilledDetector(student, Distiller(student, teacher, self.family, plan)).to(device).train()
         self.device, self.amp, self.narrow, self.kind = device, amp, narrow, pyramid
         self._scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")

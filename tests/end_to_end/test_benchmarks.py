@@ -87,6 +87,20 @@ def test_the_pyramid_term_of_each_kind_adds_no_wait_and_those_of_others_fewer_pi
     assert added["mse"].calls < added["cwd"].calls < added["pkd"].calls < added["cskd"].calls <= 420
 
 
+def test_the_folding_benchmark_times_both_forms_of_a_teacher(benchmark):
+    command = [sys.executable, BENCHMARKS / "folding.py", "--families", "FCOS", "--size", "160", "160", "--narrow"]
+    run = subprocess.run([*command, "--rounds", "2", "--threads", "1"], capture_output=True, text=True, check=True)
+    _, row = run.stdout.splitlines()
+    plain, lighter, ratio, least, largest = map(float, row.split()[1:])
+    assert 0 < lighter < 10 * plain
+    assert least <= ratio <= largest
+    norms = [
+        sum(isinstance(module, torch.nn.BatchNorm2d) for module in one.detector.modules())
+        for one in benchmark("folding").teachers("FCOS", 1 / 8)
+    ]
+    assert norms == [53, 0]
+
+
 def test_calls_and_waits_are_counted_and_looks_at_a_tensor_are_not(benchmark):
     ones = torch.ones(4, 6, requires_grad=True)
 

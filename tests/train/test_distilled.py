@@ -77,8 +77,9 @@ def test_teacher_weights_are_those_of_the_file(narrow_model, save_teacher, famil
     model.train()
     expected = torch.load(file, weights_only=True)["state_dict"]
     loaded = model.distiller.teacher.detector.state_dict()
-    assert set(loaded) == set(expected)
-    assert all(torch.equal(loaded[name], value) for name, value in expected.items())
+    changed = {name for name, value in expected.items() if name not in loaded or not loaded[name].equal(value)}
+    assert {name.split(".")[0] for name in changed} == {"backbone"}  # norms, and the convolutions that took them in
+    assert {name.split(".")[0] for name in set(loaded) - set(expected)} == {"backbone"}
     assert not model.distiller.teacher.detector.training
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from cskd_core.errors import PlanError
 from cskd_core.plan import DistillPlan
 from cskd_train.engine import terms
 from cskd_train.engine.records import read_log
@@ -15,7 +16,7 @@ from cskd_train.engine.signals import Interrupted
 from cskd_train.engine.terms import DistilledTerms
 from cskd_train.files import checkpoints
 
-from .runs import train
+from .runs import log, train
 
 USUAL = {
     "loss_cls": 1.0,
@@ -147,6 +148,19 @@ def test_shares_are_in_the_log_in_tensorboard_and_on_the_console(small_runs, tmp
     events.Reload()
     drawn = [event.value for event in events.Scalars("train/share_distillation")]
     assert drawn == [pytest.approx(record["share_distillation"]) for record in records]
+
+
+def test_a_run_with_another_kind_of_pyramid_loss_logs_it_and_refuses_what_it_has_no_use_for(small_runs, tmp_path):
+    kind = {"distill.pyramid.kind": "cwd", "distill.pyramid.tau": 4, "runner.max_epochs": 1}
+    outcome, said = train(small_runs.options(tmp_path / "w", distilled=True, settings=kind))
+    assert outcome.iterations == 7, said
+    for record in log(tmp_path / "w")[:7]:
+        assert [name for name in record if name.startswith("loss_pyramid")] == ["loss_pyramid_cwd"]
+        assert 0 < record["share_pyramid_cwd"] < record["share_distillation"] < 1
+    refused = {**kind, "distill.pyramid.roi": (2, 1)}
+    outcome, _ = train(small_runs.options(tmp_path / "refused", distilled=True, settings=refused))
+    assert isinstance(outcome, PlanError)
+    assert not (tmp_path / "refused").exists()
 
 
 def test_a_plain_run_has_no_shares(trained):

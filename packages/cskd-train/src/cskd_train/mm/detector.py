@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from cskd_core.plan import DistillPlan
 from cskd_train.errors import TrainError
 from cskd_train.mm.class_map import keep_classes, match_classes
 from cskd_train.mm.families import family_of_pair
+from cskd_train.mm.folding import folded
 from cskd_train.mm.normalization import Normalization, renormalize
 from cskd_train.mm.plain import build_detector, init_weights
 from cskd_train.mm.teacher import Teacher, build_teacher, inherit
@@ -81,6 +83,7 @@ def build_distilled(student: nn.Module, cfg: Any, device: str | torch.device) ->
                 f"the {'teacher' if own else 'student'}'s config has no Normalize step: "
                 "the teacher sees the images as the student does"
             )
+    teacher = replace(teacher, model=folded(teacher.model, family))  # last: it has other keys then
     distiller = Distiller(student, teacher.model, family, plan)
     notes += distiller.notes
     same_classes = compares_classes or (classes is not None and classes == teacher.classes)
