@@ -13,6 +13,8 @@ NARROW = {
         {"bbox_head": {"in_channels": 32, "feat_channels": 32}},
     ),
     "GFL": ("mmdet::gfl/gfl_r50_fpn_1x_coco.py", {"bbox_head": {"in_channels": 32, "feat_channels": 32}}),
+    "ATSS": ("mmdet::atss/atss_r50_fpn_1x_coco.py", {"bbox_head": {"in_channels": 32, "feat_channels": 32}}),
+    "FSAF": ("mmdet::fsaf/fsaf_r50_fpn_1x_coco.py", {"bbox_head": {"in_channels": 32, "feat_channels": 32}}),
     "FasterRCNN": (
         "mmdet::_base_/models/faster_rcnn_r50_fpn.py",
         {
@@ -24,6 +26,9 @@ NARROW = {
         },
     ),
 }
+
+PUBLISHED = ("RetinaNet", "FCOS", "GFL", "FasterRCNN")
+"""Those for which the distillation is published; the others have terms of the same kinds."""
 
 
 def narrow(family: str, depth: int = 18, classes: int = 4) -> Any:

@@ -30,6 +30,8 @@ TERMS = {
     "RetinaNet": ONE_STAGE,
     "FCOS": ONE_STAGE | {"prediction_centerness", "assistant_centerness"},
     "GFL": ONE_STAGE | {"assistant_dfl"},
+    "ATSS": ONE_STAGE - {"assistant_cls", "assistant_reg"} | {"prediction_centerness"},
+    "FSAF": ONE_STAGE - {"assistant_cls", "assistant_reg"},
     "FasterRCNN": PYRAMID
     | {"tower_rpn", "prediction_cls", "prediction_reg", "assistant_cls", "assistant_reg"}
     | {"roi_features_student", "roi_features_teacher", "roi_fc", "roi_prediction_cls", "roi_prediction_reg"}
@@ -39,6 +41,8 @@ OWN = {
     "RetinaNet": {"loss_cls", "loss_bbox"},
     "FCOS": {"loss_cls", "loss_bbox", "loss_centerness"},
     "GFL": {"loss_cls", "loss_bbox", "loss_dfl"},
+    "ATSS": {"loss_cls", "loss_bbox", "loss_centerness"},
+    "FSAF": {"loss_cls", "loss_bbox", "pos_recall", "num_pos"},
     "FasterRCNN": {"loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "loss_bbox", "acc"},
 }
 
@@ -60,7 +64,11 @@ def model_of(narrow_model, family, depth=18, width=32, **parts):
         model.train_cfg.rcnn.sampler.num = 32
     else:
         model.bbox_head.update(in_channels=width, feat_channels=width)
-    if family in ("FCOS", "GFL"):  # more than one channel a group: alone it is zero wherever a level has one cell
+    if family in (
+        "FCOS",
+        "GFL",
+        "ATSS",
+    ):  # more than one channel a group: alone it is zero wherever a level has one cell
         model.bbox_head.norm_cfg = {"type": "GN", "num_groups": 8}
     return Config._merge_a_into_b(parts, model)
 

@@ -10,8 +10,10 @@ import torch
 from cskd_core.plan import AssistantPlan, DistillPlan, PredictionPlan, PyramidPlan, RoiPlan, TowerPlan
 from cskd_core.similarity import WeightPair
 from cskd_train.mm import families
+from cskd_train.mm.plain import build_without_pretrained
 
 from . import pairs
+from .narrow import narrow
 from .pairs import PYRAMID, TERMS, pair, step
 
 # Weight -> the terms that it scales, where the family has them.
@@ -95,7 +97,8 @@ def test_the_table_names_every_weight_of_the_plan():
 
 
 def test_the_table_names_every_term_of_every_family_once_and_no_other():
-    assert set(TERMS) == set(families.FAMILIES)
+    detectors = [build_without_pretrained(narrow(name)) for name in TERMS]
+    assert {type(families.family_of(detector)) for detector in detectors} == set(families.FAMILIES)
     scaled = [term for terms in SCALES.values() for term in terms]
     assert len(scaled) == len(set(scaled))
     assert set(scaled) == {term for term in set().union(*TERMS.values()) if not term.startswith("assistant_")}

@@ -267,7 +267,7 @@ def test_what_is_said_to_be_exportable_is_what_cskd_deploy_exports():
     ],
 )
 def test_a_student_that_cannot_be_exported_is_named_with_what_can(model, note):
-    found = export_note(build_without_pretrained(model()))
+    found = export_note(model())
     assert found is None if note is None else found.startswith(note)
     assert note is None or "RetinaNet (RetinaHead, FreeAnchorRetinaHead, PISARetinaHead); FCOS (FCOSHead)" in found
 

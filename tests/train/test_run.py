@@ -11,9 +11,11 @@ import torch
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from cskd_train.engine import progress
 from cskd_train.engine.progress import ProgressDisplay
 from cskd_train.engine.records import read_log
 from cskd_train.files import checkpoints
+from cskd_train.mm.families.retinanet import RetinaNetFamily
 
 TERMS = ("loss_cls", "loss_bbox", "loss", "lr", "time", "data_time", "grad_norm")
 
@@ -137,7 +139,8 @@ def test_a_config_without_validation_split_trains(train_tiny, tmp_path):
     assert json.loads((tmp_path / "result.json").read_text())["best"] == {}
 
 
-def test_progress_names_the_terms_the_map_and_the_time_left():
+def test_progress_names_the_terms_the_map_and_the_time_left(monkeypatch):
+    monkeypatch.setattr(progress, "LINES_APART", 0)
     console = Console(file=io.StringIO(), width=80)
     display = ProgressDisplay(console, epochs=2, iterations=40, done=0, best=None)
     display.begin_epoch(0, 0, 40)
@@ -157,6 +160,36 @@ def test_progress_names_the_terms_the_map_and_the_time_left():
     assert lines[0] == f"epoch 1/2  step 4/40  {expected}"
     assert lines[10].startswith("epoch 1/2  val mAP 0.3000  AP50 0.5000  AP75 0.2000  best mAP 0.3000")
     assert "step 4/40  0:00:18 left  loss 0.7500  best mAP 0.3000" in lines[11]
+
+
+def test_off_a_terminal_short_epochs_have_a_line_now_and_then(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now)
+    console = Console(file=io.StringIO(), width=80)
+    display = ProgressDisplay(console, epochs=5, iterations=10, done=0, best=None)
+    for epoch in range(5):
+        display.begin_epoch(epoch, 0, 10)
+        for step in range(1, 11):
+            now += 0.5
+            display.step()
+            record = {"mode": "train", "epoch": epoch + 1, "iter": 10 * epoch + step, "loss": 1.0, "lr": 0.01}
+            display.train({**record, "time": 0.5, "data_time": 0.1})
+    lines = console.file.getvalue().splitlines()
+    assert [line.partition("  0:")[0] for line in lines] == [
+        "epoch 1/5  step 1/10",
+        "epoch 3/5  step 1/10",
+        "epoch 5/5  step 1/10",
+    ]
+
+
+def test_a_student_that_cannot_be_exported_is_said_so_and_no_export_is_proposed(train_tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(RetinaNetFamily, "exported", {})
+    code, out, err = train_tiny(tmp_path, "--set", "runner.max_epochs=1")
+    assert code == 0, err
+    note = "a RetinaNet with a RetinaHead can be trained and distilled, but cskd-deploy cannot export it yet"
+    assert err.count(note) == 1
+    assert "export it" not in out
+    assert json.loads((tmp_path / "result.json").read_text())["exportable"] is False
 
 
 def test_degenerate_boxes_are_named_once_and_kept_out(train_tiny, shapes_root, tmp_path):

@@ -49,6 +49,7 @@ class RunResult:
     start: Mapping[str, Any] = field(default_factory=dict)  # what was taken from load_from, and what not
     teacher: Mapping[str, Any] = field(default_factory=dict)  # what it was before the first step: engine.preflight
     baseline: Mapping[str, Any] = field(default_factory=dict)  # the student alone: work_dir, seed, bbox_mAP of its best
+    exportable: bool = True  # whether cskd-deploy can write a model of this kind
     improving: bool | None = None  # whether mAP still rose at the end; None where it cannot be told
 
     def to_dict(self) -> dict[str, Any]:

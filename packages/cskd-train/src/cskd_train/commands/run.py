@@ -155,7 +155,7 @@ def _run(options: Any, console: Any) -> None:
         if path.exists():
             click.echo(f"  {path}")
     best = files.best if files.best.exists() else files.last  # without a validation split there is no best
-    if not options.dry_run and best.exists():
+    if isinstance(outcome, RunResult) and outcome.exportable and best.exists():
         words = ["cskd-deploy", "export", "--checkpoint", str(best), "--output", str(best.with_name("student.onnx"))]
         click.echo(f"  export it: {shlex.join(words)}")
     for sentence in next_steps(outcome) if isinstance(outcome, RunResult) else ():

@@ -118,7 +118,7 @@ def build_parts(
         student, start = started_student(cfg, classes, notes.append)
     check_classes(student, classes)
     student.CLASSES = classes  # type: ignore[assignment]
-    if note := export_note(student):
+    if note := export_note(cfg.model):
         notes.append(note)
     student.to(world.device)
     distilled = build_distilled(student, cfg, world.device) if cfg.get("distill") else None

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from cskd_train.engine.device import device_name
 from cskd_train.engine.records import read_log, versions
+from cskd_train.mm.families import export_note
 from cskd_train.results import RunResult, still_improving
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def outcome(run: Run) -> RunResult:
         start=run.start,
         teacher=run.teacher,
         baseline=_baseline(run),
+        exportable=export_note(run.cfg.model) is None,
         improving=still_improving([one["bbox_mAP"] for one in read_log(run.work_dir.log) if one["mode"] == "val"]),
         versions=versions(),
     )

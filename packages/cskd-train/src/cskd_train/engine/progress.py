@@ -14,6 +14,9 @@ from rich.text import Text
 from cskd_train.engine.records import Record
 from cskd_train.engine.terms import DISTILLATION, SHARE
 
+LINES_APART = 10.0
+"""Seconds from one line to the next where there is no live display: an epoch of few steps is one line, not ten."""
+
 _NOT_LOSS_TERMS = ("mode", "epoch", "iter", "lr", "time", "data_time", "grad_norm", "skipped", "loss")
 
 
@@ -57,7 +60,7 @@ class ProgressDisplay:
     spent on data, and time left.
 
     A sink of records for the numbers; `step` moves the bar. On a terminal the display is live; elsewhere it is a line
-    for each tenth of an epoch.
+    for each tenth of an epoch, but not more than one in ten seconds.
 
     Args:
         epochs: of the whole run.
@@ -77,6 +80,7 @@ class ProgressDisplay:
         self._best = best
         self._numbers = ""
         self._tenths_shown = 0
+        self._last_line = -LINES_APART
         self._evaluation_began = time.perf_counter()
         self._bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         self._task = self._bar.add_task("", total=iterations)
@@ -117,8 +121,9 @@ class ProgressDisplay:
             f"{self._time_left} left  loss {record['loss']:.4f}{distilled}  {best}lr {record['lr']:.2e}  "
             f"{record['time']:.2f} s/step, data {record['data_time'] / max(record['time'], 1e-9):.0%}  ({terms})"
         )
-        if not self._console.is_terminal and self._inner * 10 // self._steps > self._tenths_shown:
-            self._tenths_shown = self._inner * 10 // self._steps
+        tenths, now = self._inner * 10 // self._steps, time.perf_counter()
+        if not self._console.is_terminal and tenths > self._tenths_shown and now - self._last_line >= LINES_APART:
+            self._tenths_shown, self._last_line = tenths, now
             self._say(f"epoch {record['epoch']}/{self._epochs}  step {self._inner}/{self._steps}  {self._numbers}")
 
     def validation(self, record: Record) -> None:

@@ -35,6 +35,7 @@ from cskd_train.files.config import config_to_data, load_config
 from cskd_train.files.overrides import move_root
 from cskd_train.files.settings import check_settings
 from cskd_train.mm.data_sources import sources
+from cskd_train.mm.families import export_note
 from cskd_train.project import deployed
 from cskd_train.project.budget import RESERVE, duration, fitting_epochs, parse_duration, schedule, slowdown
 from cskd_train.project.data import test_source, untaught_labels
@@ -118,6 +119,8 @@ class _Way:
         splits = ("train", "val") if self.test_is_val else ("train", "val", "test")
         for warning in check_data(self.configs["distilled"], splits):
             say(self.console, f"warning: {warning}")
+        if note := export_note(self.configs["distilled"].model):
+            say(self.console, f"warning: {note}")
         self._refuse_changes()
         self._check_budget()
         self._plan()
@@ -340,6 +343,9 @@ class _Way:
     def _file(self) -> deployed.Measured | None:
         """The exported file and what was measured on it; None where cskd-deploy is not installed."""
         self._step("the file that ships")
+        if note := export_note(self.configs["distilled"].model):
+            say(self.console, f"  none: {note}")
+            return None
         if not deployed.installed():
             say(self.console, f"  {deployed.MISSING}")
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -79,14 +80,14 @@ def exportable() -> dict[str, tuple[str, ...]]:
     return found
 
 
-def export_note(detector: Any) -> str | None:
-    """What there is to say of a detector that `cskd-deploy export` cannot write; None where it can."""
-    name, known = type(detector).__name__, exportable()
-    head = getattr(getattr(detector, "roi_head", detector), "bbox_head", None)
-    if type(head).__name__ in known.get(name, ()):
+def export_note(model: Mapping[str, Any]) -> str | None:
+    """What there is to say of a `model` config that `cskd-deploy export` cannot write; None where it can."""
+    name, known = model["type"], exportable()
+    head = (model.get("roi_head") or model).get("bbox_head")
+    kind = head.get("type") if isinstance(head, Mapping) else None  # a cascade has a list of them
+    if kind in known.get(name, ()):
         return None
-    with_head = "" if head is None or isinstance(head, nn.ModuleList) else f" with a {type(head).__name__}"
     return (
-        f"a {name}{with_head} can be trained and distilled, but cskd-deploy cannot export it yet; it exports: "
-        + "; ".join(f"{detector} ({', '.join(heads)})" for detector, heads in known.items())
+        f"a {name}{f' with a {kind}' if kind else ''} can be trained and distilled, but cskd-deploy cannot export it yet; "
+        "it exports: " + "; ".join(f"{detector} ({', '.join(heads)})" for detector, heads in known.items())
     )
