@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from cskd_core.plan import DistillPlan
 from cskd_core.teacher import FrozenTeacher
 from cskd_train import mm  # noqa: F401  (before any mmcv import)
 from cskd_train.engine.device import keep_freed_memory
@@ -24,7 +25,7 @@ from cskd_train.mm.folding import folded
 from cskd_train.mm.plain import build_without_pretrained
 
 sys.path.insert(0, str(Path(__file__).parent))
-from step import NARROW, RECIPES, ROOT
+from step import NARROW, RECIPES, ROOT, teacher_config
 from timing import timed
 from width import scaled
 
@@ -32,8 +33,8 @@ from width import scaled
 def teachers(family: str, width: float) -> list[FrozenTeacher]:
     """As the checkpoint has it, and folded."""
     torch.manual_seed(0)
-    file = load_config(ROOT / "configs" / "cskd" / f"{RECIPES[family]}.py").distill.teacher.config
-    detector = build_without_pretrained(scaled(load_config(file).model, width))
+    plan = DistillPlan.parse(load_config(ROOT / "configs" / "cskd" / f"{RECIPES[family]}.py").distill)
+    detector = build_without_pretrained(scaled(load_config(teacher_config(plan)).model, width))
     lighter = folded(detector, family_of(detector))
     return [FrozenTeacher(one, family_of(one)) for one in (detector, lighter)]
 

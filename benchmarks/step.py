@@ -64,6 +64,12 @@ RECIPES = {
 NARROW = 1 / 8  # of the recipe's channels
 
 
+def teacher_config(plan: DistillPlan) -> str:
+    """A recipe's, from wherever the benchmark is called."""
+    name = plan.teacher.config or ""
+    return name if name.startswith("mmdet::") else str(ROOT / name)
+
+
 class Bench:
     """One family's student, teacher and batch, and the four steps that are timed.
 
@@ -88,13 +94,10 @@ class Bench:
         if pyramid is not None:
             alone = PyramidPlan(kind=pyramid)
             plan = DistillPlan(plan.teacher, pyramid=alone, tower=None, prediction=None, assistant=None, roi=None)
-        teacher_config = plan.teacher.config or ""
-        if not teacher_config.startswith("mmdet::"):
-            teacher_config = str(ROOT / teacher_config)
         width = NARROW if narrow else 1
         student = build_without_pretrained(scaled(cfg.model, width))
         student.init_weights()  # type: ignore[operator]
-        teacher = build_without_pretrained(scaled(load_config(teacher_config).model, width))
+        teacher = build_without_pretrained(scaled(load_config(teacher_config(plan)).model, width))
         teacher.init_weights()  # type: ignore[operator]
         self.family = family_of(student)
         teacher = folded(teacher, self.family)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cskd_core.distiller import Distiller
 from cskd_core.family import Batch
 from cskd_core.plan import DistillPlan
+from cskd_core.teacher import FrozenTeacher
 from cskd_train.errors import TrainError
 from cskd_train.mm.class_map import keep_classes, match_classes
 from cskd_train.mm.families import family_of_pair
@@ -83,9 +84,11 @@ def build_distilled(student: nn.Module, cfg: Any, device: str | torch.device) ->
                 f"the {'teacher' if own else 'student'}'s config has no Normalize step: "
                 "the teacher sees the images as the student does"
             )
-    teacher = replace(teacher, model=folded(teacher.model, family))  # last: it has other keys then
     distiller = Distiller(student, teacher.model, family, plan)
     notes += distiller.notes
+    # After all that is refused, and that goes by the keys of the teacher's own weights.
+    teacher = replace(teacher, model=folded(teacher.model, family))
+    distiller.teacher = FrozenTeacher(teacher.model, family)
     same_classes = compares_classes or (classes is not None and classes == teacher.classes)
     return DistilledDetector(student, distiller, normalizations, notes, teacher, same_classes).to(device)
 

@@ -14,7 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from cskd_core.family import Family, Observation
 from cskd_core.teacher import FrozenTeacher
 
-IMAGE = (1, 3, 160, 160)  # more than one cell on the coarsest level of stride 128: group norms want that
+IMAGES = (1, 3, 256, 256)
+"""Whole cells at every stride, as NAS-FPN wants, and several on the coarsest level: of a single one, group norms leave
+nothing but rounding."""
 TOLERANCE = 1e-4
 """Of a feature map, relative to its largest value: rounding leaves a hundredth of it."""
 
@@ -31,9 +33,9 @@ def folded(teacher: nn.Module, family: Family) -> nn.Module:
         teacher: a detector with its weights loaded, on the processor; it stays as it is.
         family: of the student.
     """
-    image = torch.randn(IMAGE, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(IMAGES, generator=torch.Generator().manual_seed(0))
     plain = FrozenTeacher(teacher, family)
-    pairs, before = _watch(plain, image)
+    pairs, before = _watch(plain, images)
     if not pairs:
         return teacher
     lighter: nn.Module = copy.deepcopy(teacher)
@@ -42,12 +44,12 @@ def folded(teacher: nn.Module, family: Family) -> nn.Module:
         _fold(modules[convolution], modules[norm])
         parent, _, name = norm.rpartition(".")
         setattr(modules[parent], name, nn.Identity())
-    after = FrozenTeacher(lighter, family).observe(image)
+    after = FrozenTeacher(lighter, family).observe(images)
     same = all(_close(*pair) for pair in zip(_maps(before), _maps(after), strict=True))
     return lighter if same else teacher
 
 
-def _watch(teacher: FrozenTeacher, image: Tensor) -> tuple[dict[str, str], Observation]:
+def _watch(teacher: FrozenTeacher, images: Tensor) -> tuple[dict[str, str], Observation]:
     """Names of convolutions and of the norm that each feeds, both of one only; and what the teacher shows meanwhile."""
     outputs: dict[int, tuple[str, Tensor, int]] = {}  # held, so that no other tensor gets its id
     norms_of, sources_of = defaultdict(set), defaultdict(set)
@@ -75,7 +77,7 @@ def _watch(teacher: FrozenTeacher, image: Tensor) -> tuple[dict[str, str], Obser
         elif isinstance(module, _BatchNorm):
             handles.append(module.register_forward_pre_hook(normalises(name)))
     try:
-        observation = teacher.observe(image)
+        observation = teacher.observe(images)
     finally:
         for handle in handles:
             handle.remove()
