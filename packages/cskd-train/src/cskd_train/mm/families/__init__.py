@@ -87,7 +87,8 @@ def export_note(model: Mapping[str, Any]) -> str | None:
     kind = head.get("type") if isinstance(head, Mapping) else None  # a cascade has a list of them
     if kind in known.get(name, ()):
         return None
+    with_head = f" with a {kind}" if kind else ""
     return (
-        f"a {name}{f' with a {kind}' if kind else ''} can be trained and distilled, but cskd-deploy cannot export it yet; "
-        "it exports: " + "; ".join(f"{detector} ({', '.join(heads)})" for detector, heads in known.items())
+        f"a {name}{with_head} can be trained and distilled, but cskd-deploy cannot export it yet; it exports: "
+        + "; ".join(f"{detector} ({', '.join(heads)})" for detector, heads in known.items())
     )
