@@ -64,11 +64,7 @@ def model_of(narrow_model, family, depth=18, width=32, **parts):
         model.train_cfg.rcnn.sampler.num = 32
     else:
         model.bbox_head.update(in_channels=width, feat_channels=width)
-    if family in (
-        "FCOS",
-        "GFL",
-        "ATSS",
-    ):  # more than one channel a group: alone it is zero wherever a level has one cell
+    if family in ("FCOS", "GFL", "ATSS"):  # more than one channel a group: of one cell a single one is zero
         model.bbox_head.norm_cfg = {"type": "GN", "num_groups": 8}
     return Config._merge_a_into_b(parts, model)
 
