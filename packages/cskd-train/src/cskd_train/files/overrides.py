@@ -148,3 +148,8 @@ def move_root(value: Any, old: str, new: str) -> Any:
     if value.startswith(root):
         return f"{new.rstrip('/')}/{value[len(root) :]}"
     return value
+
+
+def assignments(overrides: Mapping[str, Any]) -> list[str]:
+    """Settings as `--set` takes them."""
+    return [word for key, value in overrides.items() for word in ("--set", f"{key}={value!r}")]

@@ -32,7 +32,7 @@ from cskd_train.engine.workdir import WorkDir
 from cskd_train.errors import TrainError
 from cskd_train.files.checkpoints import load_checkpoint, sha256
 from cskd_train.files.config import config_to_data, load_config
-from cskd_train.files.overrides import move_root
+from cskd_train.files.overrides import assignments, move_root
 from cskd_train.files.settings import check_settings
 from cskd_train.mm.data_sources import sources
 from cskd_train.mm.families import export_note
@@ -155,7 +155,7 @@ class _Way:
             resume=work_dir is None,
             overrides=overrides,
             device=self.device,
-            command=shlex.join([*words, *_assignments(overrides)]),
+            command=shlex.join([*words, *assignments(overrides)]),
             way_on=shlex.join(["cskd-train", "distill", str(self.root)]),
         )
 
@@ -399,8 +399,3 @@ class _Way:
             budget=self.state.budget,
             files=tuple(map(str, made)),
         )
-
-
-def _assignments(overrides: Mapping[str, Any]) -> list[str]:
-    """Settings as `--set` takes them."""
-    return [word for key, value in overrides.items() for word in ("--set", f"{key}={value!r}")]
