@@ -164,8 +164,8 @@ def compare_layers(
         for done, path in enumerate(paths, start=1):
             image = read_image(path)
             values = [_run(detector, image, wanted) for detector, wanted in zip(detectors, tensors, strict=True)]
-            for name, first, second in zip(names, *values, strict=True):
-                _add(sums[name], first, second, name)
+            for name, one, other in zip(names, *values, strict=True):
+                _add(sums[name], one, other, name)
             progress(done, len(paths))
     return tuple(
         LayerDifference(name, largest, total / max(count, 1), cosine)
@@ -226,16 +226,16 @@ def _run(detector: Detector, image: np.ndarray, names: Sequence[str]) -> list[np
     return found
 
 
-def _add(sums: list[Any], first: np.ndarray, second: np.ndarray, name: str) -> None:
-    if first.shape != second.shape:
+def _add(sums: list[Any], one: np.ndarray, other: np.ndarray, name: str) -> None:
+    if one.shape != other.shape:
         raise DeployError(
-            f"layer output {name} is {first.shape} in the first file and {second.shape} in the second: compare files of "
+            f"layer output {name} is {one.shape} in the first file and {other.shape} in the second: compare files of "
             "one input size"
         )
-    first, second = first.astype(np.float64).ravel(), second.astype(np.float64).ravel()
-    apart = np.abs(first - second)
-    length = float(np.linalg.norm(first) * np.linalg.norm(second))
-    cosine = float(first @ second) / length if length else float(not apart.any())
+    one, other = one.astype(np.float64).ravel(), other.astype(np.float64).ravel()
+    apart = np.abs(one - other)
+    length = float(np.linalg.norm(one) * np.linalg.norm(other))
+    cosine = float(one @ other) / length if length else float(not apart.any())
     sums[0] = max(sums[0], float(apart.max(initial=0.0)))
     sums[1] += float(apart.sum())
     sums[2] += apart.size

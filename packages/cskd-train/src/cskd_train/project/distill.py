@@ -111,7 +111,7 @@ class _Way:
         self.pictures = settings.get("images") or ""
         self.labels = Path(split_files(self.configs["distilled"], "unlabeled")[0][0]) if self.pictures else Path()
         self.state = State.read(self.work_dirs / "distill.json")
-        self.number = 0
+        self.no_export, self.number = export_note(self.configs["distilled"].model), 0
 
     def go(self) -> Distilled:
         """All steps, in order."""
@@ -119,8 +119,8 @@ class _Way:
         splits = ("train", "val") if self.test_is_val else ("train", "val", "test")
         for warning in check_data(self.configs["distilled"], splits):
             say(self.console, f"warning: {warning}")
-        if note := export_note(self.configs["distilled"].model):
-            say(self.console, f"warning: {note}")
+        if self.no_export:
+            say(self.console, f"warning: {self.no_export}")
         self._refuse_changes()
         self._check_budget()
         self._plan()
@@ -343,8 +343,8 @@ class _Way:
     def _file(self) -> deployed.Measured | None:
         """The exported file and what was measured on it; None where cskd-deploy is not installed."""
         self._step("the file that ships")
-        if note := export_note(self.configs["distilled"].model):
-            say(self.console, f"  none: {note}")
+        if self.no_export:
+            say(self.console, f"  none: {self.no_export}")
             return None
         if not deployed.installed():
             say(self.console, f"  {deployed.MISSING}")
