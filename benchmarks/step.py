@@ -27,7 +27,7 @@ import argparse
 import json
 import statistics
 import sys
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, get_args
@@ -36,8 +36,9 @@ import torch
 from torch import Tensor
 
 from cskd_core.distiller import Distiller
-from cskd_core.family import Batch
+from cskd_core.family import Batch, Observation
 from cskd_core.plan import DistillPlan, PyramidKind, PyramidPlan
+from cskd_core.roi_terms import RoiObservation
 from cskd_train import mm  # noqa: F401  (before any mmcv import)
 from cskd_train.engine.device import keep_freed_memory
 from cskd_train.engine.step import PRECISIONS, summed
@@ -144,14 +145,16 @@ class Bench:
         """The second stages at the other's RoIs; nothing for a one-stage detector."""
         if self.model.distiller.roi is None:
             return
-        distiller = self.model.distiller
-        leaves = [level.detach().requires_grad_() for level in self._observations[0].pyramid]
-        ours = type(self._observations[0])(leaves, self._observations[0].towers, self._observations[0].predictions)
-        rois = self.family.observe_rois(
-            self.model.student, distiller.teacher.detector, self._recording, (ours, self._observations[1]), self._batch
-        )
+        student, teacher = self._observations
+        leaves = [level.detach().requires_grad_() for level in student.pyramid]
+        rois = self._observe_rois((replace(student, pyramid=leaves), teacher))
         student_outputs = [rois.predictions["cls"][0], rois.predictions["reg"][0], rois.at_teacher[0]]
         torch.autograd.backward(student_outputs, [torch.ones_like(output) for output in student_outputs])
+
+    def _observe_rois(self, observations: tuple[Observation, Observation]) -> RoiObservation:
+        assert self.family.second_stage is not None
+        teacher = self.model.distiller.teacher.detector
+        return self.family.second_stage.observe(self.model.student, teacher, self._recording, observations, self._batch)
 
     def tapped_bytes(self) -> int:
         """Of the features that the terms compare, student's and teacher's."""
@@ -198,9 +201,7 @@ class Bench:
         self._rois = None
         if distiller.roi is not None:
             with torch.no_grad():
-                rois = self._rois = self.family.observe_rois(
-                    self.model.student, distiller.teacher.detector, recording, self._observations, self._batch
-                )
+                rois = self._rois = self._observe_rois(self._observations)
             layers += [
                 (distiller.roi.adapters["student"], rois.at_student[0]),
                 (distiller.roi.adapters["teacher"], rois.at_teacher[0]),

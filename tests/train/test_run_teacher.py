@@ -210,13 +210,6 @@ def test_weights_of_another_detector_than_the_teacher_config_are_refused(train_t
     assert "Give the config that it was trained with" in message
 
 
-def test_a_teacher_of_another_family_is_refused_by_both_names(train_tiny, config_of, tmp_path):
-    config = config_of("GFL", 50)
-    teacher = save_teacher(tmp_path / "teacher.pth", config)
-    message = refused(train_tiny(tmp_path / "w", "--teacher", config, "--teacher-checkpoint", teacher), tmp_path / "w")
-    assert "error: the teacher is a GFL, the student a RetinaNet: both must be detectors of one family" in message
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
