@@ -156,22 +156,22 @@ class TowerTerm(nn.Module):
         self.options = options
         self._stages = {name: spec.stages for name, spec in student.items()}
         self.adapters = nn.ModuleDict()
-        for name, ours in student.items():
-            theirs = teacher[name]
-            if ours.stages != theirs.stages:
+        for name, of_student in student.items():
+            of_teacher = teacher[name]
+            if of_student.stages != of_teacher.stages:
                 raise ShapeError(
-                    f"the {name} tower has {ours.stages} stages in the student and {theirs.stages} in the teacher: "
-                    "they are compared stage by stage. Leave the term out with tower=None"
+                    f"the {name} tower has {of_student.stages} stages in the student and {of_teacher.stages} in the "
+                    "teacher: they are compared stage by stage. Leave the term out with tower=None"
                 )
             wanted = adapted if plan.adapter is None else plan.adapter
-            if ours.channels != theirs.channels and plan.adapter is False:
+            if of_student.channels != of_teacher.channels and plan.adapter is False:
                 raise ShapeError(
-                    f"the {name} tower has {ours.channels} channels in the student and {theirs.channels} in the "
-                    "teacher: they can only be compared through an adapter; take tower.adapter=False out"
+                    f"the {name} tower has {of_student.channels} channels in the student and {of_teacher.channels} in "
+                    "the teacher: they can only be compared through an adapter; take tower.adapter=False out"
                 )
-            if wanted or ours.channels != theirs.channels:
+            if wanted or of_student.channels != of_teacher.channels:
                 self.adapters[name] = nn.ModuleList(
-                    nn.ModuleList(_adapter(ours.channels, theirs.channels) for _ in range(ours.stages))
+                    nn.ModuleList(_adapter(of_student.channels, of_teacher.channels) for _ in range(of_student.stages))
                     for _ in range(levels)
                 )
 
