@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from cskd_train.errors import TrainError
-from cskd_train.mm import plain_ops
+from cskd_train.mm import plain_deform, plain_ops
+from cskd_train.mm.plain_deform import torchvision_deforms
 from cskd_train.mm.plain_ops import (
     EXTENSION,
     native_extension,
@@ -52,8 +53,23 @@ PLAIN: Mapping[str, tuple[Callable[..., Any], ...]] = {
     "nms": (plain_ops.nms,),
     "roi_align": (plain_ops.roi_align_forward, plain_ops.roi_align_backward),
     "sigmoid_focal_loss": (plain_ops.sigmoid_focal_loss_forward, plain_ops.sigmoid_focal_loss_backward),
+    "deform_conv": (
+        plain_deform.deform_conv_forward,
+        plain_deform.deform_conv_backward_input,
+        plain_deform.deform_conv_backward_parameters,
+    ),
+    "modulated_deform_conv": (
+        plain_deform.modulated_deform_conv_forward,
+        plain_deform.modulated_deform_conv_backward,
+    ),
 }
 """Operator -> what stands in for the extension's functions of the same names."""
+
+TORCHVISION: Mapping[tuple[str, ...], Callable[[str], bool]] = {
+    ("nms", "roi_align"): torchvision_serves,
+    ("deform_conv", "modulated_deform_conv"): torchvision_deforms,
+}
+"""Operators that torchvision has kernels for, and whether those run on a type of device."""
 
 _replaced: set[tuple[str, str]] = set()  # (operator, type of device) of a native mmcv-full that does not run there
 
@@ -88,22 +104,31 @@ def serve(device: torch.device | str) -> dict[str, str]:
 
 def _runs(name: str, device: str) -> bool:
     """Whether mmcv's operator gives a result on a device, forward and backward."""
-    mmcv_ops = importlib.import_module("mmcv.ops")
     try:
-        if name == "nms":
-            result = mmcv_ops.nms(torch.zeros(2, 4, device=device), torch.zeros(2, device=device), 0.5)[1]
-        else:
-            leaf = torch.zeros((1, 1, 2, 2) if name == "roi_align" else (1, 1), device=device, requires_grad=True)
-            with torch.enable_grad():
-                if name == "roi_align":
-                    output = mmcv_ops.roi_align(leaf, torch.zeros(1, 5, device=device), 1)
-                else:
-                    output = mmcv_ops.sigmoid_focal_loss(leaf, torch.zeros(1, dtype=torch.long, device=device))
-                (result,) = torch.autograd.grad(output.sum(), leaf)
-        result.cpu()  # a kernel that fails on a GPU says so here at the latest
+        with torch.enable_grad():
+            for result in _tried(name, device):
+                result.cpu()  # a kernel that fails on a GPU says so here at the latest
     except RuntimeError:
         return False
     return True
+
+
+def _tried(name: str, device: str) -> tuple[Tensor, ...]:
+    """What an operator gives for the smallest arguments: indices, or gradients where it has any."""
+    mmcv_ops = importlib.import_module("mmcv.ops")
+    leaf, mask, offset = (torch.zeros(1, n, 1, 1, device=device, requires_grad=True) for n in (1, 1, 2))
+    match name:
+        case "nms":
+            return (mmcv_ops.nms(torch.zeros(2, 4, device=device), torch.zeros(2, device=device), 0.5)[1],)
+        case "roi_align":
+            output = mmcv_ops.roi_align(leaf, torch.zeros(1, 5, device=device), 1)
+        case "sigmoid_focal_loss":
+            output = mmcv_ops.sigmoid_focal_loss(leaf.view(1, 1), torch.zeros(1, dtype=torch.long, device=device))
+        case "deform_conv":
+            output = mmcv_ops.deform_conv2d(leaf, offset, leaf)
+        case "modulated_deform_conv":
+            output = mmcv_ops.modulated_deform_conv2d(leaf, offset, mask, leaf)
+    return torch.autograd.grad(output.sum(), leaf)
 
 
 def _on_device(kind: str, plain: Callable[..., Any], native: Callable[..., Any]) -> Callable[..., Any]:
@@ -125,8 +150,10 @@ def status(device: torch.device | str = "cpu") -> dict[str, str]:
     install()
     kind = torch.device(device).type
     extension = importlib.import_module(EXTENSION)
-    plain_or_torchvision = "torchvision" if torchvision_serves(kind) else "torch"
-    plain = {"nms": plain_or_torchvision, "roi_align": plain_or_torchvision, "sigmoid_focal_loss": "torch"}
+    plain = dict.fromkeys(PLAIN, "torch")
+    for names, runs in TORCHVISION.items():
+        if runs(kind):
+            plain.update(dict.fromkeys(names, "torchvision"))
     if isinstance(extension, PlainOperators):
         return {name: plain.get(name, "missing") for name in OPERATORS}
     native = {name: "mmcv-full" if hasattr(extension, entry) else "missing" for name, entry in OPERATORS.items()}
@@ -148,6 +175,6 @@ class PlainOperators(ModuleType):
             raise AttributeError(name)
 
         def unserved(*_args: Any, **_kwargs: Any) -> NoReturn:
-            raise TrainError(unserved_message(name))
+            raise TrainError(unserved_message(name, ", ".join(PLAIN)))
 
         return unserved

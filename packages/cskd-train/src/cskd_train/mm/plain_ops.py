@@ -66,13 +66,19 @@ def torchvision_serves(device: str) -> bool:
     return True
 
 
-def unserved_message(what: str) -> str:
+def unserved_message(what: str, served: str) -> str:
+    """Why an operator is missing and how to have it.
+
+    Args:
+        what: the operator.
+        served: what there is instead, in words.
+    """
     native = native_extension()
     cause = f"do not load ({native.error})" if native.installed else "are not installed"
     return (
         f"mmcv's operator {what!r} is not available: mmcv-full's compiled operators {cause}, and without them CSKD "
-        "serves nms, roi_align (average) and sigmoid_focal_loss only. Choose a model that does not use it, or build "
-        "mmcv-full with its operators: MMCV_WITH_OPS=1 pip install --no-build-isolation mmcv-full==1.7.2"
+        f"serves {served} only. Choose a model that does not use it, or build mmcv-full with its operators: "
+        "MMCV_WITH_OPS=1 pip install --no-build-isolation mmcv-full==1.7.2"
     )
 
 
@@ -88,7 +94,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int = 0) ->
         iou_threshold: a box overlapping a kept, better one by more than this is dropped.
         offset: width is x2 - x1 + offset.
     """
-    boxes, scores = _at_least_float32(boxes), _at_least_float32(scores)
+    boxes, scores = at_least_float32(boxes), at_least_float32(scores)
     if offset:
         boxes = torch.cat([boxes[:, :2], boxes[:, 2:] + offset], dim=1)
     if torchvision_serves(boxes.device.type):
@@ -186,11 +192,11 @@ def _average_roi_align(
     aligned: bool,
 ) -> Tensor:
     if pool_mode != 1:
-        raise TrainError(unserved_message("roi_align with pool_mode='max'"))
+        raise TrainError(unserved_message("roi_align with pool_mode='max'", "roi_align with pool_mode='avg'"))
     # Half precision has no room for coordinates of a few hundred cells with a fraction.
     with torch.autocast(features.device.type, enabled=False):
         return roi_align(
-            _at_least_float32(features), _at_least_float32(rois), size, spatial_scale, sampling_ratio, aligned
+            at_least_float32(features), at_least_float32(rois), size, spatial_scale, sampling_ratio, aligned
         )
 
 
@@ -214,7 +220,7 @@ def sigmoid_focal_loss_backward(
 
 def _focal_loss(logits: Tensor, target: Tensor, weight: Tensor, gamma: float, alpha: float) -> Tensor:
     """-a (1 - p)^gamma log p, with p the probability given to the truth; in logarithms, so that no logit overflows."""
-    logits = _at_least_float32(logits)
+    logits = at_least_float32(logits)
     positive = target.unsqueeze(1) == torch.arange(logits.shape[1], device=target.device)
     towards_truth = torch.where(positive, logits, -logits)
     balance = torch.full_like(logits, 1 - alpha).masked_fill(positive, alpha)
@@ -222,5 +228,5 @@ def _focal_loss(logits: Tensor, target: Tensor, weight: Tensor, gamma: float, al
     return loss * weight[target].unsqueeze(1) if weight.numel() else loss
 
 
-def _at_least_float32(tensor: Tensor) -> Tensor:
+def at_least_float32(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
