@@ -217,3 +217,43 @@ print(mmcv.ops.roi_align(torch.full((1, 1, 4, 4), 3.0), torch.tensor([[0.0, 0, 0
     )
 
     assert done.stdout == "True torch torch\ntorchvision\n[1, 2]\n3.0\n", done.stderr
+
+
+def test_torchvisions_deformable_convolution_serves_off_the_processor(fresh_python, tmp_path: Path) -> None:
+    (tmp_path / "torchvision.py").write_text(
+        """
+import torch
+__version__ = "0.28.0"
+library = torch.library.Library("torchvision", "DEF")
+library.define("nms(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor")
+library.define(
+    "deform_conv2d(Tensor input, Tensor weight, Tensor offset, Tensor mask, Tensor bias, SymInt stride_h, "
+    "SymInt stride_w, SymInt pad_h, SymInt pad_w, SymInt dilation_h, SymInt dilation_w, SymInt groups, "
+    "SymInt offset_groups, bool use_mask) -> Tensor"
+)
+def deform_conv2d(features, weight, offset, mask, bias, *settings):
+    print(*(tuple(tensor.shape) for tensor in (features, weight, offset, mask, bias)), *settings)
+    return features.new_empty(len(features), len(weight), *offset.shape[2:])
+library.impl("deform_conv2d", deform_conv2d, "Meta")
+library.impl("deform_conv2d", lambda *arguments: print("not here"), "CPU")
+"""
+    )
+
+    done = fresh_python(
+        """
+from cskd_train import mm
+import mmcv.ops, torch
+print(mm.ops.status("meta")["deform_conv"], mm.ops.status("cpu")["modulated_deform_conv"])
+features, offset, weight = (torch.zeros(size, device="meta") for size in ((2, 8, 5, 7), (2, 48, 5, 9), (6, 4, 2, 3)))
+settings = ((1, 1), (1, 2), (2, 1), 2, 4)
+print(mmcv.ops.deform_conv2d(features, offset, weight, *settings).shape)
+""",
+        tmp_path,
+    )
+
+    assert done.stdout.splitlines() == [
+        "(1, 1, 1, 1) (1, 1, 1, 1) (1, 2, 1, 1) (1, 1, 1, 1) (1,) 1 1 0 0 1 1 1 1 True",  # whether it runs there, once
+        "torchvision torch",
+        "(2, 8, 5, 7) (6, 4, 2, 3) (2, 48, 5, 9) (2, 24, 5, 9) (6,) 1 1 1 2 2 1 2 4 True",
+        "torch.Size([2, 6, 5, 9])",
+    ], done.stderr

@@ -74,8 +74,11 @@ class Operands:
 
 @cache
 def torchvision_deforms(device: str) -> bool:
-    """Whether torchvision's deformable convolution runs on a type of device."""
-    if not torchvision_loads():
+    """Whether torchvision's deformable convolution serves on a type of device.
+
+    On a processor it does not: plain torch takes a quarter of its time there (kernels of 3 x 3 on 256 channels).
+    """
+    if device == "cpu" or not torchvision_loads():
         return False
     operands = Operands.unmodulated(*(torch.zeros(1, channels, 1, 1, device=device) for channels in (1, 1, 2)))
     try:
@@ -87,6 +90,7 @@ def torchvision_deforms(device: str) -> bool:
 
 def deform_conv(operands: Operands, sampling: Sampling) -> Tensor:
     """The convolved maps (B, O, rows, columns)."""
+    operands = replace(operands, offset=_readable_offset(operands, sampling))
     if torchvision_deforms(operands.features.device.type):
         return _torchvision_deform_conv(operands, sampling)
     return torch.cat([gathered_deform_conv(operands.of(image), sampling) for image in _images(operands)])
@@ -112,6 +116,37 @@ def _images(operands: Operands) -> list[slice]:
     return [slice(image, image + 1) for image in range(len(operands.features))]
 
 
+_FAR = -1e6  # cells: outside of every map
+
+
+def _readable_offset(operands: Operands, sampling: Sampling) -> Tensor:
+    """The offset, with samples that mmcv does not read far outside, where they are zero and have no gradient.
+
+    At a whole cell outside, torchvision has a gradient; infinite offsets give it NaN, and at NaN it reads anywhere.
+    """
+    height, width = operands.features.shape[2:]
+    y, x = positions(operands, sampling).unbind(3)
+    read = (y > -1) & (y < height) & (x > -1) & (x < width)
+    offset = operands.offset.unflatten(1, (sampling.deform_groups, -1, 2))
+    return torch.where(read.unsqueeze(3), offset, _FAR).flatten(1, 3)
+
+
+def positions(operands: Operands, sampling: Sampling) -> Tensor:
+    """(B, deform_groups, points, 2, rows, columns): where each point of the kernel reads, y and x, in cells."""
+    offset = operands.offset.unflatten(1, (sampling.deform_groups, -1, 2))
+    kernel = operands.weight.shape[2:]
+
+    def undeformed(axis: int) -> Tensor:
+        """(points of the axis, outputs along the axis)"""
+        outputs = torch.arange(offset.shape[4 + axis], device=offset.device) * sampling.stride[axis]
+        points = torch.arange(kernel[axis], device=offset.device) * sampling.dilation[axis]
+        return (points.unsqueeze(1) + outputs - sampling.padding[axis]).to(offset.dtype)
+
+    y = undeformed(0).repeat_interleave(kernel[1], 0).unsqueeze(2)
+    x = undeformed(1).repeat(kernel[0], 1).unsqueeze(1)
+    return offset + torch.stack(torch.broadcast_tensors(y, x), 1)
+
+
 def _torchvision_deform_conv(operands: Operands, sampling: Sampling) -> Tensor:
     output: Tensor = torch.ops.torchvision.deform_conv2d(
         operands.features,
@@ -133,13 +168,9 @@ def gathered_deform_conv(operands: Operands, sampling: Sampling) -> Tensor:
     """`deform_conv` of one image in plain torch: samples gathered as bags of embeddings, then a matrix product."""
     groups, deform_groups = sampling.groups, sampling.deform_groups
     height, width = operands.features.shape[2:]
-    outputs, (rows, columns) = len(operands.weight), _output_size(operands, sampling)
-    offset = operands.offset[0].unflatten(0, (deform_groups, -1, 2))
-    start_y, start_x = _undeformed(operands, sampling)
-    y, x = start_y + offset[:, :, 0], start_x + offset[:, :, 1]
-    inside = (y > -1) & (y < height) & (x > -1) & (x < width)
-    cells, shares = _corners(y.where(inside, 0), x.where(inside, 0), height, width)
-    shares = shares * (inside * operands.mask[0].unflatten(0, (deform_groups, -1))).unsqueeze(-1)
+    outputs, (rows, columns) = len(operands.weight), operands.offset.shape[2:]
+    cells, shares = _corners(*positions(operands, sampling)[0].unbind(2), height, width)
+    shares = shares * operands.mask[0].unflatten(0, (deform_groups, -1)).unsqueeze(-1)
 
     # Channels in blocks that share offsets and filters: samples come in the order in which the product takes them.
     blocks = math.lcm(groups, deform_groups)
@@ -158,35 +189,12 @@ def gathered_deform_conv(operands: Operands, sampling: Sampling) -> Tensor:
     return summed.transpose(1, 2).reshape(1, outputs, rows, columns) + operands.bias.view(-1, 1, 1)
 
 
-def _output_size(operands: Operands, sampling: Sampling) -> tuple[int, int]:
-    def size(axis: int) -> int:
-        extent = sampling.dilation[axis] * (operands.weight.shape[2 + axis] - 1) + 1
-        return (operands.features.shape[2 + axis] + 2 * sampling.padding[axis] - extent) // sampling.stride[axis] + 1
-
-    return size(0), size(1)
-
-
-def _undeformed(operands: Operands, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """The y (points, rows, 1) and x (points, 1, columns) of the kernel's points, row after row, without offsets."""
-    kernel_rows, kernel_columns = operands.weight.shape[2:]
-
-    def along(axis: int, points: int, size: int) -> Tensor:
-        steps = torch.arange(size, device=operands.offset.device) * sampling.stride[axis] - sampling.padding[axis]
-        points_at = torch.arange(points, device=steps.device) * sampling.dilation[axis]
-        return (points_at.unsqueeze(1) + steps).to(operands.offset.dtype)
-
-    rows, columns = _output_size(operands, sampling)
-    y = along(0, kernel_rows, rows).repeat_interleave(kernel_columns, 0)
-    x = along(1, kernel_columns, columns).repeat(kernel_rows, 1)
-    return y.unsqueeze(2), x.unsqueeze(1)
-
-
 def _corners(y: Tensor, x: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """The four cells (..., 4) around points (...), as indices into the map, and the share of each.
 
     Args:
-        y: less than one cell outside at most.
-        x: the same.
+        y: finite, as x is.
+        x: as y.
         height: of the map.
         width: of the map.
     """
