@@ -18,9 +18,9 @@ pytestmark = pytest.mark.skipif(
 
 def test_an_operator_that_nobody_serves_raises_on_use_and_names_itself_and_the_fix() -> None:
     with pytest.raises(
-        TrainError, match=r"'softnms' is not available.*serves nms, .*deform_conv.*MMCV_WITH_OPS=1 pip install"
+        TrainError, match=r"'roi_pool_forward' is not available.*serves nms, .*deform_conv.*MMCV_WITH_OPS=1 pip install"
     ):
-        mmcv.ops.soft_nms(torch.rand(3, 4), torch.rand(3))
+        mmcv.ops.roi_pool(torch.rand(1, 1, 4, 4), torch.zeros(1, 5), 2)
     with pytest.raises(TrainError, match="roi_align with pool_mode='max'"):
         mmcv.ops.RoIAlign(2, 1.0, 2, pool_mode="max")(torch.rand(1, 1, 4, 4), torch.zeros(1, 5))
 
@@ -31,7 +31,8 @@ def test_status_tells_who_serves() -> None:
     assert status["sigmoid_focal_loss"] == "torch"
     assert status["nms"] == status["roi_align"] == ("torchvision" if mm.ops.torchvision_loads() else "torch")
     assert status["deform_conv"] == status["modulated_deform_conv"] == "torch"
-    assert status["soft_nms"] == status["carafe"] == "missing"
+    assert status["roi_pool"] == status["border_align"] == "missing"
+    assert {name for name, server in status.items() if server == "missing"} == set(mm.ops.OPERATORS) - set(mm.ops.PLAIN)
 
 
 def test_a_native_mmcv_full_serves_before_anything_else(fresh_python, tmp_path: Path) -> None:
@@ -81,6 +82,10 @@ def sigmoid_focal_loss_forward(*arguments, **keywords):
     pass
 def sigmoid_focal_loss_backward(*arguments, **keywords):
     raise RuntimeError("not compiled with GPU support")
+def softnms(boxes, *arguments, **keywords):
+    return torch.arange(len(boxes))
+def nms_match(*arguments, **keywords):
+    return []
 def __getattr__(name):
     if name.startswith("__"): raise AttributeError(name)
     return lambda *a, **k: None

@@ -44,6 +44,7 @@ OPERATORS = {
     "roi_pool": "roi_pool_forward",
     "deform_conv": "deform_conv_forward",
     "modulated_deform_conv": "modulated_deform_conv_forward",
+    "nms_match": "nms_match",
     "masked_conv": "masked_im2col_forward",
     "carafe": "carafe_forward",
     "border_align": "border_align_forward",
@@ -62,6 +63,10 @@ PLAIN: Mapping[str, tuple[Callable[..., Any], ...]] = {
         plain_deform.modulated_deform_conv_forward,
         plain_deform.modulated_deform_conv_backward,
     ),
+    "soft_nms": (plain_ops.softnms,),
+    "nms_match": (plain_ops.nms_match,),
+    "masked_conv": (plain_ops.masked_im2col_forward, plain_ops.masked_col2im_forward),
+    "carafe": (plain_ops.carafe_forward, plain_ops.carafe_backward),
 }
 """Operator -> what stands in for the extension's functions of the same names."""
 
@@ -128,6 +133,14 @@ def _tried(name: str, device: str) -> tuple[Tensor, ...]:
             output = mmcv_ops.deform_conv2d(leaf, offset, leaf)
         case "modulated_deform_conv":
             output = mmcv_ops.modulated_deform_conv2d(leaf, offset, mask, leaf)
+        case "carafe":
+            output = mmcv_ops.carafe(leaf, mask, 1, 1, 1)
+        case "soft_nms":
+            return (mmcv_ops.soft_nms(torch.zeros(2, 4, device=device), torch.zeros(2, device=device))[1],)
+        case "nms_match":
+            return tuple(mmcv_ops.nms_match(torch.zeros(2, 5, device=device), 0.5))
+        case "masked_conv":
+            return (mmcv_ops.masked_conv2d(leaf, mask[0] + 1, leaf, leaf.flatten()).detach(),)
     return torch.autograd.grad(output.sum(), leaf)
 
 

@@ -169,7 +169,8 @@ def gathered_deform_conv(operands: Operands, sampling: Sampling) -> Tensor:
     groups, deform_groups = sampling.groups, sampling.deform_groups
     height, width = operands.features.shape[2:]
     outputs, (rows, columns) = len(operands.weight), operands.offset.shape[2:]
-    cells, shares = _corners(*positions(operands, sampling)[0].unbind(2), height, width)
+    y, x = positions(operands, sampling)[0].unbind(2)
+    cells, shares = _corners(y, x, height, width)
     shares = shares * operands.mask[0].unflatten(0, (deform_groups, -1)).unsqueeze(-1)
 
     # Channels in blocks that share offsets and filters: samples come in the order in which the product takes them.

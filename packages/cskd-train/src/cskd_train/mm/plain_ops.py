@@ -1,4 +1,4 @@
-"""nms, roi_align and sigmoid_focal_loss on torchvision's kernels where they run, in plain torch elsewhere.
+"""mmcv's operators but deformable convolution, on torchvision's kernels where they run, in plain torch elsewhere.
 
 The functions have the signatures of mmcv's compiled ones, out-arguments included.
 """
@@ -142,6 +142,69 @@ def _pairwise_iou(first: Tensor, second: Tensor) -> Tensor:
     return intersection / ((x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1) - intersection)
 
 
+def softnms(
+    boxes: Tensor,
+    scores: Tensor,
+    dets: Tensor,
+    iou_threshold: float,
+    sigma: float,
+    min_score: float,
+    method: int,
+    offset: int,
+) -> Tensor:
+    """Soft non-maximum suppression: the indices kept (K,), in the order in which they were taken.
+
+    The box of the best score is taken, and the scores of those left fall with their overlap with it; again, until no
+    box is left. K boxes with the scores that they were taken with are written into the first rows of `dets`.
+
+    Args:
+        boxes: (N, 4), x1 y1 x2 y2.
+        scores: (N,).
+        dets: (N, 5).
+        iou_threshold: overlap from which `method` 0 and 1 lower a score.
+        sigma: of `method` 2.
+        min_score: a box whose score falls below it is dropped.
+        method: 0 lowers scores to zero, 1 by the overlap, 2 by a Gaussian of it.
+        offset: width is x2 - x1 + offset.
+
+    Source: Bodla et al. 2017, Soft-NMS, section 3.
+    """
+    corners = boxes.T + scores.new_tensor([0, 0, offset, offset]).unsqueeze(1)
+    left, scores, taken = torch.arange(len(boxes)), scores.clone(), []
+    while len(left):
+        best = left[scores[left].argmax()]
+        taken.append(best)
+        left = left[left != best]
+        overlaps = _pairwise_iou(corners[:, best, None], corners[:, left]).squeeze(0).nan_to_num(0)
+        if method == 2:
+            factors = (-overlaps.square() / sigma).exp()
+        else:
+            factors = torch.where(overlaps >= iou_threshold, 1 - overlaps if method else 0.0, 1.0)
+        scores[left] *= factors
+        left = left[~(scores[left] < min_score)]
+    kept = torch.stack(taken) if taken else left
+    dets[: len(kept)] = torch.cat([boxes[kept], scores[kept, None]], 1)
+    return kept
+
+
+def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
+    """Groups of boxes: each that greedy suppression keeps, and behind it those that it suppresses, best score first.
+
+    Args:
+        dets: (N, 5), x1 y1 x2 y2 score.
+        iou_threshold: a box overlapping a kept, better one by this much or more is suppressed.
+    """
+    corners = dets[:, :4].T
+    left, groups = dets[:, 4].argsort(descending=True, stable=True), []
+    while len(left):
+        overlaps = _pairwise_iou(corners[:, left[:1]], corners[:, left]).squeeze(0)
+        suppressed = overlaps >= iou_threshold
+        suppressed[0] = True  # itself, whose overlap is NaN where it has no area
+        groups.append(left[suppressed].tolist())
+        left = left[~suppressed]
+    return groups
+
+
 def roi_align_forward(
     input: Tensor,
     rois: Tensor,
@@ -198,6 +261,91 @@ def _average_roi_align(
         return roi_align(
             at_least_float32(features), at_least_float32(rois), size, spatial_scale, sampling_ratio, aligned
         )
+
+
+def masked_im2col_forward(
+    im: Tensor,
+    mask_h_idx: Tensor,
+    mask_w_idx: Tensor,
+    col: Tensor,
+    kernel_h: int,
+    kernel_w: int,
+    pad_h: int,
+    pad_w: int,
+) -> None:
+    """Write what a kernel sees at N positions of one map (1, C, H, W) into `col` (C * kernel_h * kernel_w, N)."""
+    padded = F.pad(im[0], (pad_w, pad_w, pad_h, pad_h))
+    rows = mask_h_idx + torch.arange(kernel_h, device=im.device).view(-1, 1, 1)
+    columns = mask_w_idx + torch.arange(kernel_w, device=im.device).view(1, -1, 1)
+    col.copy_(padded[:, rows, columns].flatten(0, 2))
+
+
+def masked_col2im_forward(
+    col: Tensor, mask_h_idx: Tensor, mask_w_idx: Tensor, im: Tensor, height: int, width: int, channels: int
+) -> None:
+    """Write `col` (C, N) to N positions of one map `im` (1, C, H, W)."""
+    im[0, :, mask_h_idx, mask_w_idx] = col
+
+
+def carafe_forward(
+    features: Tensor,
+    masks: Tensor,
+    rfeatures: Tensor,
+    routput: Tensor,
+    rmasks: Tensor,
+    output: Tensor,
+    kernel_size: int,
+    group_size: int,
+    scale_factor: int,
+) -> None:
+    """Write the reassembled map (B, C, H * scale_factor, W * scale_factor) into `output`.
+
+    Args:
+        features: (B, C, H, W), kept in `rfeatures`, which is all that mmcv hands to the backward function.
+        masks: (B, group_size * kernel_size**2, rows and columns of the output).
+        rfeatures: as `features`.
+        routput: mmcv's buffer, as `rmasks`: not needed.
+        rmasks: not needed.
+        output: the map.
+        kernel_size: cells around the one below, along each axis, that an output is a weighted sum of.
+        group_size: groups of channels with masks of their own.
+        scale_factor: of the upsampling.
+
+    Source: Wang et al. 2019, CARAFE, section 3.1, equation 4.
+    """
+    rfeatures.copy_(features)
+    output.copy_(_reassembled(at_least_float32(features), at_least_float32(masks), kernel_size, group_size))
+
+
+def carafe_backward(
+    top_grad: Tensor,
+    rfeatures: Tensor,
+    masks: Tensor,
+    rtop_grad: Tensor,
+    rbottom_grad_hs: Tensor,
+    rbottom_grad: Tensor,
+    rmask_grad: Tensor,
+    bottom_grad: Tensor,
+    mask_grad: Tensor,
+    kernel_size: int,
+    group_size: int,
+    scale_factor: int,
+) -> None:
+    """Write the gradients of features and masks into `bottom_grad` and `mask_grad`."""
+    features, shares = (at_least_float32(tensor).detach().requires_grad_() for tensor in (rfeatures, masks))
+    with torch.enable_grad():
+        output = _reassembled(features, shares, kernel_size, group_size)
+    found = torch.autograd.grad(output, (features, shares), top_grad.to(output.dtype))
+    for gradient, to in zip(found, (bottom_grad, mask_grad), strict=True):
+        to.copy_(gradient)
+
+
+def _reassembled(features: Tensor, masks: Tensor, kernel_size: int, group_size: int) -> Tensor:
+    height, width = features.shape[2:]
+    cells = F.unfold(features, kernel_size, padding=kernel_size // 2)
+    cells = cells.unflatten(1, (group_size, -1, kernel_size**2)).unflatten(4, (height, width))
+    shares = masks.unflatten(1, (group_size, kernel_size**2)).unflatten(4, (width, -1)).unflatten(3, (height, -1))
+    return torch.einsum("bgckhw,bgkhiwj->bgchiwj", cells, shares).flatten(1, 2).flatten(4, 5).flatten(2, 3)
 
 
 def sigmoid_focal_loss_forward(
