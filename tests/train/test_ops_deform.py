@@ -216,6 +216,32 @@ def test_a_map_in_channels_last_and_a_sliced_weight_give_the_same() -> None:
     torch.testing.assert_close(mmcv.ops.modulated_deform_conv2d(last, offset, mask, strided, bias, *settings), expected)
 
 
+def test_an_offset_and_a_mask_of_a_larger_map_are_read_as_memory() -> None:
+    # As mmcv's compiled operator does, and as mmdet's DyHead has it: offsets of one level for the next one.
+    torch.manual_seed(0)
+    settings = ((1, 1), (1, 1), (1, 1), 1, 2)
+    features, offset, mask, weight, bias = operands((3, 4), (3, 3), settings, 0.7)
+    large_offset, large_mask = (
+        torch.randn(2, 36, 6, 8, dtype=torch.float64),
+        torch.rand(2, 18, 6, 8, dtype=torch.float64),
+    )
+    for large, small in ((large_offset, offset), (large_mask, mask)):
+        large.view(2, -1)[:, : small[0].numel()] = small.flatten(1)
+
+    found = with_gradients(
+        lambda *all_of: mmcv.ops.modulated_deform_conv2d(*all_of, *settings),
+        [features, large_offset, large_mask, weight, bias],
+    )
+
+    expected = with_gradients(
+        lambda *all_of: mmcv.ops.modulated_deform_conv2d(*all_of, *settings), [features, offset, mask, weight, bias]
+    )
+    for index in (2, 3):
+        assert not found[index].view(2, -1)[:, expected[index][0].numel() :].any()
+        found[index] = found[index].view(2, -1)[:, : expected[index][0].numel()].view_as(expected[index])
+    check(found, expected, ("output", *NAMES), atol=1e-12, rtol=1e-12)
+
+
 def test_the_packs_of_mmcv_begin_as_plain_convolutions_and_learn_their_offsets() -> None:
     torch.manual_seed(0)
     features = torch.randn(1, 4, 6, 6)

@@ -315,6 +315,7 @@ def modulated_deform_conv_forward(
     """Write the convolved maps into `output`. `columns` and `ones` are mmcv's buffers: not needed."""
     sampling = Sampling((stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w), group, deformable_group)
     used = bias if with_bias else weight.new_zeros(len(weight))
+    offset, mask = (_as_read(tensor, output.shape[2:]) for tensor in (offset, mask))
     output.copy_(deform_conv(Operands(input, weight, offset, mask, used).in_float32(), sampling))
 
 
@@ -346,8 +347,25 @@ def modulated_deform_conv_backward(
 ) -> None:
     """Add the gradient of every operand to the tensor that is named after it."""
     sampling = Sampling((stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w), group, deformable_group)
-    operands = Operands(input, weight, offset, mask, bias if with_bias else weight.new_zeros(len(weight)))
-    to = {"features": grad_input, "weight": grad_weight, "offset": grad_offset, "mask": grad_mask}
+    size = grad_output.shape[2:]
+    used = bias if with_bias else weight.new_zeros(len(weight))
+    operands = Operands(input, weight, _as_read(offset, size), _as_read(mask, size), used)
+    dense_offset, dense_mask = grad_offset.contiguous(), grad_mask.contiguous()
+    to = {"offset": _as_read(dense_offset, size), "mask": _as_read(dense_mask, size)}
+    to |= {"features": grad_input, "weight": grad_weight}
     if with_bias:
         to["bias"] = grad_bias
     add_gradients(operands.in_float32(), sampling, grad_output, to)
+    grad_offset.copy_(dense_offset)
+    grad_mask.copy_(dense_mask)
+
+
+def _as_read(tensor: Tensor, size: torch.Size) -> Tensor:
+    """An offset or a mask (B, n, rows, columns) as mmcv's modulated convolution reads it for an output of some size.
+
+    It does not ask whether they have the output's size, but reads the memory of each image from its beginning as if
+    they had. DyHead depends on it: it applies the offsets of one level to the next one, half as large.
+    """
+    if tensor.shape[2:] == size:
+        return tensor
+    return tensor.flatten(1)[:, : tensor.shape[1] * size.numel()].unflatten(1, (-1, *size))
