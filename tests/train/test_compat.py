@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from mmcv.runner.checkpoint import get_torchvision_models
+from mmdet.core.anchor.point_generator import MlvlPointGenerator
 from mmdet.models import build_detector
 
 from cskd_train import files as mm_versions
@@ -143,3 +144,12 @@ def test_an_mmdet_that_does_not_take_the_installed_mmcv_is_refused_with_a_pair_t
     assert done.returncode == 2
     assert "do not go together (Please install mmcv>=1.3.17, <=1.5.0.): pip install 'mmdet==2.28.2'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_flags_of_points_are_made_without_a_gpu() -> None:
+    # RepPoints asks for them without a device, which is a GPU in mmdet.
+    (flags,) = MlvlPointGenerator([8]).valid_flags([(3, 4)], (20, 17))
+
+    assert flags.device.type == "cpu"
+    assert flags.view(3, 4).tolist() == [[True, True, True, False]] * 3
+    assert MlvlPointGenerator([8]).valid_flags([(3, 4)], (20, 17), device="meta")[0].device.type == "meta"

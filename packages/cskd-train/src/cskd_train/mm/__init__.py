@@ -21,3 +21,4 @@ except AssertionError as error:  # mmdet names the versions of mmcv that it take
     raise TrainError(
         f"the installed mmdet and mmcv do not go together ({error}): pip install 'mmdet==2.28.2' 'mmcv-full==1.7.2'"
     ) from error
+compat.apply_to_mmdet()

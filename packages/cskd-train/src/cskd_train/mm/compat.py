@@ -8,6 +8,7 @@ import logging
 import sys
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -16,10 +17,16 @@ from cskd_train.mm.ops import torchvision_loads
 
 @functools.cache
 def apply() -> None:
-    """Make every change, once. mmcv's operators (`ops.install`) have to be there before."""
+    """Make every change that mmdet needs to be imported, once. mmcv's operators (`ops.install`) have to be there."""
     import_runner_without_torchvision()
     quiet_initialisation()
     restore_numpy_aliases()
+
+
+@functools.cache
+def apply_to_mmdet() -> None:
+    """Make every change to mmdet itself, once."""
+    make_point_flags_without_a_gpu()
 
 
 def import_runner_without_torchvision() -> None:
@@ -51,6 +58,22 @@ def quiet_initialisation() -> None:
     from mmcv.utils import get_logger
 
     get_logger("mmcv", log_level=logging.WARNING)
+
+
+def make_point_flags_without_a_gpu() -> None:
+    """RepPoints asks which points of a map are inside the image without saying on which device, and gets them on a GPU.
+
+    Concerns every mmdet 2.x: without a GPU RepPoints does not train. On the processor the flags serve tensors anywhere.
+    """
+    from mmdet.core.anchor.point_generator import MlvlPointGenerator
+
+    stock = MlvlPointGenerator.valid_flags
+
+    @functools.wraps(stock)
+    def valid_flags(self: Any, featmap_sizes: Any, pad_shape: Any, device: Any = "cpu") -> Any:
+        return stock(self, featmap_sizes, pad_shape, device)
+
+    MlvlPointGenerator.valid_flags = valid_flags
 
 
 def restore_numpy_aliases() -> None:

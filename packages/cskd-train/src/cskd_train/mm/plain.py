@@ -12,6 +12,7 @@ from mmcv import ConfigDict
 from mmcv.cnn.utils.weight_init import INITIALIZERS
 from mmcv.runner.checkpoint import CheckpointLoader
 from mmdet import models
+from mmdet.models.dense_heads import paa_head
 from torch import Tensor, nn
 
 from cskd_train.errors import TrainError
@@ -104,8 +105,10 @@ def init_weights(model: nn.Module, cfg: Mapping[str, Any], note: Callable[[str],
         note: called with one line for each pretrained part: what was taken from which file.
 
     Raises:
-        TrainError: the file cannot be had or read, or does not fit the part of the model.
+        TrainError: the file cannot be had or read, or does not fit the part of the model; the detector learns with a
+            package that is not installed.
     """
+    _check_learns(model)
     names = {module: name for name, module in model.named_modules()}
 
     class Pretrained:  # mmcv 1.4 registers classes only
@@ -123,6 +126,15 @@ def init_weights(model: nn.Module, cfg: Mapping[str, Any], note: Callable[[str],
             model.init_weights()  # type: ignore[operator]
     finally:
         INITIALIZERS.register_module(name="Pretrained", module=stock, force=True)
+
+
+def _check_learns(model: nn.Module) -> None:
+    """mmdet imports scikit-learn if it is there, and misses it in the first training step only."""
+    if any(isinstance(module, paa_head.PAAHead) for module in model.modules()) and paa_head.skm is None:
+        raise TrainError(
+            f"a {type(model).__name__} learns with mixtures that scikit-learn fits, which is not installed: "
+            "pip install 'cskd-train[paa]'"
+        )
 
 
 class _Part:
