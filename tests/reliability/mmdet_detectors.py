@@ -6,8 +6,11 @@ not those of Faster R-CNN.
 
 from __future__ import annotations
 
+import inspect
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +18,19 @@ import mmdet
 import numpy as np
 import torch
 from mmcv import Config, ConfigDict
+from mmdet.models import HEADS
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail
+from torch.onnx.errors import SymbolicValueError
 
-import cskd_train.mm  # noqa: F401  (before mmdet and mmcv)
+from cskd_core.errors import CskdError
+from cskd_deploy.errors import DeployError
+from cskd_deploy.exporter.onnx import export
+from cskd_train.files.checkpoints import FORMAT, FORMAT_VERSION, save
+from cskd_train.files.config import config_to_data
 from cskd_train.mm.plain import build_without_pretrained
+
+from ..deploy.students import student_config
+from ..train.distilling import under
 
 CONFIGS = Path(mmdet.__file__).parent / ".mim" / "configs"
 USUAL = ("FPN", "RPNHead", "StandardRoIHead", "SingleRoIExtractor", "Shared2FCBBoxHead", "Shared4Conv1FCBBoxHead")
@@ -83,7 +96,7 @@ STOCK = {
 }
 """Kind -> its config: with a ResNet, narrowed, wherever mmdet has one; without, the lightest, as it is."""
 
-MASKS = "learns from masks"
+MASKS = "learns from masks, which data sets here have not; with a neck it can be a teacher"
 REASONS = {
     **dict.fromkeys(("FCNMaskHead", "HTCMaskHead", "SCNetMaskHead", "CoarseMaskHead", "DynamicMaskHead"), MASKS),
     **dict.fromkeys(("SOLOHead", "DecoupledSOLOHead", "DecoupledSOLOLightHead", "SOLOV2Head"), MASKS),
@@ -129,8 +142,22 @@ def reason_of(kind: str) -> str | None:
 
 
 def model_of(kind: str) -> Any:
-    """The narrow `model` config of a kind."""
-    return narrowed(Config.fromfile(str(CONFIGS / STOCK[kind])).model)
+    """The narrow `model` config of a kind, without pretrained weights and with few regions."""
+    return narrowed(_light(Config.fromfile(str(CONFIGS / STOCK[kind])).model))
+
+
+_MOST = {"num": 16, "nms_pre": 200, "max_per_img": 100}
+
+
+def _light(value: Any) -> Any:
+    if isinstance(value, dict):
+        kept = {key: item for key, item in value.items() if key != "pretrained"}
+        if "Pretrained" in str(kept.get("init_cfg")):
+            del kept["init_cfg"]
+        if kept.get("type") == "TridentResNet":  # nothing but a file initialises its own convolutions
+            kept["init_cfg"] = {"type": "Normal", "layer": ["Conv2d", "TridentConv"], "std": 0.01}
+        return ConfigDict({key: min(item, _MOST[key]) if key in _MOST else _light(item) for key, item in kept.items()})
+    return type(value)(_light(item) for item in value) if isinstance(value, (list, tuple)) else value
 
 
 def narrowed(model: Any) -> Any:
@@ -151,12 +178,23 @@ def _divided(value: Any, key: str = "") -> Any:
         inner = {name: _divided(item, name) for name, item in value.items()}
         if "ResNet" in str(value.get("type")) and "depth" in value:
             inner["base_channels"] = 64 // WIDTH
+        if _default_norm(value.get("type")) == "GN":
+            inner.setdefault("norm_cfg", {"type": "GN", "num_groups": 4, "requires_grad": True})
         return ConfigDict({**inner, "num_groups": 4} if value.get("type") == "GN" else inner)
     if isinstance(value, (list, tuple)):
         return type(value)(_divided(item, key) for item in value)
     if type(value) is int and value >= 2 * WIDTH and _WIDTHS.search(key):
         return value // WIDTH
     return value
+
+
+def _default_norm(head: Any) -> str | None:
+    """The type of `norm_cfg` that a head has where its config says none."""
+    for parent in getattr(HEADS.get(head) if isinstance(head, str) else None, "__mro__", ()):
+        default = inspect.signature(parent.__init__).parameters.get("norm_cfg")
+        if default is not None:
+            return (default.default or {}).get("type")
+    return None
 
 
 def detector_of(kind: str) -> Any:
@@ -197,17 +235,140 @@ def size_of(kind: str) -> int:
     return 300 if "SSDNeck" in kind else 128
 
 
-def plain_step(kind: str) -> Mapping[str, float]:
+def plain_step(kind: str) -> dict[str, float]:
     """The losses of one training step, whose total is propagated back.
 
     Raises:
-        ArithmeticError: a loss or a gradient is not finite, or no parameter has a gradient.
+        ArithmeticError: as `propagated`.
     """
-    detector = detector_of(kind)
-    total, losses = detector._parse_losses(detector(return_loss=True, **batch_of(size_of(kind))))
-    total.backward()
-    gradients = {name: p.grad for name, p in detector.named_parameters() if p.grad is not None}
+    return propagated(detector_of(kind), batch_of(size_of(kind)))
+
+
+def distilled_step(kind: str, folder: Path) -> dict[str, float]:
+    """The losses of one distilled step, under a teacher of the same config with other random weights.
+
+    Args:
+        kind: of both.
+        folder: for the teacher's file.
+
+    Raises:
+        ArithmeticError: as `propagated`.
+        CskdError: they are refused.
+    """
+    file = write_checkpoint(kind, folder / "teacher.pth")
+    return propagated(under(model_of(kind), file).train(), batch_of(size_of(kind)))
+
+
+def write_checkpoint(kind: str, file: Path) -> Path:
+    """A checkpoint of cskd-train of the narrow detector of a kind, with random weights.
+
+    Those of heads are larger than a config has them at first, so that scores lie apart by more than rounding.
+    """
+    model = model_of(kind)
+    torch.manual_seed(1)
+    detector = build_without_pretrained(model)
+    detector.init_weights()
+    for name, parameter in detector.named_parameters():
+        if "head" in name and parameter.dim() > 1:
+            torch.nn.init.kaiming_normal_(parameter)
+    names = tuple(f"class {number}" for number in range(80))
+    config = config_to_data({"model": model, "data": student_config(names)["data"]})
+    meta = {"format": FORMAT, "version": FORMAT_VERSION, "config": config, "CLASSES": list(names)}
+    save(file, {"state_dict": detector.state_dict(), "meta": meta})
+    return file
+
+
+def propagated(model: torch.nn.Module, batch: Mapping[str, Any]) -> dict[str, float]:
+    """The losses of a detector, or of a student under its distiller, after their gradients have been computed.
+
+    Raises:
+        ArithmeticError: a loss or a gradient is not finite, or all gradients are zero.
+    """
+    torch.manual_seed(0)  # mmdet samples anchors and RoIs at random
+    outputs = model.train_step(batch, None)  # type: ignore[operator]
+    outputs["loss"].backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     wrong = [name for name, gradient in gradients.items() if not torch.isfinite(gradient).all()]
-    if not torch.isfinite(total) or wrong or not any(gradient.any() for gradient in gradients.values()):
-        raise ArithmeticError(f"{kind}: losses {losses}; not finite: {wrong}")
-    return losses
+    if wrong or not math.isfinite(outputs["loss"].item()) or not any(gradient.any() for gradient in gradients.values()):
+        raise ArithmeticError(f"losses {outputs['log_vars']}; gradients that are not finite: {wrong}")
+    return dict(outputs["log_vars"])
+
+
+GROUPS = ("pyramid", "tower", "prediction", "assistant", "roi")
+COMPARED = {name: name for name in GROUPS} | {"roi": "second stage"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the page says of a kind.
+
+    Attributes:
+        terms: groups of the distilled step's terms.
+        exported: whether `cskd-deploy export` takes a student.
+        why: there is not more, where there is not.
+    """
+
+    kind: str
+    terms: tuple[str, ...]
+    exported: bool
+    why: str
+
+    def __str__(self) -> str:
+        terms = ", ".join(COMPARED[name] for name in self.terms) or "none"
+        return f"| {self.kind} | `{STOCK[self.kind]}` | {terms} | {'yes' if self.exported else 'no'} | {self.why} |"
+
+
+def row_of(kind: str, folder: Path) -> Row:
+    """Take a plain step and a distilled one, and say what they were."""
+    plain = plain_step(kind)
+    refused = why_not_exported(kind, folder)
+    try:
+        distilled = distilled_step(kind, folder)
+    except CskdError as error:
+        return Row(kind, (), refused is None, str(error).partition(" cannot be distilled: ")[2] or str(error))
+    if missing := plain.keys() - distilled.keys():
+        raise ArithmeticError(f"{kind}: the distilled step has lost {missing}")
+    added = [name.removeprefix("loss_") for name in distilled.keys() - plain.keys()]
+    terms = tuple(group for group in GROUPS if any(name.split("_")[0] == group for name in added))
+    parts = isinstance(model_of(kind).get("neck"), (list, tuple))
+    unread = "heads are not compared behind a neck of several parts" if parts else "nothing is known of its heads"
+    why = [refused, None if len(terms) > 1 else unread]
+    return Row(kind, terms, refused is None, "; ".join(filter(None, why)))
+
+
+def why_not_exported(kind: str, folder: Path) -> str | None:
+    """What is in the way of an ONNX file, "" where the detector is not exported at all; None where there is one."""
+    try:
+        export(write_checkpoint(kind, folder / "student.pth"), folder / "student.onnx")
+    except (DeployError, SymbolicValueError, Fail) as error:
+        found = re.search(r"has (?:model\.)?(.+?), which cannot be exported|(mmcv:\w+)|operator ([\w ]+),", str(error))
+        if found:
+            return f"not exported: {next(filter(None, found.groups()))}"
+        return "not exported: ONNX Runtime fails on its file" if isinstance(error, Fail) else ""
+    return None
+
+
+HEADER = """\
+# mmdet's detectors as students
+
+Every kind of detector that mmdet ships a config of, with what a student of that kind gets from a teacher of the same
+kind: each was built narrow and exported, and took one training step and one distilled step. Rows are what
+`tests/reliability/test_every_mmdet_detector.py` finds, which holds this page.
+
+A kind is `model.type` with the neck where that is no FPN, and the heads where they are not those of Faster R-CNN. Terms
+are those of [the algorithm](algorithm.md); a teacher of another kind teaches by the pyramid alone, at the strides that
+both have. What is not exported yet can be trained, evaluated and be a teacher. All of them run without mmcv's compiled
+operators; a student PAA asks for scikit-learn: `pip install 'cskd-train[paa]'`.
+
+| detector | config of mmdet | distilled terms | exported | why not more |
+|---|---|---|---|---|
+"""
+
+
+def page(rows: Iterable[Row]) -> str:
+    reasons: dict[str, list[str]] = {}
+    for part, reason in REASONS.items():
+        reasons.setdefault(reason, []).append(f"`{part}`")
+    lines = [f"- {', '.join(parts)}: {reason}" for reason, parts in reasons.items()]
+    table = "\n".join(map(str, rows))
+    return f"{HEADER}{table}\n\nNot tried as students, by a part of theirs:\n\n" + "\n".join(lines) + "\n"
