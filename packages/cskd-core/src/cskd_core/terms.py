@@ -97,28 +97,27 @@ class PyramidTerm(nn.Module):
                 Variant(background, regions.background(level)),
             ]
             comparisons.append(Comparison(source, target, variants))
-        # A level has as many RoIs as any other: their mean over all levels, times the levels, is the sum of the means.
-        comparisons.append(
-            Comparison(
-                _pooled(adapted, regions), _pooled(teacher, regions), [Variant(_times(self.plan.roi, levels * share))]
-            )
-        )
-        of_maps, of_rois = compare(comparisons, self.options).split([3 * levels, 1])
+        # A level has as many RoIs as any other: their mean over levels of one width, times those, is the sum of the
+        # means.
+        by_width: dict[int, list[int]] = {}
+        for level, target in enumerate(teacher):
+            by_width.setdefault(target.shape[1], []).append(level)
+        for alike in by_width.values():
+            roi = Variant(_times(self.plan.roi, len(alike) * share))
+            comparisons.append(Comparison(_pooled(adapted, regions, alike), _pooled(teacher, regions, alike), [roi]))
+        of_maps, of_rois = compare(comparisons, self.options).split([3 * levels, len(by_width)])
         whole, inside, outside = of_maps.view(levels, 3).sum(0).unbind()
         return {
             "pyramid_full": whole,
-            "pyramid_roi": of_rois.squeeze(0),
+            "pyramid_roi": of_rois.sum(0),
             "pyramid_foreground": inside,
             "pyramid_background": outside,
         }
 
 
-def _pooled(levels: Sequence[Tensor], regions: Regions) -> Tensor:
-    """(levels * N, C, 7, 7): the RoIs of every level."""
-    pooled = [
-        roi_align(feature, regions.rois(level), ROI_SIZE, 1.0, ROI_SAMPLING_RATIO)
-        for level, feature in enumerate(levels)
-    ]
+def _pooled(pyramid: Sequence[Tensor], regions: Regions, levels: Sequence[int]) -> Tensor:
+    """(levels * N, C, 7, 7): the RoIs of levels of one width."""
+    pooled = [roi_align(pyramid[level], regions.rois(level), ROI_SIZE, 1.0, ROI_SAMPLING_RATIO) for level in levels]
     return torch.cat(pooled)
 
 
