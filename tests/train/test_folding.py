@@ -208,3 +208,14 @@ def test_what_is_drawn_at_random_is_not_touched():
     torch.manual_seed(7)
     folded(detector, OneMap())
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_teacher_without_norms_is_itself_and_is_not_run():
+    detector = build_without_pretrained(narrow("RetinaNet"))
+    family = family_of(detector)
+    for name, module in list(detector.named_modules()):
+        if isinstance(module, nn.BatchNorm2d):
+            parent, _, own = name.rpartition(".")
+            setattr(detector.get_submodule(parent), own, nn.Identity())
+    detector.register_module("backbone", None)
+    assert folded(detector, family) is detector
