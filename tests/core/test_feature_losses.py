@@ -248,7 +248,7 @@ def levels(channels, seed):
 
 def term_of(kind, reduce="sum", **weights):
     torch.manual_seed(0)
-    return PyramidTerm(3, 4, 5, PyramidPlan(kind=kind, **weights), reduce)
+    return PyramidTerm([(4, 5)] * 3, PyramidPlan(kind=kind, **weights), reduce)
 
 
 @pytest.mark.parametrize(("reduce", "share"), [("sum", 1), ("mean", 1 / 3)])
