@@ -233,12 +233,20 @@ def _trace(student: Student, manifest: Manifest) -> Any:
                 dynamic_axes=graph.dynamic_axes(),
                 dynamo=False,
             )
-        except torch.onnx.errors.UnsupportedOperatorError as error:
-            raise DeployError(
-                f"{student.path}: its backbone, neck or head computes with an operator that the exported file cannot "
-                f"have ({str(error).splitlines()[0].rstrip('.')}). Train it with a backbone and neck of common layers"
-            ) from error
-        return onnx.load(str(traced))
+        except torch.onnx.errors.OnnxExporterError as error:
+            raise _unexportable(student, str(error).splitlines()[0].partition("  [Caused")[0].rstrip(".")) from error
+        model = onnx.load(str(traced))
+    foreign = sorted({f"{node.domain}:{node.op_type}" for node in model.graph.node if node.domain})
+    if foreign:
+        raise _unexportable(student, f"{', '.join(foreign)} is none of ONNX's")
+    return model
+
+
+def _unexportable(student: Student, operator: str) -> DeployError:
+    return DeployError(
+        f"{student.path}: its backbone, neck or head computes with an operator that the exported file cannot have "
+        f"({operator}). Train it with a backbone and neck of common layers"
+    )
 
 
 def _simplified(traced: Any) -> Any:
