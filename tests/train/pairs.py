@@ -77,10 +77,11 @@ def pair(narrow_model, family, student=None, teacher=None, **distill):
     return distilled(ours, theirs, **distill)
 
 
-def distilled(student, teacher, **distill):
+def distilled(student, teacher, family=None, **distill):
+    family = family or family_of(student)
     student.train()
     plan = DistillPlan.parse({"teacher": {"checkpoint": "-"}, **distill})
-    return DistilledDetector(student, Distiller(student, teacher, family_of(student), plan))
+    return DistilledDetector(student, Distiller(student, teacher, family, plan))
 
 
 def step(model, boxes=BOXES, labels=LABELS):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cskd_core.errors import PlanError, ShapeError, TapError
+from cskd_train.mm.families import family_of
 from cskd_train.mm.plain import build_without_pretrained
 
 from . import pairs
@@ -244,10 +245,11 @@ MISSING = {
 def test_a_missing_submodule_is_named_with_the_nearest_that_are_there(narrow_model, family, role):
     removed, path, near = MISSING[family]
     student, teacher = (build_without_pretrained(model_of(narrow_model, family)) for _ in range(2))
+    read_by = family_of(student)
     owner, _, name = removed.rpartition(".")
     delattr((student if role == "student" else teacher).get_submodule(owner), name)
     with pytest.raises(TapError) as error:
-        distilled(student, teacher)
+        distilled(student, teacher, read_by)
     found = str(error.value)
     assert found.startswith(f"{family} has no submodule '{path}'; the nearest are: ")
     assert near in found.rpartition(": ")[2]

@@ -33,12 +33,13 @@ class DenseFamily(DetectorFamily):
     def check(self, detector: Any) -> None:
         super().check(detector)
         head = detector.bbox_head
-        wanted = ("stacked_convs", "feat_channels", "prior_generator", "cls_convs", "reg_convs")
-        for name in (*wanted, *self.predictors.values()):
+        for name in ("stacked_convs", "feat_channels", "prior_generator"):
             if not hasattr(head, name):
                 raise TapError(
                     f"the bbox_head of this {type(detector).__name__}, a {type(head).__name__}, has no {name}"
                 )
+        for name in self.predictors.values():
+            submodule(detector, f"bbox_head.{name}")
 
     def pyramid(self, detector: Any) -> PyramidSpec:
         return PyramidSpec(detector.neck.out_channels, strides_of(detector.bbox_head))
