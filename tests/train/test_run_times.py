@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from cskd_data.shapes import generate
+from cskd_train.engine import progress
 from cskd_train.engine.progress import ProgressDisplay, TimeLeft
 from cskd_train.engine.records import RunState
 
@@ -156,7 +157,8 @@ def test_the_time_left_is_shown_in_hours_minutes_and_seconds(seconds, shown):
     assert str(left) == shown
 
 
-def test_the_display_counts_the_evaluations_by_the_clock(clock):
+def test_the_display_counts_the_evaluations_by_the_clock(clock, monkeypatch):
+    monkeypatch.setattr(progress, "LINES_APART", 0)
     console = Console(file=io.StringIO(), width=200)
     display = ProgressDisplay(console, epochs=3, iterations=20, done=0, best=None)
     for epoch in (1, 2):

@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cskd_core.errors import PlanError
 from cskd_core.plan import DistillPlan
-from cskd_train.engine import terms
+from cskd_train.engine import progress, terms
 from cskd_train.engine.records import read_log
 from cskd_train.engine.signals import Interrupted
 from cskd_train.engine.terms import DistilledTerms
@@ -135,7 +135,8 @@ def everything_outweighs(monkeypatch):
     monkeypatch.setattr(terms, "WATCHED", 5)
 
 
-def test_shares_are_in_the_log_in_tensorboard_and_on_the_console(small_runs, tmp_path):
+def test_shares_are_in_the_log_in_tensorboard_and_on_the_console(small_runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(progress, "LINES_APART", 0)
     _, said = train(small_runs.options(tmp_path, distilled=True, settings={"runner.max_epochs": 1}))
     records = [one for one in read_log(tmp_path / "log.jsonl") if one["mode"] == "train"]
     for record in records:
