@@ -74,7 +74,7 @@ def test_the_main_process_alone_writes_and_speaks(undisturbed):
     assert (
         sum("learning rate 0.001, 2 images a step (1 x 2 process(es) x 1 accumulated)" in line for line in lines) == 1
     )
-    assert sum("step 5/5" in line for line in lines) == 2
+    assert sum("epoch 1/2  step 1/5" in line for line in lines) == 1
     assert ended.err.count("val mAP") == 2
     assert ended.out.count("work/result.json") == 1
     assert "Warning" not in ended.err
