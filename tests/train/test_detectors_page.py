@@ -10,6 +10,7 @@ from mmcv import Config
 
 from cskd_deploy.errors import DeployError
 from cskd_deploy.exporter.mmdet_config import family_of
+from cskd_train.mm.families import export_note
 
 from ..reliability.mmdet_detectors import COMPARED, CONFIGS, STOCK, Row, kind_of, model_of, page, reason_of
 
@@ -35,6 +36,12 @@ def test_a_config_is_of_its_kind_and_exported_only_if_export_takes_it(kind):
     assert kind_of(model) == kind
     assert reason_of(kind) is None
     (row,) = (row for row in rows() if row.kind == kind)
+    try:
+        family_of({"model": model})
+    except DeployError:
+        assert export_note(model) is not None  # as a run says it at its start
+    else:
+        assert export_note(model) is None
     if row.exported:
         assert family_of({"model": model_of(kind)})
     elif not row.why.startswith("not exported: "):

@@ -35,7 +35,7 @@ from cskd_train.engine.prepare import (
 )
 from cskd_train.engine.progress import ProgressDisplay
 from cskd_train.engine.records import JsonLines, Recorder, RunState, TensorBoard, forget_after, versions
-from cskd_train.engine.resume import Resumption, Saver, Trained, flat
+from cskd_train.engine.resume import Resumption, Saver, Trained, flat, saved_position
 from cskd_train.engine.signals import Interrupted, StopRequest, stop_on_signals
 from cskd_train.engine.step import NotFinite
 from cskd_train.engine.terms import DistilledTerms
@@ -311,5 +311,6 @@ class Run:
         }
 
     def _kept(self) -> str:
-        saved = self.saver.saved
+        # The main process alone knows what it wrote; another one may be the first to speak.
+        saved = self.saver.saved if self.world.is_main else saved_position(self.work_dir.last)
         return f"last.pth still holds {described(saved)}" if saved else "Nothing had been saved yet"

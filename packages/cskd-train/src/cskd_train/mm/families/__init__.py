@@ -80,15 +80,36 @@ def exportable() -> dict[str, tuple[str, ...]]:
     return found
 
 
+_EXPORTED_PARTS = {
+    "rpn_head": "RPNHead",
+    "roi_head": "StandardRoIHead",
+    "roi_head.bbox_roi_extractor": "SingleRoIExtractor",
+}
+"""Of detectors that are exported, where they have such a part."""
+
+
 def export_note(model: Mapping[str, Any]) -> str | None:
-    """What there is to say of a `model` config that `cskd-deploy export` cannot write; None where it can."""
+    """What there is to say of a `model` config that `cskd-deploy export` cannot write; None where it can.
+
+    Its operators are known at export only: a neck or a backbone may have one that ONNX has not.
+    """
     name, known = model["type"], exportable()
-    head = (model.get("roi_head") or model).get("bbox_head")
-    kind = head.get("type") if isinstance(head, Mapping) else None  # a cascade has a list of them
-    if kind in known.get(name, ()):
+    head = _type_at(model, "roi_head.bbox_head" if model.get("roi_head") else "bbox_head")
+    others = [found for path, kind in _EXPORTED_PARTS.items() if (found := _type_at(model, path)) not in (None, kind)]
+    neck = model.get("neck") or ()
+    necks = [neck] if isinstance(neck, Mapping) else neck
+    others += [part["type"] for part in necks if part["type"] == "DyHead"]  # deformable convolutions
+    if head in known.get(name, ()) and not others:
         return None
-    with_head = f" with a {kind}" if kind else ""
+    part = others[0] if others else head
     return (
-        f"a {name}{with_head} can be trained and distilled, but cskd-deploy cannot export it yet; it exports: "
-        + "; ".join(f"{detector} ({', '.join(heads)})" for detector, heads in known.items())
+        f"a {name}{f' with a {part}' if part else ''} can be trained and distilled, but cskd-deploy cannot export it "
+        "yet; it exports: " + "; ".join(f"{detector} ({', '.join(heads)})" for detector, heads in known.items())
     )
+
+
+def _type_at(model: Any, path: str) -> str | None:
+    """The type of a part of a config; None where there is none, or several, as in a cascade."""
+    for name in path.split("."):
+        model = model.get(name) if isinstance(model, Mapping) else None
+    return model.get("type") if isinstance(model, Mapping) else None
