@@ -202,6 +202,9 @@ def test_the_floor_is_named_with_what_to_do(sees, model, val_set, cfg):
 def test_a_teacher_that_cannot_be_evaluated_teaches_all_the_same(model, val_set, cfg):
     model.distiller.teacher.detector.test_cfg = None
     assert "its config has no model.test_cfg" in check(model, val_set, cfg)
+    model.same_classes = False
+    assert "its classes are not known to be the student's" in check(model, val_set, cfg)
+    model.same_classes = True
     val_set.normal = replace(val_set.normal, data={**val_set.normal.data, "annotations": []})
     model.distiller.teacher.detector.test_cfg = model.student.test_cfg
     assert check(model, val_set, cfg, images=2) == (
