@@ -1,0 +1,236 @@
+"""What distilling gains: a matrix of runs, data x detector x method x epochs x seed, as one job that can be resumed.
+
+    python benchmarks/gain.py PLAN.toml --work-dir DIR --records docs/results/gain.jsonl [--study NAME] [--budget 2h]
+    python benchmarks/gain_table.py docs/results/gain.jsonl --write docs/results/gain.md
+
+Each run is a process of its own, `cskd-train run`, in a folder of DIR that its study, method, epochs and seed name. A
+run that has a line among the records is not repeated; one that was stopped in the middle goes on from its last.pth. A
+study's teacher is trained once. Its students are taken seed by seed, the methods of a seed one after another, so that
+a pair (alone, distilled) is there as early as can be and comes from one machine.
+
+With --budget no run is begun that would not end in time, going by the seconds an epoch of that method took before.
+
+One JSON line a run: study, data, detector, method, epochs, seed, the metrics of the best checkpoint on `val` and on the
+study's other split, mAP by epoch with the minutes of training until then, seconds, command, commit, processor, its
+instruction sets, versions.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+import tomllib
+
+sys.path.insert(0, str(Path(__file__).parent))
+import machine
+
+from cskd_train import mm  # noqa: F401  (before any mmcv import)
+from cskd_train.files.config import load_config
+from cskd_train.project.budget import duration, parse_duration, schedule
+
+ROOT = Path(__file__).parents[1]
+TEACHER = "teacher"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a study.
+
+    Attributes:
+        config: of the recipe, from the repository's root.
+        settings: for `--set`, beside those that follow from epochs and teacher.
+        split: on which the best checkpoint is evaluated at the end, beside `val`.
+    """
+
+    study: str
+    data: str
+    detector: str
+    method: str
+    config: str
+    epochs: int
+    seed: int
+    split: str = "test"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.study}/{self.method}_{self.epochs}_seed{self.seed}"
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What tells it from all other runs."""
+        return self.study, self.method, self.epochs, self.seed
+
+
+def runs_of(plan: Mapping[str, Any], study: str | None = None) -> Iterator[Run]:
+    """The runs of a plan in the order in which they are taken, each study's teacher first.
+
+    Raises:
+        click.UsageError: there is no study of that name.
+    """
+    studies = plan["studies"]
+    if study is not None and study not in studies:
+        raise click.UsageError(f"there is no study {study!r}; the plan has {', '.join(studies)}")
+    for name, one in studies.items():
+        if study not in (None, name):
+            continue
+        common = {"study": name, "data": one["data"], "split": one.get("split", "test")}
+        teacher = one["teacher"]
+        yield Run(
+            method=TEACHER,
+            detector=f"{one['detector']}'s teacher",
+            config=teacher["config"],
+            epochs=teacher["epochs"],
+            seed=teacher.get("seed", 0),
+            settings=teacher.get("set", {}),
+            **common,
+        )
+        for epochs in one["epochs"]:
+            for seed in one["seeds"]:
+                for method, of_method in one["methods"].items():
+                    yield Run(
+                        method=method,
+                        detector=one["detector"],
+                        config=of_method["config"],
+                        epochs=epochs,
+                        seed=seed,
+                        settings=of_method.get("set", {}),
+                        **common,
+                    )
+
+
+def command_of(run: Run, work_dir: Path, teacher: Path | None) -> list[str]:
+    """The `cskd-train` command of a run; it resumes what its folder has.
+
+    Args:
+        teacher: the study's, of which a distilled run learns.
+    """
+    cfg = load_config(str(ROOT / run.config))
+    settings = {**schedule(cfg, run.epochs), **run.settings}
+    if cfg.get("distill") and teacher is not None:
+        settings["distill.teacher.checkpoint"] = str(teacher)
+    words = ["cskd-train", "run", str(ROOT / run.config), "--work-dir", str(work_dir), "--seed", str(run.seed)]
+    if (work_dir / "last.pth").exists():
+        words.append("--resume")
+    return [*words, *(word for key, value in settings.items() for word in ("--set", f"{key}={value!r}"))]
+
+
+def execute(words: Sequence[str]) -> str:
+    """Run one command of cskd-train with this interpreter; gives its standard output.
+
+    Raises:
+        subprocess.CalledProcessError: it failed; what it said is on the terminal.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", words[0].replace("-", "_"), *words[1:]], stdout=subprocess.PIPE, text=True, check=True
+    )
+    return done.stdout
+
+
+def record_of(run: Run, work_dir: Path, words: Sequence[str], test: Mapping[str, Any]) -> dict[str, Any]:
+    """The line of a run that is through.
+
+    Args:
+        test: what `cskd-train test --json` printed of its best checkpoint on the study's split.
+    """
+    result = json.loads((work_dir / "result.json").read_text(encoding="utf-8"))
+    return {
+        "study": run.study,
+        "data": run.data,
+        "detector": run.detector,
+        "method": run.method,
+        "epochs": run.epochs,
+        "seed": run.seed,
+        "val": dict(result["best"]),
+        "best_epoch": result["best_epoch"],
+        "last_val": dict(result["last"]),
+        "split": run.split,
+        "test": dict(test["metrics"]),
+        "curve": curve_of(work_dir / "log.jsonl"),
+        "improving": result["improving"],
+        "seconds": result["seconds"],
+        "device": result["device"],
+        "command": shlex.join(word.replace(str(ROOT) + "/", "") for word in words if word != "--resume"),
+        "commit": machine.commit(ROOT),
+        **machine.processor(),
+        "versions": machine.versions(),
+    }
+
+
+def curve_of(log: Path) -> list[dict[str, float]]:
+    """mAP after each epoch that was evaluated, and the minutes of training until then, evaluations left out."""
+    curve, seconds, before = [], 0.0, 0
+    for line in log.read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        if record["mode"] == "train":
+            seconds += record["time"] * (record["iter"] - before)
+            before = record["iter"]
+        else:
+            curve.append({"epoch": record["epoch"], "minutes": round(seconds / 60, 3), "mAP": record["bbox_mAP"]})
+    return curve
+
+
+def read(records: Path) -> list[dict[str, Any]]:
+    """The lines of a file of records; none where there is no file."""
+    if not records.exists():
+        return []
+    return [json.loads(line) for line in records.read_text(encoding="utf-8").splitlines()]
+
+
+def key_of(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    """As `Run.key`."""
+    return tuple(record[name] for name in ("study", "method", "epochs", "seed"))
+
+
+def expected_seconds(run: Run, records: Sequence[Mapping[str, Any]]) -> float | None:
+    """What a run will take, by the seconds an epoch of its method took in the latest run of its study."""
+    alike = [one for one in records if (one["study"], one["method"]) == (run.study, run.method)]
+    return alike[-1]["seconds"] / alike[-1]["epochs"] * run.epochs if alike else None
+
+
+@click.command(help=__doc__, context_settings={"max_content_width": 120})
+@click.argument("plan", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--work-dir", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder of the runs.")
+@click.option("--records", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The JSON lines.")
+@click.option("--study", help="This one alone.")
+@click.option("--budget", help="Time for this call, such as 2h.  [default: all of the plan]")
+@click.option("--dry-run", is_flag=True, help="Print what is left to be run.")
+def main(plan: Path, work_dir: Path, records: Path, study: str | None, budget: str | None, dry_run: bool) -> None:
+    began, limit = time.monotonic(), parse_duration(budget) if budget else float("inf")
+    for run in runs_of(tomllib.loads(plan.read_text(encoding="utf-8")), study):
+        done = read(records)
+        if run.key in map(key_of, done):
+            continue
+        expected = expected_seconds(run, done)
+        lasts = "" if expected is None else f", about {duration(expected)}"
+        if dry_run:
+            click.echo(f"{run.name}{lasts}")
+            continue
+        left = limit - (time.monotonic() - began)
+        if left <= 0 or (expected or 0) > left:
+            click.echo(f"{run.name}{lasts}: {duration(max(left, 0))} are left; the same command goes on")
+            return
+        click.echo(f"{run.name}{lasts}")
+        teacher = work_dir / run.study / TEACHER / "best.pth"
+        folder = teacher.parent if run.method == TEACHER else work_dir / run.name
+        words = command_of(run, folder, teacher)
+        execute(words)
+        best = folder / "best.pth"
+        test = json.loads(execute(["cskd-train", "test", str(best), "--split", run.split, "--json"]))
+        records.parent.mkdir(parents=True, exist_ok=True)
+        with records.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record_of(run, folder, words, test)) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""The tables and plots of what distilling gains, from the lines that benchmarks/gain.py wrote.
+
+    python benchmarks/gain_table.py docs/results/gain.jsonl --write docs/results/gain.md
+
+Of each study and number of epochs: mean and standard deviation over the seeds of each method, and the difference of
+each to the student alone, seed by seed: its mean and, from two seeds on, the 95 % interval of that mean by Student's t.
+Only runs of one processor are compared; a seed that one side lacks is left out of the difference. What is written
+stands between two marks in the page, with a plot a study beside it: mAP by epochs and by minutes, a line a method, the
+band one standard deviation.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+from scipy import stats
+
+sys.path.insert(0, str(Path(__file__).parent))
+from gain import TEACHER, read
+
+ALONE = "alone"
+BEGIN, END = "<!-- benchmarks/gain_table.py: begin -->", "<!-- benchmarks/gain_table.py: end -->"
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Values in points of mAP, their mean and their standard deviation (over n - 1; None of one alone)."""
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values)
+
+    @property
+    def deviation(self) -> float | None:
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+    @property
+    def half_width(self) -> float | None:
+        """Half of the interval of the mean by Student's t with n - 1 degrees of freedom."""
+        if self.deviation is None:
+            return None
+        n = len(self.values)
+        return float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * self.deviation / math.sqrt(n)
+
+    def __str__(self) -> str:
+        return f"{self.mean:.1f}" + ("" if self.deviation is None else f" ± {self.deviation:.1f}")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method in one study, after one number of epochs, on one processor.
+
+    Attributes:
+        gain: its difference to the student alone in the seeds that both have; None of that student itself, and where
+            no seed is in both.
+    """
+
+    study: str
+    processor: str
+    epochs: int
+    method: str
+    val: Spread
+    test: Spread
+    gain: Spread | None
+    minutes: float
+
+
+def rows_of(records: Sequence[Mapping[str, Any]], split: str = "test") -> Iterator[Row]:
+    """The rows of all studies, in the order in which their runs were recorded.
+
+    Args:
+        split: on which gains are taken.
+    """
+    groups: dict[tuple[str, str, int], dict[str, dict[int, Mapping[str, Any]]]] = {}
+    for one in records:
+        if one["method"] != TEACHER:
+            group = groups.setdefault((one["study"], one["processor"], one["epochs"]), {})
+            group.setdefault(one["method"], {})[one["seed"]] = one
+    for (study, processor, epochs), methods in groups.items():
+        alone = methods.get(ALONE, {})
+        for method, runs in methods.items():
+            shared = [] if method == ALONE else sorted(runs.keys() & alone.keys())
+            gain = [_points(runs[seed], split) - _points(alone[seed], split) for seed in shared]
+            yield Row(
+                study,
+                processor,
+                epochs,
+                method,
+                Spread(tuple(_points(one, "val") for one in runs.values())),
+                Spread(tuple(_points(one, "test") for one in runs.values())),
+                Spread(tuple(gain)) if gain else None,
+                statistics.fmean(one["seconds"] for one in runs.values()) / 60,
+            )
+
+
+def _points(record: Mapping[str, Any], split: str) -> float:
+    return 100 * float(record[split]["bbox_mAP"])
+
+
+def tables(records: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: a table a study, its teacher above it."""
+    lines = []
+    for study in dict.fromkeys(one["study"] for one in records):
+        own = [one for one in records if one["study"] == study]
+        lines += [f"### {study}: {own[0]['data']}, {_detector(own)}", ""]
+        for teacher in (one for one in own if one["method"] == TEACHER):
+            lines.append(
+                f"Teacher: {teacher['epochs']} epochs, {_points(teacher, 'val'):.1f} on val, "
+                f"{_points(teacher, 'test'):.1f} on {teacher['split']}"
+                + (", still rising at the end." if teacher["improving"] else ".")
+            )
+        lines += ["", "| epochs | method | n | val mAP | test mAP | against alone | 95 % interval | minutes |"]
+        lines.append("|---|---|---|---|---|---|---|---|")
+        lines += [_line(row) for row in rows_of(own)]
+        facts = {(one["processor"], one["device"], one["commit"]) for one in own}
+        lines += ["", *(f"{processor}, {device}, commit {commit}." for processor, device, commit in sorted(facts)), ""]
+    return "\n".join(lines)
+
+
+def _line(row: Row) -> str:
+    gain, interval = "", ""
+    if row.gain is not None:
+        gain, half = f"{row.gain.mean:+.1f}", row.gain.half_width
+        interval = "" if half is None else f"{row.gain.mean - half:+.1f} to {row.gain.mean + half:+.1f}"
+    return (
+        f"| {row.epochs} | {row.method} | {len(row.val.values)} | {row.val} | {row.test} | {gain} | {interval} "
+        f"| {row.minutes:.0f} |"
+    )
+
+
+def _detector(records: Sequence[Mapping[str, Any]]) -> str:
+    return next((str(one["detector"]) for one in records if one["method"] != TEACHER), "teacher alone")
+
+
+def bands(records: Sequence[Mapping[str, Any]], across: str) -> dict[tuple[str, int], list[tuple[float, Spread]]]:
+    """(method, epochs) -> mAP over `epoch` or `minutes` of the seeds together, each at the mean of theirs."""
+    curves: dict[tuple[str, int], list[Any]] = {}
+    for one in records:
+        if one["method"] != TEACHER:
+            curves.setdefault((one["method"], one["epochs"]), []).append(one["curve"])
+    return {
+        name: [
+            (statistics.fmean(point[across] for point in points), Spread(tuple(100 * point["mAP"] for point in points)))
+            for points in zip(*of_seeds, strict=False)
+        ]
+        for name, of_seeds in curves.items()
+    }
+
+
+def draw(records: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """mAP on val by epochs, and by minutes of training."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    FigureCanvasSVG(figure)
+    left, right = figure.subplots(1, 2, sharey=True)
+    for axes, across, label in ((left, "epoch", "epochs"), (right, "minutes", "minutes of training")):
+        colours = {name: f"C{index}" for index, name in enumerate(dict.fromkeys(one["method"] for one in records))}
+        for (method, epochs), points in bands(records, across).items():
+            x, spreads = [point[0] for point in points], [point[1] for point in points]
+            mean, around = [one.mean for one in spreads], [one.deviation or 0 for one in spreads]
+            axes.plot(x, mean, color=colours[method], linewidth=1, label=f"{method}, {epochs} epochs")
+            low, high = ([m + sign * s for m, s in zip(mean, around, strict=True)] for sign in (-1, 1))
+            axes.fill_between(x, low, high, color=colours[method], alpha=0.2, linewidth=0)
+        axes.set_xlabel(label)
+        axes.grid(alpha=0.3)
+    left.set_ylabel("val mAP, points")
+    left.legend(fontsize="small")
+    figure.savefig(file, metadata={"Date": None})
+
+
+@click.command(help=__doc__, context_settings={"max_content_width": 120})
+@click.argument("records", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--write", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="The page.  [default: print]"
+)
+def main(records: Path, write: Path | None) -> None:
+    found = read(records)
+    text = tables(found)
+    if write is None:
+        click.echo(text)
+        return
+    pictures = []
+    for study in dict.fromkeys(one["study"] for one in found):
+        own, file = [one for one in found if one["study"] == study], write.with_name(f"gain_{study}.svg")
+        draw(own, file)
+        pictures.append(f"![{study}: mAP by epochs and by minutes]({file.name})")
+    page = write.read_text(encoding="utf-8")
+    before, _, rest = page.partition(BEGIN)
+    if END not in rest:
+        raise click.UsageError(f"{write} has no {BEGIN} with {END} after it")
+    after = rest.partition(END)[2]
+    write.write_text(f"{before}{BEGIN}\n\n{text}\n" + "\n\n".join(pictures) + f"\n\n{END}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,222 @@
+"""The study of gains: which runs are made, in what order and once each; what is made of their records."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+import tomllib
+from click.testing import CliRunner
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+PLAN = """
+[studies.lasting]
+data = "shapes"
+detector = "RetinaNet R18"
+teacher = { config = "configs/demo/retinanet_r50_shapes.py", epochs = 28 }
+epochs = [4, 16]
+seeds = [0, 1]
+methods.alone = { config = "configs/demo/retinanet_r18_shapes.py" }
+[studies.lasting.methods.cskd]
+config = "configs/demo/cskd_retina_r50_distill_r18_shapes.py"
+set = { "distill.init_student" = true }
+"""
+
+
+@pytest.fixture
+def gain(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module("gain")
+
+
+@pytest.fixture
+def table(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module("gain_table")
+
+
+@pytest.fixture
+def plan(tmp_path):
+    file = tmp_path / "plan.toml"
+    file.write_text(PLAN)
+    return file
+
+
+def seconds_of(words):
+    return 10.0 * int(next(re.search(r"runner\.max_epochs=(\d+)", word)[1] for word in words if "max_epochs" in word))
+
+
+@pytest.fixture
+def done(gain, monkeypatch):
+    """The commands that were run, by a double that writes what a run leaves behind; a method is as good as it says."""
+    commands = []
+
+    def execute(words):
+        commands.append(words)
+        if words[1] == "test":
+            return json.dumps({"metrics": {"bbox_mAP": 0.25}})
+        folder = Path(words[words.index("--work-dir") + 1])
+        folder.mkdir(parents=True)
+        metrics = {"bbox_mAP": 0.3}
+        result = {"best": metrics, "last": metrics, "best_epoch": 2, "improving": True, "seconds": seconds_of(words)}
+        (folder / "result.json").write_text(json.dumps({**result, "device": "CPU"}))
+        log = [
+            {"mode": "train", "epoch": 1, "iter": 10, "time": 1.5},
+            {"mode": "train", "epoch": 1, "iter": 30, "time": 3.0},
+            {"mode": "val", "epoch": 1, "iter": 30, "bbox_mAP": 0.1},
+            {"mode": "train", "epoch": 2, "iter": 60, "time": 0.5},
+            {"mode": "val", "epoch": 2, "iter": 60, "bbox_mAP": 0.3},
+        ]
+        (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+        return ""
+
+    monkeypatch.setattr(gain, "execute", execute)
+    return commands
+
+
+def run(gain, plan, tmp_path, *arguments):
+    words = [str(plan), "--work-dir", str(tmp_path / "runs"), "--records", str(tmp_path / "gain.jsonl"), *arguments]
+    result = CliRunner().invoke(gain.main, words, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_the_teacher_is_first_and_a_seed_has_its_methods_together(gain):
+    runs = list(gain.runs_of(tomllib.loads(PLAN)))
+    assert [run.key[1:] for run in runs] == [
+        ("teacher", 28, 0),
+        *((method, epochs, seed) for epochs in (4, 16) for seed in (0, 1) for method in ("alone", "cskd")),
+    ]
+
+
+def test_the_plan_of_the_repository_names_configs_that_there_are(gain):
+    runs = list(gain.runs_of(tomllib.loads((BENCHMARKS / "gain.toml").read_text())))
+    assert len(runs) > 10
+    assert all((gain.ROOT / run.config).is_file() for run in runs)
+    assert len({run.key for run in runs}) == len({run.name for run in runs}) == len(runs)
+
+
+def test_epochs_stretch_the_schedule_and_a_distilled_run_learns_of_the_studys_teacher(gain, tmp_path):
+    teacher, alone, cskd, *_ = gain.runs_of(tomllib.loads(PLAN))
+    words = gain.command_of(teacher, tmp_path, tmp_path / "best.pth")
+    assert words[words.index("--set") + 1 :: 2] == ["runner.max_epochs=28", "lr_config.step=[22, 26]"]
+    assert "distill" not in " ".join(gain.command_of(alone, tmp_path, tmp_path / "best.pth"))
+    words = gain.command_of(cskd, tmp_path, tmp_path / "best.pth")
+    assert words[words.index("--set") + 1 :: 2] == [
+        "runner.max_epochs=4",
+        "lr_config.step=[3, 4]",
+        "distill.init_student=True",
+        f"distill.teacher.checkpoint='{tmp_path}/best.pth'",
+    ]
+    assert "--resume" not in words
+    (tmp_path / "last.pth").touch()
+    assert "--resume" in gain.command_of(cskd, tmp_path, tmp_path / "best.pth")
+
+
+def test_what_is_recorded_is_not_run_again(gain, plan, done, tmp_path):
+    run(gain, plan, tmp_path)
+    assert len(done) == 2 * 9
+    records = gain.read(tmp_path / "gain.jsonl")
+    assert len({gain.key_of(record) for record in records}) == 9
+    run(gain, plan, tmp_path)
+    assert len(done) == 2 * 9
+    (tmp_path / "gain.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records[:-2]))
+    run(gain, plan, tmp_path, "--dry-run")
+    assert len(done) == 2 * 9
+
+
+def test_a_record_says_what_was_measured_and_on_what(gain, plan, done, tmp_path):
+    run(gain, plan, tmp_path)
+    record = gain.read(tmp_path / "gain.jsonl")[1]
+    assert (record["val"]["bbox_mAP"], record["test"]["bbox_mAP"], record["split"]) == (0.3, 0.25, "test")
+    # 10 steps of 1.5 s, 20 of 3, then 30 of 0.5.
+    assert record["curve"] == [{"epoch": 1, "minutes": 1.25, "mAP": 0.1}, {"epoch": 2, "minutes": 1.5, "mAP": 0.3}]
+    assert record["command"].startswith("cskd-train run configs/demo/retinanet_r18_shapes.py --work-dir ")
+    assert {"commit", "processor", "instructions", "versions", "device", "seconds"} <= set(record)
+
+
+def test_a_budget_begins_no_run_that_would_not_end_in_it(gain, plan, done, tmp_path, monkeypatch):
+    now = iter(range(0, 10000, 20))  # each look at the clock comes 20 s later
+    monkeypatch.setattr(gain.time, "monotonic", lambda: float(next(now)))
+    said = run(gain, plan, tmp_path, "--budget", "170s")
+    # Begun at 0; teacher at 20 (nothing is known of it), 4 epochs at 40 s each, then 16 epochs of 160 s.
+    assert [line.partition(",")[0] for line in said.splitlines()[:5]] == [
+        "lasting/teacher_28_seed0", "lasting/alone_4_seed0", "lasting/cskd_4_seed0", "lasting/alone_4_seed1",
+        "lasting/cskd_4_seed1",
+    ]  # fmt: skip
+    assert said.splitlines()[5] == ("lasting/alone_16_seed0, about 3 min: 50 s are left; the same command goes on")
+    assert len(gain.read(tmp_path / "gain.jsonl")) == 5
+
+
+def test_a_study_that_the_plan_has_not_is_refused(gain, plan, tmp_path):
+    words = [str(plan), "--work-dir", str(tmp_path), "--records", str(tmp_path / "r"), "--study", "lastng"]
+    result = CliRunner().invoke(gain.main, words)
+    assert result.exit_code == 2
+    assert "there is no study 'lastng'; the plan has lasting" in result.output
+
+
+def record(method, seed, value, epochs=8, processor="one", **more):
+    metrics = {"bbox_mAP": value / 100}
+    curve = [{"epoch": epoch, "minutes": epoch * 2.0 + seed, "mAP": value / 100 * epoch / 2} for epoch in (1, 2)]
+    return {
+        "study": "lasting", "data": "shapes", "detector": "RetinaNet R18", "method": method, "epochs": epochs,
+        "seed": seed, "val": metrics, "test": {"bbox_mAP": value / 100 - 0.01}, "split": "test", "curve": curve,
+        "improving": None, "seconds": 120.0, "device": "CPU", "commit": "abc", "processor": processor, **more,
+    }  # fmt: skip
+
+
+def test_gains_are_taken_seed_by_seed_with_the_interval_of_their_mean(table):
+    records = [record("alone", seed, value) for seed, value in enumerate((10, 14, 12))]
+    records += [record("cskd", seed, value) for seed, value in enumerate((13, 15, 17))]
+    alone, cskd = table.rows_of(records)
+    assert alone.gain is None
+    assert cskd.gain.values == pytest.approx((3, 1, 5))
+    assert (cskd.gain.mean, cskd.gain.deviation) == pytest.approx((3, 2))
+    assert cskd.gain.half_width == pytest.approx(4.302653 * 2 / 3**0.5)  # t of 2 degrees of freedom, 97.5 %
+    text = table.tables(records)
+    assert "| 8 | alone | 3 | 12.0 ± 2.0 | 11.0 ± 2.0 |  |  | 2 |" in text
+    assert "| 8 | cskd | 3 | 15.0 ± 2.0 | 14.0 ± 2.0 | +3.0 | -2.0 to +8.0 | 2 |" in text
+
+
+def test_a_seed_alone_has_no_spread_and_one_without_its_pair_no_gain(table):
+    rows = list(table.rows_of([record("alone", 0, 10), record("cskd", 0, 12), record("cskd", 1, 30)]))
+    assert (rows[0].val.deviation, rows[0].val.half_width, str(rows[0].val)) == (None, None, "10.0")
+    assert rows[1].gain.values == pytest.approx((2,))
+    (row,) = table.rows_of([record("cskd", 0, 12)])
+    assert row.gain is None
+
+
+def test_runs_of_two_processors_are_not_compared(table):
+    rows = list(table.rows_of([record("alone", 0, 10), record("cskd", 0, 12, processor="other")]))
+    assert [(row.processor, row.method, row.gain) for row in rows] == [("one", "alone", None), ("other", "cskd", None)]
+
+
+def test_curves_of_seeds_meet_epoch_by_epoch(table):
+    found = table.bands([record("alone", 0, 10), record("alone", 1, 14), record("teacher", 0, 50)], "minutes")
+    assert list(found) == [("alone", 8)]
+    (first, spread), (second, _) = found["alone", 8]
+    assert (first, second) == (2.5, 4.5)
+    assert spread.values == pytest.approx((5, 7))
+
+
+def test_tables_and_plots_stand_between_the_marks_of_a_page(table, tmp_path):
+    page, lines = tmp_path / "gain.md", tmp_path / "gain.jsonl"
+    records = [record("teacher", 0, 40, improving=True), record("alone", 0, 10), record("cskd", 0, 12)]
+    lines.write_text("".join(json.dumps(one) + "\n" for one in records))
+    page.write_text(f"# Title\n\n{table.BEGIN}\nold\n{table.END}\n\nafter\n")
+    for _ in range(2):
+        result = CliRunner().invoke(table.main, [str(lines), "--write", str(page)], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+    text = page.read_text()
+    assert text.startswith("# Title\n")
+    assert text.endswith("\n\nafter\n")
+    assert "old" not in text
+    assert "Teacher: 8 epochs, 40.0 on val, 39.0 on test, still rising at the end." in text
+    assert text.count("![lasting: mAP by epochs and by minutes](gain_lasting.svg)") == 1
+    assert ET.parse(tmp_path / "gain_lasting.svg").getroot().tag.endswith("svg")
+    page.write_text("no marks")
+    assert CliRunner().invoke(table.main, [str(lines), "--write", str(page)]).exit_code == 2
