@@ -134,7 +134,7 @@ def _line(row: Row) -> str:
         interval = "" if half is None else f"{row.gain.mean - half:+.1f} to {row.gain.mean + half:+.1f}"
     return (
         f"| {row.epochs} | {row.method} | {len(row.val.values)} | {row.val} | {row.test} | {gain} | {interval} "
-        f"| {row.minutes:.0f} |"
+        f"| {row.minutes:.1f} |"
     )
 
 
