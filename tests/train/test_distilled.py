@@ -148,11 +148,11 @@ def test_a_config_without_normalisation_gives_the_teacher_the_students_tensor_an
     assert model.notes == (note,)
 
 
-@pytest.mark.parametrize(("ours", "units"), [(True, "pixels are converted to the student's strides"),
+@pytest.mark.parametrize(("in_strides", "units"), [(True, "pixels are converted to the student's strides"),
                                              (False, "strides are converted to the student's pixels")])  # fmt: skip
-def test_other_units_of_an_fcos_teacher_are_noted(narrow_model, save_teacher, ours, units):
+def test_other_units_of_an_fcos_teacher_are_noted(narrow_model, save_teacher, in_strides, units):
     student, teacher = narrow_model("FCOS"), narrow_model("FCOS", 50)
-    student.bbox_head.norm_on_bbox, teacher.bbox_head.norm_on_bbox = ours, not ours
+    student.bbox_head.norm_on_bbox, teacher.bbox_head.norm_on_bbox = in_strides, not in_strides
     assert under(student, save_teacher(teacher)).notes == (f"the teacher's box distances in {units}",)
 
 

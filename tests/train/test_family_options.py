@@ -139,10 +139,10 @@ def test_an_fcos_teachers_distances_come_in_the_students_units(pair, ours, their
         torch.testing.assert_close(found[level], pixels[level] / stride if ours else pixels[level])
 
 
-@pytest.mark.parametrize("ours", [True, False])
-def test_boxes_of_an_fcos_teacher_of_other_units_are_learnt_in_the_students(pair, ours):
+@pytest.mark.parametrize("normed", [True, False])
+def test_boxes_of_an_fcos_teacher_of_other_units_are_learnt_in_the_students(pair, normed):
     giou = {"type": "GIoULoss"}
-    heads = {"norm_on_bbox": ours, "loss_bbox": giou}, {"norm_on_bbox": not ours}
+    heads = {"norm_on_bbox": normed, "loss_bbox": giou}, {"norm_on_bbox": not normed}
     model = pair("FCOS", *({"bbox_head": head} for head in heads))
     teacher = model.distiller.teacher.detector
     with torch.no_grad():
@@ -152,10 +152,13 @@ def test_boxes_of_an_fcos_teacher_of_other_units_are_learnt_in_the_students(pair
     for level, stride in enumerate((8, 16, 32, 64, 128)):
         labels, box_targets = (student.targets[name][level] for name in ("labels", "box_targets"))
         scaled = assisted["reg"][level]  # to which the head's own last step is still to be applied
-        maps = scaled.clamp(min=0) if ours else scaled.exp(), pixels[level]
+        maps = scaled.clamp(min=0) if normed else scaled.exp(), pixels[level]
         distances = [x.permute(0, 2, 3, 1).reshape(-1, 4) for x in maps]
         for point in (labels < 4).nonzero()[:, 0].tolist():
-            found, expected = distances[0][point].tolist(), (distances[1][point] / (stride if ours else 1)).tolist()
+            found, expected = (
+                distances[0][point].tolist(),
+                (distances[1][point] / (stride if normed else 1)).tolist(),
+            )
             left, top, right, bottom = box_targets[point].tolist()
             weight = math.sqrt(min(left, right) / max(left, right) * min(top, bottom) / max(top, bottom))
             lost += weight * (1 - generalised_iou(found, expected))

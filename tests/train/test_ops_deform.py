@@ -94,7 +94,7 @@ def with_gradients(function, values, weights=None) -> list[Tensor]:
     return [output, *(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves)]
 
 
-def check(found, expected, names, **tolerance) -> None:
+def assert_close(found, expected, names, **tolerance) -> None:
     for name, one, other in zip(names, found, expected, strict=True):
         torch.testing.assert_close(one, other, msg=lambda text, name=name: f"{name}: {text}", **tolerance)
 
@@ -131,9 +131,9 @@ def test_deformable_convolution_equals_a_loop_over_its_samples_forward_and_backw
     plain = with_gradients(lambda f, o, w: mmcv.ops.deform_conv2d(f, o, w, *settings), [features, offset, weight])
 
     expected = with_gradients(lambda *all_of: loop(*all_of, *settings), [features, offset, mask, weight, bias])
-    check(modulated, expected, ("output", *NAMES), atol=1e-11, rtol=1e-11)
+    assert_close(modulated, expected, ("output", *NAMES), atol=1e-11, rtol=1e-11)
     expected = with_gradients(lambda f, o, w: loop(f, o, ones, w, zeros, *settings), [features, offset, weight])
-    check(plain, expected, ("output", "features", "offset", "weight"), atol=1e-11, rtol=1e-11)
+    assert_close(plain, expected, ("output", "features", "offset", "weight"), atol=1e-11, rtol=1e-11)
 
 
 def test_a_kernel_of_three_rows_and_columns_equals_the_loop() -> None:
@@ -144,7 +144,7 @@ def test_a_kernel_of_three_rows_and_columns_equals_the_loop() -> None:
     found = with_gradients(lambda *all_of: mmcv.ops.modulated_deform_conv2d(*all_of, *settings), values)
 
     expected = with_gradients(lambda *all_of: loop(*all_of, *settings), values)
-    check(found, expected, ("output", *NAMES), atol=1e-11, rtol=1e-11)
+    assert_close(found, expected, ("output", *NAMES), atol=1e-11, rtol=1e-11)
 
 
 def test_without_offsets_it_is_the_convolution_and_the_offsets_gradient_is_the_one_to_the_right() -> None:
@@ -201,7 +201,7 @@ def test_lower_precision_rounds_what_goes_in_and_out_alone(dtype: torch.dtype, t
     exact = [value.double() for value in rounded]
     expected = with_gradients(lambda *all_of: mmcv.ops.modulated_deform_conv2d(*all_of, *settings), exact)
     assert {tensor.dtype for tensor in found} == {dtype}
-    check([tensor.double() for tensor in found], expected, ("output", *NAMES), atol=tolerance, rtol=tolerance)
+    assert_close([tensor.double() for tensor in found], expected, ("output", *NAMES), atol=tolerance, rtol=tolerance)
 
 
 def test_a_map_in_channels_last_and_a_sliced_weight_give_the_same() -> None:
@@ -239,7 +239,7 @@ def test_an_offset_and_a_mask_of_a_larger_map_are_read_as_memory() -> None:
     for index in (2, 3):
         assert not found[index].view(2, -1)[:, expected[index][0].numel() :].any()
         found[index] = found[index].view(2, -1)[:, : expected[index][0].numel()].view_as(expected[index])
-    check(found, expected, ("output", *NAMES), atol=1e-12, rtol=1e-12)
+    assert_close(found, expected, ("output", *NAMES), atol=1e-12, rtol=1e-12)
 
 
 def test_the_packs_of_mmcv_begin_as_plain_convolutions_and_learn_their_offsets() -> None:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from cskd_train import mm
 
+from .test_ops import iou
+
 pytestmark = pytest.mark.skipif(
     mm.ops.native_extension().serves, reason="a native mmcv-full serves here, not the operators under test"
 )
@@ -20,14 +22,6 @@ pytestmark = pytest.mark.skipif(
 def boxes_of(count: int, spread: float) -> Tensor:
     corner = torch.rand(count, 2) * spread
     return torch.cat([corner, corner + 1 + torch.rand(count, 2) * 30], dim=1)
-
-
-def iou(a: list[float], b: list[float], offset: int) -> float:
-    width = max(0, min(a[2], b[2]) - max(a[0], b[0]) + offset)
-    height = max(0, min(a[3], b[3]) - max(a[1], b[1]) + offset)
-    area_a, area_b = ((c[2] - c[0] + offset) * (c[3] - c[1] + offset) for c in (a, b))
-    union = area_a + area_b - width * height
-    return width * height / union if union else math.nan
 
 
 @pytest.mark.parametrize("offset", [0, 1])

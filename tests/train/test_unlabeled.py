@@ -67,7 +67,7 @@ def alone(model, data, number, own=True, distillation=True):
     return gradients(model), total.item()
 
 
-def close(found, expected):
+def assert_close(found, expected):
     assert set(found) == set(expected)
     largest = max(float(value.abs().max()) for value in expected.values())
     for name, value in found.items():
@@ -87,7 +87,7 @@ def test_the_gradient_is_that_of_the_equation(narrow_model, family, weight):
     own, own_total = alone(model, BESIDE, 2, distillation=False)
     terms, terms_total = alone(model, BESIDE, 2, own=False)
     found, values = stepped(model, LABELLED, BESIDE, weight=weight)
-    close(found, mixed((2 / 3, labelled), (weight / 3, own), (1 / 3, terms)))
+    assert_close(found, mixed((2 / 3, labelled), (weight / 3, own), (1 / 3, terms)))
     assert values["loss"] == pytest.approx(2 / 3 * total + weight / 3 * own_total + 1 / 3 * terms_total, rel=1e-5)
     assert values["loss"] == pytest.approx(sum(value for name, value in values.items() if "loss_" in name), rel=1e-5)
 
@@ -97,7 +97,7 @@ def test_the_same_images_on_both_sides_at_weight_1_are_one_batch_of_them(narrow_
     model = pair(narrow_model, kind)
     once, values = stepped(model, LABELLED)
     twice, both = stepped(model, LABELLED, LABELLED)
-    close(twice, once)
+    assert_close(twice, once)
     assert both == pytest.approx(values, rel=1e-5)
 
 
@@ -117,7 +117,7 @@ def test_a_student_alone_weighs_all_its_losses(narrow_model):
         return gradients(student)
 
     labelled, beside = of(LABELLED, 1), of(BESIDE, 2)
-    close(stepped(student, LABELLED, BESIDE, weight=0.25)[0], mixed((2 / 3, labelled), (0.25 / 3, beside)))
+    assert_close(stepped(student, LABELLED, BESIDE, weight=0.25)[0], mixed((2 / 3, labelled), (0.25 / 3, beside)))
 
 
 @pytest.mark.parametrize("kind", ["FCOS", "FasterRCNN"])  # counts averaged over processes, and random samples
@@ -125,7 +125,7 @@ def test_processes_with_the_same_images_step_as_one(narrow_model, kind):
     models = model_of(narrow_model, kind, 18), model_of(narrow_model, kind, 50)
     (one,) = in_processes(1, process_parts.in_parts, models, (LABELLED, BESIDE), 0.5)
     for found in in_processes(2, process_parts.in_parts, models, (LABELLED, BESIDE), 0.5):
-        close(found["gradients"], one["gradients"])
+        assert_close(found["gradients"], one["gradients"])
         assert found["terms"] == pytest.approx(one["terms"], rel=1e-5)
 
 
@@ -247,7 +247,7 @@ def test_two_processes_are_two_accumulated_batches(small_runs, settings, pseudo)
     (one,) = in_processes(1, process_parts.training, config, {**settings, **plain, "accumulate": 2}, 2)
     for found in in_processes(2, process_parts.training, config, {**settings, **plain}, 2):
         assert found["terms"][0] == pytest.approx(one["terms"][0], rel=1e-5)
-        close(found["gradients"], one["gradients"])
+        assert_close(found["gradients"], one["gradients"])
     assert len(found["sent"]) == len(one["sent"]) or not one["sent"]
 
 

@@ -191,7 +191,7 @@ class Family(ABC):
 
     def assistant(self, detector: nn.Module) -> Assistant:
         """The assistant predictors that fit this student; asked for where `has_assistant` says that there is one."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} says that it has an assistant, but builds none")
 
     def assistant_losses(
         self,

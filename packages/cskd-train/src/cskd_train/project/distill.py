@@ -45,7 +45,7 @@ from cskd_train.report.side_by_side import draw_side_by_side
 from cskd_train.results import RunResult
 from cskd_train.stored import current_config
 
-if TYPE_CHECKING:  # at run time cskd_train.mm has to come before mmcv, which it mends
+if TYPE_CHECKING:  # at run time cskd_train.mm has to come before mmcv, which it changes
     from mmcv import Config
 
 ROLES = {"teacher": "teacher", "student": "student alone", "distilled": "student distilled"}
@@ -360,12 +360,11 @@ class _Way:
     def _picture(self) -> Path:
         """Detections of each detector beside the truth."""
         out = self.root / "detections.png"
-        titles = [ROLES[role] for role in self.roles]
         best = [self._best(role) for role in self.roles]
         data = {"data.test": config_to_data(self.configs["distilled"].data.test)}
 
         def draw() -> None:
-            draw_side_by_side(best, out, titles=titles, split="test", overrides=data)
+            draw_side_by_side(best, out, titles=[ROLES[role] for role in self.roles], split="test", overrides=data)
 
         self.state.make("detections.png", out, best[-1], draw)
         return out
