@@ -11,13 +11,25 @@ a pair (alone, distilled) is there as early as can be and comes from one machine
 With --budget no run is begun that would not end in time, going by the seconds an epoch of that method took before.
 
 One JSON line a run: study, data, detector, method, epochs, seed, the metrics of the best checkpoint on `val` and on the
-study's other split, mAP by epoch with the minutes of training until then, seconds, command, commit, processor, its
-instruction sets, versions.
+study's other split, mAP by epoch with the minutes until then, seconds, command, commit, processor and its instruction
+sets, versions. Where the detector is trained on a processor, minutes are those of processor time, of all threads and of
+the evaluations too, so that other work on the machine does not change them; on a GPU those that passed.
+
+A study of the plan:
+
+    data, detector       for the tables
+    prepare              commands of cskd-train that make its data, such as `data shapes ...`; repeated at every call
+    teacher              config, epochs, and what --set gives it beside
+    after_teacher        commands once the teacher is there, {teacher} its best checkpoint, {folder} the study's
+    epochs, seeds        of the students
+    set, test            for --set: of all its runs; of `cskd-train test` alone (another data set, say), with `split`
+    methods              name -> config, and `set` of its own
 """
 
 from __future__ import annotations
 
 import json
+import resource
 import shlex
 import subprocess
 import sys
@@ -29,6 +41,7 @@ from typing import Any
 
 import click
 import tomllib
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 import machine
@@ -49,6 +62,7 @@ class Run:
         config: of the recipe, from the repository's root.
         settings: for `--set`, beside those that follow from epochs and teacher.
         split: on which the best checkpoint is evaluated at the end, beside `val`.
+        test: for `--set` there.
     """
 
     study: str
@@ -60,6 +74,7 @@ class Run:
     seed: int
     split: str = "test"
     settings: Mapping[str, Any] = field(default_factory=dict)
+    test: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -84,15 +99,15 @@ def runs_of(plan: Mapping[str, Any], study: str | None = None) -> Iterator[Run]:
     for name, one in studies.items():
         if study not in (None, name):
             continue
-        common = {"study": name, "data": one["data"], "split": one.get("split", "test")}
-        teacher = one["teacher"]
+        common = {"study": name, "data": one["data"], "split": one.get("split", "test"), "test": one.get("test", {})}
+        teacher, settings = one["teacher"], one.get("set", {})
         yield Run(
             method=TEACHER,
             detector=f"{one['detector']}'s teacher",
             config=teacher["config"],
             epochs=teacher["epochs"],
             seed=teacher.get("seed", 0),
-            settings=teacher.get("set", {}),
+            settings={**settings, **teacher.get("set", {})},
             **common,
         )
         for epochs in one["epochs"]:
@@ -104,7 +119,7 @@ def runs_of(plan: Mapping[str, Any], study: str | None = None) -> Iterator[Run]:
                         config=of_method["config"],
                         epochs=epochs,
                         seed=seed,
-                        settings=of_method.get("set", {}),
+                        settings={**settings, **of_method.get("set", {})},
                         **common,
                     )
 
@@ -137,11 +152,26 @@ def execute(words: Sequence[str]) -> str:
     return done.stdout
 
 
-def record_of(run: Run, work_dir: Path, words: Sequence[str], test: Mapping[str, Any]) -> dict[str, Any]:
+def processor_seconds() -> float:
+    """Of all processes that this one has started and that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def epochs_done(work_dir: Path) -> int:
+    """How many epochs the log of a run says were evaluated."""
+    log = work_dir / "log.jsonl"
+    return len(curve_of(log)) if log.exists() else 0
+
+
+def record_of(
+    run: Run, work_dir: Path, words: Sequence[str], test: Mapping[str, Any], processor_minutes: float
+) -> dict[str, Any]:
     """The line of a run that is through.
 
     Args:
         test: what `cskd-train test --json` printed of its best checkpoint on the study's split.
+        processor_minutes: of an epoch.
     """
     result = json.loads((work_dir / "result.json").read_text(encoding="utf-8"))
     return {
@@ -156,10 +186,12 @@ def record_of(run: Run, work_dir: Path, words: Sequence[str], test: Mapping[str,
         "last_val": dict(result["last"]),
         "split": run.split,
         "test": dict(test["metrics"]),
-        "curve": curve_of(work_dir / "log.jsonl"),
+        "curve": curve_of(work_dir / "log.jsonl", processor_minutes if result["device"] == "CPU" else None),
         "improving": result["improving"],
+        "processor_minutes": round(processor_minutes * run.epochs, 3),
         "seconds": result["seconds"],
         "device": result["device"],
+        "threads": torch.get_num_threads(),
         "command": shlex.join(word.replace(str(ROOT) + "/", "") for word in words if word != "--resume"),
         "commit": machine.commit(ROOT),
         **machine.processor(),
@@ -167,8 +199,12 @@ def record_of(run: Run, work_dir: Path, words: Sequence[str], test: Mapping[str,
     }
 
 
-def curve_of(log: Path) -> list[dict[str, float]]:
-    """mAP after each epoch that was evaluated, and the minutes of training until then, evaluations left out."""
+def curve_of(log: Path, minutes: float | None = None) -> list[dict[str, float]]:
+    """mAP after each epoch that was evaluated, and the minutes until then.
+
+    Args:
+        minutes: of an epoch; None takes those of the training steps from the log.
+    """
     curve, seconds, before = [], 0.0, 0
     for line in log.read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
@@ -176,7 +212,8 @@ def curve_of(log: Path) -> list[dict[str, float]]:
             seconds += record["time"] * (record["iter"] - before)
             before = record["iter"]
         else:
-            curve.append({"epoch": record["epoch"], "minutes": round(seconds / 60, 3), "mAP": record["bbox_mAP"]})
+            until = seconds / 60 if minutes is None else minutes * record["epoch"]
+            curve.append({"epoch": record["epoch"], "minutes": round(until, 3), "mAP": record["bbox_mAP"]})
     return curve
 
 
@@ -207,7 +244,10 @@ def expected_seconds(run: Run, records: Sequence[Mapping[str, Any]]) -> float | 
 @click.option("--dry-run", is_flag=True, help="Print what is left to be run.")
 def main(plan: Path, work_dir: Path, records: Path, study: str | None, budget: str | None, dry_run: bool) -> None:
     began, limit = time.monotonic(), parse_duration(budget) if budget else float("inf")
-    for run in runs_of(tomllib.loads(plan.read_text(encoding="utf-8")), study):
+    content = tomllib.loads(plan.read_text(encoding="utf-8"))
+    studies = content["studies"]
+    prepared: set[tuple[str, str]] = set()
+    for run in runs_of(content, study):
         done = read(records)
         if run.key in map(key_of, done):
             continue
@@ -222,14 +262,22 @@ def main(plan: Path, work_dir: Path, records: Path, study: str | None, budget: s
             return
         click.echo(f"{run.name}{lasts}")
         teacher = work_dir / run.study / TEACHER / "best.pth"
+        for when in ("prepare",) if run.method == TEACHER else ("prepare", "after_teacher"):
+            if (run.study, when) not in prepared:
+                prepared.add((run.study, when))
+                for command in studies[run.study].get(when, []):
+                    execute(shlex.split(command.format(teacher=teacher, folder=work_dir / run.study)))
         folder = teacher.parent if run.method == TEACHER else work_dir / run.name
         words = command_of(run, folder, teacher)
+        used, before = processor_seconds(), epochs_done(folder)
         execute(words)
+        minutes = (processor_seconds() - used) / 60 / max(run.epochs - before, 1)
         best = folder / "best.pth"
-        test = json.loads(execute(["cskd-train", "test", str(best), "--split", run.split, "--json"]))
+        settings = (word for key, value in run.test.items() for word in ("--set", f"{key}={value!r}"))
+        test = json.loads(execute(["cskd-train", "test", str(best), "--split", run.split, "--json", *settings]))
         records.parent.mkdir(parents=True, exist_ok=True)
         with records.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record_of(run, folder, words, test)) + "\n")
+            file.write(json.dumps(record_of(run, folder, words, test, minutes)) + "\n")
 
 
 if __name__ == "__main__":

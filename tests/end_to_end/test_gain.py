@@ -57,10 +57,12 @@ def done(gain, monkeypatch):
 
     def execute(words):
         commands.append(words)
+        if words[1] == "data":
+            return ""
         if words[1] == "test":
             return json.dumps({"metrics": {"bbox_mAP": 0.25}})
         folder = Path(words[words.index("--work-dir") + 1])
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         metrics = {"bbox_mAP": 0.3}
         result = {"best": metrics, "last": metrics, "best_epoch": 2, "improving": True, "seconds": seconds_of(words)}
         (folder / "result.json").write_text(json.dumps({**result, "device": "CPU"}))
@@ -75,6 +77,7 @@ def done(gain, monkeypatch):
         return ""
 
     monkeypatch.setattr(gain, "execute", execute)
+    monkeypatch.setattr(gain, "processor_seconds", lambda: 480.0 * sum(words[1] == "run" for words in commands))
     return commands
 
 
@@ -133,10 +136,41 @@ def test_a_record_says_what_was_measured_and_on_what(gain, plan, done, tmp_path)
     run(gain, plan, tmp_path)
     record = gain.read(tmp_path / "gain.jsonl")[1]
     assert (record["val"]["bbox_mAP"], record["test"]["bbox_mAP"], record["split"]) == (0.3, 0.25, "test")
-    # 10 steps of 1.5 s, 20 of 3, then 30 of 0.5.
-    assert record["curve"] == [{"epoch": 1, "minutes": 1.25, "mAP": 0.1}, {"epoch": 2, "minutes": 1.5, "mAP": 0.3}]
+    assert record["curve"] == [{"epoch": 1, "minutes": 2.0, "mAP": 0.1}, {"epoch": 2, "minutes": 4.0, "mAP": 0.3}]
+    assert record["processor_minutes"] == 8.0
     assert record["command"].startswith("cskd-train run configs/demo/retinanet_r18_shapes.py --work-dir ")
-    assert {"commit", "processor", "instructions", "versions", "device", "seconds"} <= set(record)
+    assert {"commit", "processor", "instructions", "versions", "device", "seconds", "threads"} <= set(record)
+    log = tmp_path / "runs" / "lasting" / "alone_4_seed0" / "log.jsonl"
+    # On a GPU, what passed: 10 steps of 1.5 s, 20 of 3, then 30 of 0.5.
+    assert [point["minutes"] for point in gain.curve_of(log)] == [1.25, 1.5]
+
+
+def test_a_run_that_goes_on_has_the_processor_time_of_an_epoch_from_the_epochs_of_this_call(
+    gain, plan, done, tmp_path, monkeypatch
+):
+    folder = tmp_path / "runs" / "lasting" / "teacher"
+    folder.mkdir(parents=True)
+    half = [{"mode": "val", "epoch": epoch, "iter": 30 * epoch, "bbox_mAP": 0.1} for epoch in range(1, 15)]
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in half))
+    run(gain, plan, tmp_path)
+    assert gain.read(tmp_path / "gain.jsonl")[0]["processor_minutes"] == 8.0 / 14 * 28
+
+
+def test_a_study_makes_its_data_before_its_teacher_and_what_needs_the_teacher_after_it(gain, plan, done, tmp_path):
+    more = [
+        'prepare = ["cskd-train data shapes here"]',
+        'after_teacher = ["cskd-train data x {teacher}"]',
+        'set = { "data.workers_per_gpu" = 0 }',
+        'test = { data_root = "there" }',
+    ]
+    plan.write_text(PLAN.replace('data = "shapes"', "\n".join(['data = "shapes"', *more])))
+    run(gain, plan, tmp_path)
+    kinds = [words[1] + words[2] if words[1] == "data" else words[1] for words in done]
+    assert kinds[:6] == ["datashapes", "run", "test", "datax", "run", "test"]
+    assert kinds.count("datashapes") == kinds.count("datax") == 1
+    assert done[3][3] == str(tmp_path / "runs" / "lasting" / "teacher" / "best.pth")
+    assert all("data.workers_per_gpu=0" in words for words in done if words[1] == "run")
+    assert all(words[-2:] == ["--set", "data_root='there'"] for words in done if words[1] == "test")
 
 
 def test_a_budget_begins_no_run_that_would_not_end_in_it(gain, plan, done, tmp_path, monkeypatch):
