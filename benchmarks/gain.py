@@ -19,16 +19,20 @@ A study of the plan:
 
     data, detector       for the tables
     prepare              commands of cskd-train that make its data, such as `data shapes ...`; repeated at every call
-    teacher              config, epochs, and what --set gives it beside
-    after_teacher        commands once the teacher is there, {teacher} its best checkpoint, {folder} the study's
+    teacher              config, epochs, and what --set gives it beside; or the study whose teacher it has
+    after_teacher        commands once the teacher is there
     epochs, seeds        of the students
     set, test            for --set: of all its runs; of `cskd-train test` alone (another data set, say), with `split`
-    methods              name -> config, and `set` of its own
+    methods              name -> config, and `set` of its own; or `like`, another method, and what `set` changes in it
+
+Commands, and values that are text, are as on a command line, with $VARIABLES of the environment, {root} (the
+repository), {folder} (of the study's runs) and {teacher} (its best checkpoint).
 """
 
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shlex
 import subprocess
@@ -63,6 +67,7 @@ class Run:
         settings: for `--set`, beside those that follow from epochs and teacher.
         split: on which the best checkpoint is evaluated at the end, beside `val`.
         test: for `--set` there.
+        teacher_of: the study whose teacher its students have.
     """
 
     study: str
@@ -75,6 +80,7 @@ class Run:
     split: str = "test"
     settings: Mapping[str, Any] = field(default_factory=dict)
     test: Mapping[str, Any] = field(default_factory=dict)
+    teacher_of: str = ""
 
     @property
     def name(self) -> str:
@@ -101,27 +107,37 @@ def runs_of(plan: Mapping[str, Any], study: str | None = None) -> Iterator[Run]:
             continue
         common = {"study": name, "data": one["data"], "split": one.get("split", "test"), "test": one.get("test", {})}
         teacher, settings = one["teacher"], one.get("set", {})
-        yield Run(
-            method=TEACHER,
-            detector=f"{one['detector']}'s teacher",
-            config=teacher["config"],
-            epochs=teacher["epochs"],
-            seed=teacher.get("seed", 0),
-            settings={**settings, **teacher.get("set", {})},
-            **common,
-        )
+        common["teacher_of"] = teacher if isinstance(teacher, str) else name
+        if not isinstance(teacher, str):
+            yield Run(
+                method=TEACHER,
+                detector=f"{one['detector']}'s teacher",
+                config=teacher["config"],
+                epochs=teacher["epochs"],
+                seed=teacher.get("seed", 0),
+                settings={**settings, **teacher.get("set", {})},
+                **common,
+            )
         for epochs in one["epochs"]:
             for seed in one["seeds"]:
-                for method, of_method in one["methods"].items():
+                for method in one["methods"]:
+                    config, own = method_of(one["methods"], method)
                     yield Run(
                         method=method,
                         detector=one["detector"],
-                        config=of_method["config"],
+                        config=config,
                         epochs=epochs,
                         seed=seed,
-                        settings={**settings, **of_method.get("set", {})},
+                        settings={**settings, **own},
                         **common,
                     )
+
+
+def method_of(methods: Mapping[str, Any], name: str) -> tuple[str, dict[str, Any]]:
+    """Config and settings of a method."""
+    one = methods[name]
+    config, settings = method_of(methods, one["like"]) if "like" in one else (one["config"], {})
+    return config, {**settings, **one.get("set", {})}
 
 
 def command_of(run: Run, work_dir: Path, teacher: Path | None) -> list[str]:
@@ -137,7 +153,31 @@ def command_of(run: Run, work_dir: Path, teacher: Path | None) -> list[str]:
     words = ["cskd-train", "run", str(ROOT / run.config), "--work-dir", str(work_dir), "--seed", str(run.seed)]
     if (work_dir / "last.pth").exists():
         words.append("--resume")
-    return [*words, *(word for key, value in settings.items() for word in ("--set", f"{key}={value!r}"))]
+    return [*words, *assignments(settings, work_dir.parent)]
+
+
+def assignments(settings: Mapping[str, Any], folder: Path) -> list[str]:
+    """The words of `--set`; text is taken as it would be typed.
+
+    Args:
+        folder: of the study's runs.
+    """
+    texts = {key: filled(value, folder) if isinstance(value, str) else repr(value) for key, value in settings.items()}
+    return [word for key, text in texts.items() for word in ("--set", f"{key}={text}")]
+
+
+def filled(text: str, folder: Path) -> str:
+    """A text of the plan with its variables; those of the environment as the shell writes them.
+
+    Raises:
+        click.UsageError: the environment lacks one.
+    """
+    text = os.path.expandvars(text)
+    if "$" in text:
+        raise click.UsageError(f"the plan has {text!r}, and the environment no such variable")
+    for name, value in (("root", ROOT), ("folder", folder), ("teacher", folder / TEACHER / "best.pth")):
+        text = text.replace(f"{{{name}}}", str(value))
+    return text
 
 
 def execute(words: Sequence[str]) -> str:
@@ -243,6 +283,7 @@ def expected_seconds(run: Run, records: Sequence[Mapping[str, Any]]) -> float | 
 @click.option("--budget", help="Time for this call, such as 2h.  [default: all of the plan]")
 @click.option("--dry-run", is_flag=True, help="Print what is left to be run.")
 def main(plan: Path, work_dir: Path, records: Path, study: str | None, budget: str | None, dry_run: bool) -> None:
+    work_dir = work_dir.resolve()  # a run may be given it as a path of data
     began, limit = time.monotonic(), parse_duration(budget) if budget else float("inf")
     content = tomllib.loads(plan.read_text(encoding="utf-8"))
     studies = content["studies"]
@@ -261,19 +302,21 @@ def main(plan: Path, work_dir: Path, records: Path, study: str | None, budget: s
             click.echo(f"{run.name}{lasts}: {duration(max(left, 0))} are left; the same command goes on")
             return
         click.echo(f"{run.name}{lasts}")
-        teacher = work_dir / run.study / TEACHER / "best.pth"
+        teacher = work_dir / run.teacher_of / TEACHER / "best.pth"
+        if run.method != TEACHER and not teacher.exists():
+            raise click.UsageError(f"{run.name}: {run.teacher_of} has no teacher yet: begin with that study")
         for when in ("prepare",) if run.method == TEACHER else ("prepare", "after_teacher"):
             if (run.study, when) not in prepared:
                 prepared.add((run.study, when))
                 for command in studies[run.study].get(when, []):
-                    execute(shlex.split(command.format(teacher=teacher, folder=work_dir / run.study)))
+                    execute(shlex.split(filled(command, work_dir / run.study)))
         folder = teacher.parent if run.method == TEACHER else work_dir / run.name
         words = command_of(run, folder, teacher)
         used, before = processor_seconds(), epochs_done(folder)
         execute(words)
         minutes = (processor_seconds() - used) / 60 / max(run.epochs - before, 1)
         best = folder / "best.pth"
-        settings = (word for key, value in run.test.items() for word in ("--set", f"{key}={value!r}"))
+        settings = assignments(run.test, work_dir / run.study)
         test = json.loads(execute(["cskd-train", "test", str(best), "--split", run.split, "--json", *settings]))
         records.parent.mkdir(parents=True, exist_ok=True)
         with records.open("a", encoding="utf-8") as file:

@@ -12,6 +12,10 @@ import pytest
 import tomllib
 from click.testing import CliRunner
 
+from cskd_core.plan import DistillPlan, PyramidPlan
+from cskd_train.files.config import load_config
+from cskd_train.files.overrides import parse_overrides
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 PLAN = """
 [studies.lasting]
@@ -74,6 +78,7 @@ def done(gain, monkeypatch):
             {"mode": "val", "epoch": 2, "iter": 60, "bbox_mAP": 0.3},
         ]
         (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+        (folder / "best.pth").touch()
         return ""
 
     monkeypatch.setattr(gain, "execute", execute)
@@ -99,8 +104,30 @@ def test_the_teacher_is_first_and_a_seed_has_its_methods_together(gain):
 def test_the_plan_of_the_repository_names_configs_that_there_are(gain):
     runs = list(gain.runs_of(tomllib.loads((BENCHMARKS / "gain.toml").read_text())))
     assert len(runs) > 10
-    assert all((gain.ROOT / run.config).is_file() for run in runs)
+    teachers = {run.study for run in runs if run.method == "teacher"}
+    assert all(run.teacher_of in teachers and (gain.ROOT / run.config).is_file() for run in runs)
     assert len({run.key for run in runs}) == len({run.name for run in runs}) == len(runs)
+
+
+def test_the_settings_of_the_repositorys_plan_are_known(gain, tmp_path, monkeypatch):
+    monkeypatch.setenv("CSKD_CARDS", str(tmp_path))
+    plans = {}
+    for run in gain.runs_of(tomllib.loads((BENCHMARKS / "gain.toml").read_text())):
+        if run.seed == 0 or run.seed == 9:
+            words = gain.command_of(run, tmp_path / run.name, tmp_path / "teacher.pth")
+            cfg = load_config(
+                words[2], parse_overrides(words[words.index("--set") + 1 :: 2] if "--set" in words else [])
+            )
+            assert cfg.runner.max_epochs == run.epochs
+            assert bool(cfg.get("distill")) == (run.method not in ("teacher", "alone"))
+            if cfg.get("distill"):
+                plans[run.study, run.method] = DistillPlan.parse(cfg.distill)
+    assert plans["rival_weights", "cwd_25"].pyramid == PyramidPlan(kind="cwd", weight=25)
+    assert plans["parts", "unguided"].loss.guidance_min == 2
+    parts = [plans["parts", name] for name in ("pyramid", "pyramid_towers", "pyramid_towers_prediction", "cskd")]
+    assert [[bool(plan.tower), bool(plan.prediction), bool(plan.assistant)] for plan in parts] == [
+        [False, False, False], [True, False, False], [True, True, False], [True, True, True],
+    ]  # fmt: skip
 
 
 def test_epochs_stretch_the_schedule_and_a_distilled_run_learns_of_the_studys_teacher(gain, tmp_path):
@@ -113,7 +140,7 @@ def test_epochs_stretch_the_schedule_and_a_distilled_run_learns_of_the_studys_te
         "runner.max_epochs=4",
         "lr_config.step=[3, 4]",
         "distill.init_student=True",
-        f"distill.teacher.checkpoint='{tmp_path}/best.pth'",
+        f"distill.teacher.checkpoint={tmp_path}/best.pth",
     ]
     assert "--resume" not in words
     (tmp_path / "last.pth").touch()
@@ -156,12 +183,15 @@ def test_a_run_that_goes_on_has_the_processor_time_of_an_epoch_from_the_epochs_o
     assert gain.read(tmp_path / "gain.jsonl")[0]["processor_minutes"] == 8.0 / 14 * 28
 
 
-def test_a_study_makes_its_data_before_its_teacher_and_what_needs_the_teacher_after_it(gain, plan, done, tmp_path):
+def test_a_study_makes_its_data_before_its_teacher_and_what_needs_the_teacher_after_it(
+    gain, plan, done, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("THERE", "there")
     more = [
         'prepare = ["cskd-train data shapes here"]',
         'after_teacher = ["cskd-train data x {teacher}"]',
         'set = { "data.workers_per_gpu" = 0 }',
-        'test = { data_root = "there" }',
+        'test = { data_root = "{root}/$THERE" }',
     ]
     plan.write_text(PLAN.replace('data = "shapes"', "\n".join(['data = "shapes"', *more])))
     run(gain, plan, tmp_path)
@@ -170,7 +200,7 @@ def test_a_study_makes_its_data_before_its_teacher_and_what_needs_the_teacher_af
     assert kinds.count("datashapes") == kinds.count("datax") == 1
     assert done[3][3] == str(tmp_path / "runs" / "lasting" / "teacher" / "best.pth")
     assert all("data.workers_per_gpu=0" in words for words in done if words[1] == "run")
-    assert all(words[-2:] == ["--set", "data_root='there'"] for words in done if words[1] == "test")
+    assert all(words[-2:] == ["--set", f"data_root={gain.ROOT}/there"] for words in done if words[1] == "test")
 
 
 def test_a_budget_begins_no_run_that_would_not_end_in_it(gain, plan, done, tmp_path, monkeypatch):
@@ -184,6 +214,32 @@ def test_a_budget_begins_no_run_that_would_not_end_in_it(gain, plan, done, tmp_p
     ]  # fmt: skip
     assert said.splitlines()[5] == ("lasting/alone_16_seed0, about 3 min: 50 s are left; the same command goes on")
     assert len(gain.read(tmp_path / "gain.jsonl")) == 5
+
+
+def test_a_variable_that_the_environment_lacks_is_refused(gain, plan, tmp_path, monkeypatch):
+    monkeypatch.delenv("THERE", raising=False)
+    plan.write_text(PLAN.replace('data = "shapes"', 'data = "shapes"\nset = { data_root = "$THERE" }'))
+    words = [str(plan), "--work-dir", str(tmp_path), "--records", str(tmp_path / "r")]
+    result = CliRunner().invoke(gain.main, words)
+    assert result.exit_code == 2
+    assert "the plan has '$THERE', and the environment no such variable" in result.output
+
+
+def test_a_study_may_have_the_teacher_of_another(gain, plan, done, tmp_path):
+    one = plan.read_text()
+    plan.write_text(
+        one
+        + one.replace("lasting", "again").replace(one[one.index("teacher = ") :].splitlines()[0], 'teacher = "lasting"')
+    )
+    words = [str(plan), "--work-dir", str(tmp_path / "runs"), "--records", str(tmp_path / "gain.jsonl")]
+    result = CliRunner().invoke(gain.main, [*words, "--study", "again"])
+    assert (result.exit_code, done) == (2, [])
+    assert "again/alone_4_seed0: lasting has no teacher yet: begin with that study" in result.output
+
+    run(gain, plan, tmp_path)
+    again = [" ".join(words) for words in done if "/again/" in " ".join(words) and words[1] == "run"]
+    assert len(again) == 8
+    assert sum(f"distill.teacher.checkpoint={tmp_path}/runs/lasting/teacher/best.pth" in text for text in again) == 4
 
 
 def test_a_study_that_the_plan_has_not_is_refused(gain, plan, tmp_path):
