@@ -45,11 +45,12 @@ def parse_dataclass(kind: Any, value: Any, where: str) -> Any:
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f"; did you mean '{near[0]}'?" if near else "."
             raise PlanError(f"{where}: unknown key '{key}'{hint} Known: {', '.join(known)}")
+    hints = get_type_hints(kind)
+    parsed = {key: _parse(hints[key], item, f"{where}.{key}") for key, item in value.items()}
     for field in fields:
         if field.default is dataclasses.MISSING and field.name not in value:
             raise PlanError(f"{where}: missing key '{field.name}'")
-    hints = get_type_hints(kind)
-    return kind(**{key: _parse(hints[key], item, f"{where}.{key}") for key, item in value.items()})
+    return kind(**parsed)
 
 
 def _parse(kind: Any, value: Any, where: str) -> Any:
