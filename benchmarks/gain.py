@@ -11,9 +11,10 @@ a pair (alone, distilled) is there as early as can be and comes from one machine
 With --budget no run is begun that would not end in time, going by the seconds an epoch of that method took before.
 
 One JSON line a run: study, data, detector, method, epochs, seed, the metrics of the best checkpoint on `val` and on the
-study's other split, mAP by epoch with the minutes until then, seconds, command, commit, processor and its instruction
-sets, versions. Where the detector is trained on a processor, minutes are those of processor time, of all threads and of
-the evaluations too, so that other work on the machine does not change them; on a GPU those that passed.
+study's other split, what each kind of error costs there, mAP by epoch with the minutes until then, seconds, command,
+commit, processor and its instruction sets, versions. Where the detector is trained on a processor, minutes are those of
+processor time, of all threads and of the evaluations too, so that other work on the machine does not change them; on a
+GPU those that passed.
 
 A study of the plan:
 
@@ -226,6 +227,7 @@ def record_of(
         "last_val": dict(result["last"]),
         "split": run.split,
         "test": dict(test["metrics"]),
+        "errors": dict(test["errors"]),
         "curve": curve_of(work_dir / "log.jsonl", processor_minutes if result["device"] == "CPU" else None),
         "improving": result["improving"],
         "processor_minutes": round(processor_minutes * run.epochs, 3),
@@ -317,7 +319,9 @@ def main(plan: Path, work_dir: Path, records: Path, study: str | None, budget: s
         minutes = (processor_seconds() - used) / 60 / max(run.epochs - before, 1)
         best = folder / "best.pth"
         settings = assignments(run.test, work_dir / run.study)
-        test = json.loads(execute(["cskd-train", "test", str(best), "--split", run.split, "--json", *settings]))
+        test = json.loads(
+            execute(["cskd-train", "test", str(best), "--split", run.split, "--errors", "--json", *settings])
+        )
         records.parent.mkdir(parents=True, exist_ok=True)
         with records.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record_of(run, folder, words, test, minutes)) + "\n")

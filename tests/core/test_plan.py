@@ -82,7 +82,7 @@ def test_what_is_wrong_is_named(change, message):
 
 
 def test_a_missing_teacher_is_named():
-    with pytest.raises(PlanError, match="distill.pyramid: 'region' is now"):  # a slip is named before what is missing
+    with pytest.raises(PlanError, match=r"distill\.pyramid: 'region' is now"):  # a slip is named before what is missing
         DistillPlan.parse({"pyramid": {"region": [1, 0.5]}})
     with pytest.raises(PlanError, match="distill: missing key 'teacher'"):
         DistillPlan.parse({})

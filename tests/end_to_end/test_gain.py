@@ -64,7 +64,7 @@ def done(gain, monkeypatch):
         if words[1] == "data":
             return ""
         if words[1] == "test":
-            return json.dumps({"metrics": {"bbox_mAP": 0.25}})
+            return json.dumps({"metrics": {"bbox_mAP": 0.25}, "errors": {"ap": 40.0, "dap": {"both": 2.5}}})
         folder = Path(words[words.index("--work-dir") + 1])
         folder.mkdir(parents=True, exist_ok=True)
         metrics = {"bbox_mAP": 0.3}
@@ -165,6 +165,7 @@ def test_a_record_says_what_was_measured_and_on_what(gain, plan, done, tmp_path)
     assert (record["val"]["bbox_mAP"], record["test"]["bbox_mAP"], record["split"]) == (0.3, 0.25, "test")
     assert record["curve"] == [{"epoch": 1, "minutes": 2.0, "mAP": 0.1}, {"epoch": 2, "minutes": 4.0, "mAP": 0.3}]
     assert record["processor_minutes"] == 8.0
+    assert record["errors"]["dap"] == {"both": 2.5}
     assert record["command"].startswith("cskd-train run configs/demo/retinanet_r18_shapes.py --work-dir ")
     assert {"commit", "processor", "instructions", "versions", "device", "seconds", "threads"} <= set(record)
     log = tmp_path / "runs" / "lasting" / "alone_4_seed0" / "log.jsonl"

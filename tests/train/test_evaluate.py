@@ -12,6 +12,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 import cskd_data
+from cskd_data import read
+from cskd_data.error_kinds import error_kinds
 from cskd_data.results import COCO_METRICS
 from cskd_train.engine.build import build_split
 from cskd_train.engine.evaluate import build_trained, evaluate, evaluate_checkpoint
@@ -136,6 +138,20 @@ def test_the_test_command_speaks_json(command_line, trained):
     assert data["sha256"] == found.sha256
     assert data["metrics"] == found.metrics  # the tiny config's test split is its val split
     assert data["split"] == "test"
+    assert "errors" not in data
+
+
+def test_the_test_command_says_what_each_kind_of_error_costs(command_line, trained, val_file, tmp_path):
+    detections = tmp_path / "detections.json"
+    code, out, err = command_line("test", trained / "best.pth", "--errors", "--json", "--out", detections)
+    assert code == 0, err
+    data = json.loads(out)
+    expected = error_kinds(read(val_file), detections)
+    assert data["errors"] == expected.to_dict()
+    assert data["errors"]["ap"] == pytest.approx(100 * data["metrics"]["bbox_mAP_50"], abs=1e-6)
+    code, out, err = command_line("test", trained / "best.pth", "--errors")
+    assert code == 0, err
+    assert f" missed          {expected.dap['missed']:5.1f}  {expected.counts['missed']:6d}\n" in out
 
 
 def test_a_plain_checkpoint_is_evaluated_by_a_config(command_line, trained, tiny_config, shapes_root, tmp_path):

@@ -56,6 +56,11 @@ class ErrorKinds:
         """Plain data, ready for JSON."""
         return {"ap": self.ap, "dap": dict(self.dap), "counts": dict(self.counts)}
 
+    def __str__(self) -> str:
+        """One line a kind: what curing it alone would add to the AP, and how many there are."""
+        lines = (f" {kind:<14}  {self.dap[kind]:5.1f}  {self.counts[kind]:6d}" for kind in KINDS)
+        return "\n".join((f" {'kind':<14}  {'dAP':>5}  {'number':>6}", *lines))
+
 
 @dataclass
 class _Image:

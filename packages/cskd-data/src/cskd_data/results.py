@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cskd_data.errors import DataError
+
+if TYPE_CHECKING:
+    from cskd_data.error_kinds import ErrorKinds
 
 # The 12 numbers of the COCO protocol, in the order of `COCOeval.stats`:
 # name, title, IoU, area, detections per image
@@ -51,6 +54,7 @@ class CocoResult:
     seconds: float  # inference and evaluation together
     skipped_images: int = 0  # of the data set, beside `images`: they could not be used, and count neither way
     protocol: str = ""  # what counted: `faster-coco-eval 1.8.0`; empty where nothing was scored
+    errors: ErrorKinds | None = None  # what each kind of error costs, where that was asked for
 
     @classmethod
     def from_stats(
@@ -80,8 +84,11 @@ class CocoResult:
         return covered(self.images, self.skipped_images)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, ready for JSON."""
-        return asdict(self)
+        """Plain data, ready for JSON; `errors` only where there are any."""
+        data = asdict(self)
+        if self.errors is None:
+            del data["errors"]
+        return data
 
     def __str__(self) -> str:
         if not self.metrics:

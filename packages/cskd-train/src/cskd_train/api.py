@@ -71,6 +71,7 @@ def evaluate(
     progress: Callable[[int, int], None] | None = None,
     warn: Callable[[str], None] | None = None,
     out: Path | str | None = None,
+    errors: bool = False,
 ) -> CocoResult:
     """COCO box metrics of a checkpoint.
 
@@ -82,6 +83,7 @@ def evaluate(
         progress: called after each image with how many are done, and of how many.
         warn: called with each warning.
         out: a file for the detections, in COCO's results format.
+        errors: also find what each kind of error costs.
 
     Raises:
         TrainError: no checkpoint; it does not fit; no such split.
@@ -96,4 +98,5 @@ def evaluate(
         progress=progress,
         warn=warn,
         out=None if out is None else Path(out),
+        errors=errors,
     )

@@ -16,6 +16,7 @@ import click
 @click.option("--gpus", type=click.IntRange(min=1), metavar="N", help="Detect in N processes, each on a GPU.")
 @click.option("--skip-broken", is_flag=True, help="Go on without images that cannot be used; they are counted.")
 @click.option("--out", type=click.Path(path_type=Path), help="Also write the detections here, as COCO results (JSON).")
+@click.option("--errors", is_flag=True, help="Also say what each kind of error costs, as TIDE defines them.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 @click.option(
     "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Change a setting of the config; repeatable."
@@ -30,6 +31,7 @@ def command(
     gpus: int | None,
     skip_broken: bool,
     out: Path | None,
+    errors: bool,
     as_json: bool,
     assignments: tuple[str, ...],
 ) -> None:
@@ -39,7 +41,7 @@ def command(
 
     \b
     Examples:
-      cskd-train test work_dirs/retinanet_r18_shapes/best.pth
+      cskd-train test work_dirs/retinanet_r18_shapes/best.pth --errors
       cskd-train test work_dirs/retinanet_r18_bccd/best.pth --split test --set data_root=data/bccd
       cskd-train test retinanet.pth --config mmdet::retinanet/retinanet_r50_fpn_1x_coco.py --out detections.json
     """
@@ -79,6 +81,7 @@ def command(
                 warn=lambda line: console.print(f"warning: {line}", markup=False, highlight=False, soft_wrap=True),
                 out=out,
                 world=world,
+                errors=errors,
             )
     if not world.is_main:
         return
@@ -90,6 +93,11 @@ def command(
     click.echo(f"{checkpoint} on {split}: {result.images} images, {result.detections} detections, on {where}")
     if result.metrics:
         click.echo(f"{result}\n\nAP of each class\n{result.per_class_table()}")
+        if result.errors is not None:
+            click.echo(
+                "\nWhat each kind of error costs, in points of AP50: what curing it alone would add (TIDE)\n"
+                f"{result.errors}"
+            )
     else:
         click.echo("no mAP: there are no annotations")
     if result.coverage:

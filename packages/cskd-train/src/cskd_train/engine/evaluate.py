@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Container, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from mmcv import Config
 from torch import nn
 
 import cskd_data
+from cskd_data.error_kinds import error_kinds
 from cskd_data.files import write_json
 from cskd_data.results import CocoResult
 from cskd_train.engine.build import WORKERS, agree_on_broken, build_split, check_classes, check_split
@@ -79,6 +81,7 @@ def evaluate_checkpoint(
     warn: Callable[[str], None] | None = None,
     out: Path | None = None,
     world: World | None = None,
+    errors: bool = False,
 ) -> CocoResult:
     """Evaluate a checkpoint by the config stored in it, or by another one.
 
@@ -90,6 +93,7 @@ def evaluate_checkpoint(
         warn: called with each warning about the annotations, and with what of the checkpoint was left out.
         out: a file for the detections, in COCO's results format.
         world: the processes that share the images; each gets the result, the main one writes `out`.
+        errors: also find what each kind of error costs (`cskd_data.error_kinds`).
 
     Raises:
         TrainError: as `load_checkpoint`, `load_config` and `evaluate`; the checkpoint does not fit the config.
@@ -110,14 +114,18 @@ def evaluate_checkpoint(
     detections = detect(model, dataset, eval_workers(cfg, split), progress, world)
     if out is not None and world.is_main:
         write_json(out, detections, indent=None)
-    return _scored(dataset, detections, split, begin, world)
+    return _scored(dataset, detections, split, begin, world, errors)
 
 
-def _scored(dataset: Any, detections: Detections, split: str, begin: float, world: World) -> CocoResult:
+def _scored(
+    dataset: Any, detections: Detections, split: str, begin: float, world: World, errors: bool = False
+) -> CocoResult:
     """The main process scores, and every process gets the result."""
     result, seconds = None, time.perf_counter() - begin
     if world.is_main and dataset.normal.annotated:
         result = cskd_data.evaluate(dataset.normal, detections, split=split, seconds=seconds)
+        if errors:
+            result = replace(result, errors=error_kinds(dataset.normal, detections))
     elif world.is_main:
         skipped = len(dataset.normal.left_out)
         result = CocoResult({}, {}, split, len(dataset), len(detections), seconds, skipped)
