@@ -4,9 +4,10 @@
 
 Of each study and number of epochs: mean and standard deviation over the seeds of each method, and the difference of
 each to the student alone, seed by seed: its mean and, from two seeds on, the 95 % interval of that mean by Student's t.
-Only runs of one processor are compared; a seed that one side lacks is left out of the difference. What is written
-stands between two marks in the page, with a plot a study beside it: mAP by epochs and by minutes, a line a method, the
-band one standard deviation.
+Only runs of one processor are compared; a seed that one side lacks is left out of the difference. Then what each kind
+of error costs teacher and students, those of most epochs, on the split they are tested on. What is written stands
+between two marks in the page, with a plot a study beside it: mAP by epochs and by minutes, a line a method, the band
+one standard deviation.
 """
 
 from __future__ import annotations
@@ -99,8 +100,13 @@ def rows_of(records: Sequence[Mapping[str, Any]], split: str = "test") -> Iterat
                 Spread(tuple(_points(one, "val") for one in runs.values())),
                 Spread(tuple(_points(one, "test") for one in runs.values())),
                 Spread(tuple(gain)) if gain else None,
-                statistics.fmean(one["seconds"] for one in runs.values()) / 60,
+                statistics.fmean(_minutes(one) for one in runs.values()),
             )
+
+
+def _minutes(record: Mapping[str, Any]) -> float:
+    """Of processor time for a run on a processor, else those that passed."""
+    return float(record["processor_minutes"] if record["device"] == "CPU" else record["seconds"] / 60)
 
 
 def _points(record: Mapping[str, Any], split: str) -> float:
@@ -122,9 +128,28 @@ def tables(records: Sequence[Mapping[str, Any]]) -> str:
         lines += ["", "| epochs | method | n | val mAP | test mAP | against alone | 95 % interval | minutes |"]
         lines.append("|---|---|---|---|---|---|---|---|")
         lines += [_line(row) for row in rows_of(own)]
-        facts = {(one["processor"], one["device"], one["commit"]) for one in own}
-        lines += ["", *(f"{processor}, {device}, commit {commit}." for processor, device, commit in sorted(facts)), ""]
+        lines += ["", *errors_of(own), ""]
+        facts = {
+            f"{one['processor']} ({', '.join(one['instructions'])}), {one['device']}, threads {one['threads']}, commit "
+            f"{one['commit'][:10]}."
+            for one in own
+        }
+        lines += [*sorted(facts), ""]
     return "\n".join(lines)
+
+
+def errors_of(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Markdown: what each kind of error costs the teacher, and each method after most epochs, a mean over the seeds."""
+    most = max((one["epochs"] for one in records if one["method"] != TEACHER), default=0)
+    kinds = list(records[0]["errors"]["dap"])
+    lines = [f"| points of AP50 | {' | '.join(['AP50', *kinds])} |", f"|{'---|' * (len(kinds) + 2)}"]
+    for method in dict.fromkeys(one["method"] for one in records):
+        runs = [one for one in records if one["method"] == method and (method == TEACHER or one["epochs"] == most)]
+        if runs:
+            means = [statistics.fmean(one["errors"]["ap"] for one in runs)]
+            means += [statistics.fmean(one["errors"]["dap"][kind] for one in runs) for kind in kinds]
+            lines.append(f"| {method} | {' | '.join(f'{mean:.1f}' for mean in means)} |")
+    return lines
 
 
 def _line(row: Row) -> str:
@@ -180,6 +205,15 @@ def draw(records: Sequence[Mapping[str, Any]], file: Path) -> None:
     figure.savefig(file, metadata={"Date": None})
 
 
+def section(records: Sequence[Mapping[str, Any]]) -> str:
+    """What stands in the page, with its marks."""
+    pictures = [
+        f"![{study}: mAP by epochs and by minutes](gain_{study}.svg)"
+        for study in dict.fromkeys(one["study"] for one in records)
+    ]
+    return "\n\n".join([BEGIN, tables(records).rstrip("\n"), *pictures, END])
+
+
 @click.command(help=__doc__, context_settings={"max_content_width": 120})
 @click.argument("records", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
@@ -187,21 +221,17 @@ def draw(records: Sequence[Mapping[str, Any]], file: Path) -> None:
 )
 def main(records: Path, write: Path | None) -> None:
     found = read(records)
-    text = tables(found)
     if write is None:
-        click.echo(text)
+        click.echo(tables(found))
         return
-    pictures = []
     for study in dict.fromkeys(one["study"] for one in found):
-        own, file = [one for one in found if one["study"] == study], write.with_name(f"gain_{study}.svg")
-        draw(own, file)
-        pictures.append(f"![{study}: mAP by epochs and by minutes]({file.name})")
+        draw([one for one in found if one["study"] == study], write.with_name(f"gain_{study}.svg"))
     page = write.read_text(encoding="utf-8")
     before, _, rest = page.partition(BEGIN)
     if END not in rest:
         raise click.UsageError(f"{write} has no {BEGIN} with {END} after it")
     after = rest.partition(END)[2]
-    write.write_text(f"{before}{BEGIN}\n\n{text}\n" + "\n\n".join(pictures) + f"\n\n{END}{after}", encoding="utf-8")
+    write.write_text(f"{before}{section(found)}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -256,7 +256,9 @@ def record(method, seed, value, epochs=8, processor="one", **more):
     return {
         "study": "lasting", "data": "shapes", "detector": "RetinaNet R18", "method": method, "epochs": epochs,
         "seed": seed, "val": metrics, "test": {"bbox_mAP": value / 100 - 0.01}, "split": "test", "curve": curve,
-        "improving": None, "seconds": 120.0, "device": "CPU", "commit": "abc", "processor": processor, **more,
+        "improving": None, "seconds": 500.0, "processor_minutes": 2.0, "device": "CPU", "commit": "abc", "threads": 1,
+        "processor": processor, "instructions": ["avx2"], "errors": {"ap": value, "dap": {"both": 10 - value / 4}},
+        **more,
     }  # fmt: skip
 
 
@@ -271,6 +273,22 @@ def test_gains_are_taken_seed_by_seed_with_the_interval_of_their_mean(table):
     text = table.tables(records)
     assert "| 8 | alone | 3 | 12.0 ± 2.0 | 11.0 ± 2.0 |  |  | 2.0 |" in text
     assert "| 8 | cskd | 3 | 15.0 ± 2.0 | 14.0 ± 2.0 | +3.0 | -2.0 to +8.0 | 2.0 |" in text
+
+
+def test_what_errors_cost_is_a_mean_over_the_seeds_after_most_epochs(table):
+    records = [record("teacher", 0, 40), record("alone", 0, 8), record("alone", 0, 12, epochs=24)]
+    records += [record("alone", 1, 20, epochs=24), record("cskd", 0, 24, epochs=24)]
+    assert table.errors_of(records)[2:] == [
+        "| teacher | 40.0 | 0.0 |",
+        "| alone | 16.0 | 6.0 |",
+        "| cskd | 24.0 | 4.0 |",
+    ]
+    assert "\none (avx2), CPU, threads 1, commit abc.\n" in table.tables(records)
+
+
+def test_minutes_are_those_of_the_clock_on_a_gpu(table):
+    (row,) = table.rows_of([record("alone", 0, 8, device="H200")])
+    assert row.minutes == pytest.approx(500 / 60)
 
 
 def test_a_seed_alone_has_no_spread_and_one_without_its_pair_no_gain(table):
