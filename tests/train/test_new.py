@@ -290,8 +290,9 @@ def test_batch_workers_and_rate_follow_the_machine(tmp_path):
 def test_epochs_follow_the_number_of_images():
     from cskd_train.project.choices import decay_steps, epochs
 
-    assert [epochs(images, False)[0] for images in (10, 296, 1000, 100000)] == [100, 20, 12, 12]
-    assert epochs(296, False, longer=True)[0] == 30
+    assert [epochs(images, False)[0] for images in (10, 296, 1000, 100000)] == [100, 61, 18, 12]
+    assert [epochs(images, True)[0] for images in (10, 296, 1000, 100000)] == [60, 20, 12, 12]
+    assert epochs(296, False, longer=True)[0] == 91
     assert [decay_steps(number) for number in (12, 20, 100)] == [[9, 11], [15, 18], [75, 92]]
 
 
