@@ -53,7 +53,8 @@ def command(folder: Path, data: tuple[Path, ...], width: str | None, as_json: bo
     \b
     Examples:
       cskd-train new cells --data cells.json --images photographs
-      cskd-train new cards --data cards/train.json --data cards/val.json --detector gfl --unlabeled photographs
+      cskd-train new cards --data data/cards/annotations/train.json --data data/cards/annotations/val.json \\
+        --detector gfl --unlabeled more_photographs
       cskd-train new fish --data aquarium --init mmdet::retinanet/retinanet_r50_fpn_2x_coco.py --size 640
     """
     from rich.console import Console
