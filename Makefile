@@ -15,7 +15,7 @@ DEMO := $(RUNS)/demo
 # The demo's epochs follow from it and from what a step takes here.
 BUDGET ?= 10m
 
-.PHONY: help env demo test reliability lint golden bench gpu clean
+.PHONY: help env demo test reliability lint docs golden bench gpu clean
 .DELETE_ON_ERROR:
 
 help:
@@ -24,6 +24,7 @@ help:
 	@echo "make test         the whole test suite"
 	@echo "make reliability  the long tests: kills, old versions, other Pythons, an emulated processor (over half an hour)"
 	@echo "make lint         ruff and mypy"
+	@echo "make docs         the documentation as a site in docs/_build/html; warnings are errors"
 	@echo "make golden       the distilled step against the published code's values"
 	@echo "make bench        what a distilled step costs against what it must cost (some minutes on a quiet machine)"
 	@echo "make gpu          tests and benchmarks that need a GPU, by PYTHON as it is; PART=NAME runs one part"
@@ -59,6 +60,10 @@ lint: env
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: env
+	$(BIN)/python -m sphinx -W --keep-going -n -q -b html -d docs/_build/doctrees docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
 bench: env
 	$(BIN)/python benchmarks/step.py --kinds $(BENCH_ARGS)
 
@@ -70,4 +75,4 @@ golden: env
 	$(BIN)/python tests/golden/check.py tests/golden/golden.json
 
 clean:
-	rm -rf $(DATA) $(TEST) $(RUNS)
+	rm -rf $(DATA) $(TEST) $(RUNS) docs/_build
