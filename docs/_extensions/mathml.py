@@ -16,7 +16,8 @@ def _mathml(formula: str, block: bool) -> str:
     formula = re.sub(r"\\Big(?![a-z])", "", formula)
     if block and "&" in formula and r"\begin" not in formula:
         formula = rf"\begin{{aligned}}{formula}\end{{aligned}}"
-    return str(tex2mathml(formula, as_block=block))
+    # Browsers stretch the first of two bars alone.
+    return re.sub(r"<mo>([|‖∥])</mo>", r'<mo stretchy="false">\1</mo>', tex2mathml(formula, as_block=block))
 
 
 def _visit_inline(self: Any, node: nodes.math) -> None:
