@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.util
 import re
 import shlex
@@ -33,6 +34,13 @@ def test_every_test_that_reliability_names_exists():
         if not (REPOSITORY / "tests" / file).is_file() or test not in functions(REPOSITORY / "tests" / file)
     ]
     assert missing == []
+
+
+@pytest.mark.parametrize("package", ["cskd_core", "cskd_data", "cskd_train", "cskd_deploy"])
+def test_every_public_name_is_in_the_api_page(package):
+    named = re.findall(rf"^\.\. auto\w+:: {package}\.(\w+)$", (DOCS / "api.md").read_text(), flags=re.MULTILINE)
+    public = set(importlib.import_module(package).__all__)
+    assert public == set(named)
 
 
 def commands(page: Path) -> list[str]:
