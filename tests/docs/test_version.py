@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yaml
+
 REPOSITORY = Path(__file__).parents[2]
 SCRIPT = REPOSITORY / "requirements" / "version.py"
 VERSION = (REPOSITORY / "VERSION").read_text().strip()
@@ -52,3 +54,12 @@ def test_another_number_is_written_everywhere(tmp_path):
     written = "".join((tmp_path / file.relative_to(REPOSITORY)).read_text() for file in PLACES)
     assert VERSION not in re.findall(r'(?:==|version(?:__)? = ")([\d.]+)"', written)
     assert written.count('==9.8.7"') >= 7
+
+
+def test_the_citation_is_of_this_version_and_names_the_paper():
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+    assert citation["version"] == VERSION
+    (paper,) = citation["references"]
+    assert f"doi.org/{paper['doi']}" in (REPOSITORY / "docs" / "how_it_works.md").read_text()
+    assert paper["title"] in (REPOSITORY / "docs" / "how_it_works.md").read_text()
