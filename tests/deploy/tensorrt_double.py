@@ -16,6 +16,7 @@ import numpy as np
 
 from .gpu_double import STREAM, GpuDouble
 
+LAYERS = (("conv1 + relu", "CaskConvolution"), ("/TopK", "TopK"))  # that its engines claim to have
 HEADER = b"engine of a double\n"
 DTYPES = {"tensor(float)": "FLOAT", "tensor(int64)": "INT64", "tensor(uint8)": "UINT8", "tensor(float16)": "HALF"}
 
@@ -73,7 +74,13 @@ def make_tensorrt(
     class IOutputAllocator(Initialised):
         pass
 
+    class IProfiler(Initialised):
+        pass
+
     trt.ILogger, trt.IProgressMonitor, trt.IOutputAllocator = ILogger, IProgressMonitor, IOutputAllocator
+    trt.IProfiler = IProfiler
+    trt.LayerInformationFormat = enum.IntEnum("LayerInformationFormat", "ONELINE JSON", start=0)
+    trt.ProfilingVerbosity = enum.IntEnum("ProfilingVerbosity", "LAYER_NAMES_ONLY NONE DETAILED", start=0)
     flags = "STRONGLY_TYPED" if eleven else "EXPLICIT_BATCH STRONGLY_TYPED"
     trt.NetworkDefinitionCreationFlag = enum.IntEnum("NetworkDefinitionCreationFlag", flags, start=0)
     trt.BuilderFlag = enum.IntEnum("BuilderFlag", "TF32 VERSION_COMPATIBLE" + ("" if eleven else " FP16 INT8"), start=0)
@@ -165,6 +172,7 @@ def make_tensorrt(
         hardware_compatibility_level = trt.HardwareCompatibilityLevel.NONE
         progress_monitor: Any = None
         builder_optimization_level = 3
+        profiling_verbosity = trt.ProfilingVerbosity.LAYER_NAMES_ONLY
 
         def __init__(self) -> None:
             self.profiles: list[Profile] = []
@@ -230,17 +238,33 @@ def make_tensorrt(
                 assert monitor.initialised
                 build_two_phases(monitor)
             dynamic = any(-1 in tensor.shape for tensor in network._inputs)
-            assert len(config.profiles) == dynamic
+            assert bool(config.profiles) == dynamic
             header = {
                 "version": version,
                 "compatible": trt.BuilderFlag.VERSION_COMPATIBLE in config.flags,
-                "profile": config.profiles[0].shapes if dynamic else {},
+                "detailed": config.profiling_verbosity == trt.ProfilingVerbosity.DETAILED,
+                "profiles": [profile.shapes for profile in config.profiles] or [{}],
             }
             return memoryview(HEADER + json.dumps(header).encode() + b"\n" + network.content)
 
+    class Inspector:
+        execution_context: Any = None
+
+        def __init__(self, detailed: bool) -> None:
+            self._detailed = detailed
+
+        def get_engine_information(self, kind: int) -> str:
+            assert kind == trt.LayerInformationFormat.JSON
+            assert self.execution_context is not None
+            layers = [{"Name": name, "LayerType": kind} if self._detailed else name for name, kind in LAYERS]
+            return json.dumps({"Layers": layers, "I/O Tensors" if eleven else "Bindings": []})
+
     class Context:
+        profiler: Any = None
+
         def __init__(self, engine: Engine) -> None:
             self._engine = engine
+            self._profile = 0
             self._shapes: dict[str, tuple[int, ...]] = {}
             self._addresses: dict[str, int] = {}
             self._allocators: dict[str, Any] = {}
@@ -248,7 +272,17 @@ def make_tensorrt(
 
         def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
             record("set_input_shape", name, tuple(shape))
+            if not self._engine.holds(self._profile, name, tuple(shape)):
+                return False
             self._shapes[name] = tuple(shape)
+            return True
+
+        def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
+            record("set_optimization_profile_async", profile)
+            assert stream == STREAM
+            assert profile < self._engine.num_optimization_profiles
+            self._profile = profile
+            self._shapes, self._allocators = {}, {}
             return True
 
         def infer_shapes(self) -> list[str]:
@@ -291,6 +325,12 @@ def make_tensorrt(
                         addresses[name] = address
                         allocator.notify_shape(name, value.shape)
             gpu.enqueue("execute", lambda: self._run(shapes, addresses))
+            if self.profiler is not None:  # as TensorRT does, after it has waited
+                assert self.profiler.initialised
+                gpu.drain()
+                suffix = f" [profile {self._profile}]" if engine.num_optimization_profiles > 1 else ""
+                for place, (name, _) in enumerate(LAYERS):
+                    self.profiler.report_layer_time(name + suffix, 0.5 + place)
             return True
 
         def _run(self, shapes: dict[str, tuple[int, ...]], addresses: dict[str, int]) -> None:
@@ -305,12 +345,17 @@ def make_tensorrt(
         def __init__(self, content: bytes, header: dict[str, Any], log: Any) -> None:
             self.log = log
             self._session = session_of(content)
-            self._profile = header["profile"]
+            self._profiles = header["profiles"]
+            self._detailed = header["detailed"]
+            self.num_optimization_profiles = len(self._profiles)
             values = {value.name: value for value in (*self._session.get_inputs(), *self._session.get_outputs())}
             self.inputs = [value.name for value in self._session.get_inputs()]
             self.types = {name: trt.DataType[DTYPES[value.type]] for name, value in values.items()}
             self._shapes = {name: dimensions(value.shape) for name, value in values.items()}
             self.num_io_tensors = len(values)
+
+        def create_engine_inspector(self) -> Inspector:
+            return Inspector(self._detailed)
 
         def compute(self, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             names = [value.name for value in self._session.get_outputs()]
@@ -336,8 +381,11 @@ def make_tensorrt(
             return self._shapes[name]
 
         def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
-            assert profile == 0
-            return [tuple(shape) for shape in self._profile[name]]
+            return [tuple(shape) for shape in self._profiles[profile][name]]
+
+        def holds(self, profile: int, name: str, shape: tuple[int, ...]) -> bool:
+            lowest, _, highest = self._profiles[profile].get(name, (shape, shape, shape))
+            return all(low <= size <= high for low, size, high in zip(lowest, shape, highest, strict=True))
 
     class Runtime:
         engine_host_code_allowed = False

@@ -117,6 +117,6 @@ def test_an_engines_manifest_of_a_schema_to_come_is_refused_with_the_version_tha
     engine = tmp_path / "tiny.engine"
     data = json.loads(manifest_path(ENGINE).read_text())
     data["model"]["versions"] = {"cskd-deploy": "0.9.0"}
-    manifest_path(engine).write_text(json.dumps({**data, "schema": 3}))
-    with pytest.raises(DeployError, match=r"schema is 3, .* Install cskd-deploy 0\.9\.0, which wrote it, or newer"):
+    manifest_path(engine).write_text(json.dumps({**data, "schema": 4}))
+    with pytest.raises(DeployError, match=r"schema is 4, .* Install cskd-deploy 0\.9\.0, which wrote it, or newer"):
         read_engine_manifest(engine)

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from cskd_deploy.commands.inspect import timed_layers
 from cskd_deploy.errors import DeployError
+from cskd_deploy.measure.layer_times import timed_layers
 
 
 def test_a_profile_is_summed_up_without_the_first_run():

@@ -12,7 +12,7 @@ from cskd_deploy.backends.tensorrt.api import import_tensorrt
 from cskd_deploy.backends.tensorrt.build import Phases, make_monitor
 from cskd_deploy.backends.tensorrt.driver import Driver, Gpu, find_driver
 from cskd_deploy.backends.tensorrt.settings import BuildSettings
-from cskd_deploy.backends.tensorrt.shapes import ShapeRange
+from cskd_deploy.backends.tensorrt.shapes import ProfileShapes, ShapeRange
 from cskd_deploy.errors import BackendMissing, DeployError
 
 from .engines import VERSIONS, build, write_graph
@@ -80,7 +80,7 @@ def test_a_fixed_model_is_built_strongly_typed_and_with_nothing_that_was_not_ask
     ]
     assert built.engine.startswith(HEADER)
     fixed = (1, 3, 64, 96)
-    assert built.inputs == {"image": ShapeRange(fixed, fixed, fixed)}
+    assert built.profiles == ({"image": ShapeRange(fixed, fixed, fixed)},)
     assert built.outputs == {"boxes": (1, 5, 4), "scores": (1, 5), "labels": (1, 5)}
     assert built.timing_cache is None
     assert built.notes == ("labels are 64 bits wide",)
@@ -139,14 +139,14 @@ def test_a_timing_cache_that_does_not_fit_is_replaced_by_an_empty_one(graph):
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_dynamic_model_gets_one_profile_around_its_input_size(version, dynamic_graph):
     trt = make_tensorrt(version)
-    built = build(trt, dynamic_graph, BuildSettings(max_shapes={"image": (4, 3, 256, 320)}))
+    built = build(trt, dynamic_graph, BuildSettings(profiles=(ProfileShapes(max={"image": (4, 3, 256, 320)}),)))
     three = ((1, 3, 32, 32), (1, 3, 64, 96), (4, 3, 256, 320))
     assert trt.calls[4:] == [
         ("set_shape", "image", *three),
         ("add_optimization_profile",),
         ("build_serialized_network",),
     ]
-    assert built.inputs == {"image": ShapeRange(*three)}
+    assert built.profiles == ({"image": ShapeRange(*three)},)
     assert built.outputs == {"boxes": (-1, 5, 4), "scores": (-1, 5), "labels": (-1, 5)}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,10 @@ from cskd_deploy.backends.tensorrt.manifest import (
     write_engine_manifest,
 )
 from cskd_deploy.backends.tensorrt.settings import BuildSettings
-from cskd_deploy.backends.tensorrt.shapes import ShapeRange
+from cskd_deploy.backends.tensorrt.shapes import ProfileShapes, ShapeRange
 from cskd_deploy.detect.detector import Detector
 from cskd_deploy.errors import BackendMissing, DeployError
-from cskd_deploy.model.manifest import AgreementWithFp32
+from cskd_deploy.model.manifest import AgreementWithFp32, GraphForm
 
 from .engines import (
     MANIFEST,
@@ -84,7 +85,7 @@ def engine(trt, graph, tmp_path) -> Path:
         cuda=ORIN.cuda_version,
         gpu=ORIN.gpus[0],
         precision="fp32",
-        inputs=built.inputs,
+        profiles=built.profiles,
         outputs=built.outputs,
         version_compatible=False,
         hardware_compatible="none",
@@ -201,6 +202,54 @@ def test_host_code_is_allowed_only_to_a_version_compatible_engine_that_is_vouche
         assert trt.calls.of("deserialize_cuda_engine") == [(True,)]
 
 
+def test_inspect_lists_the_layers_of_an_engine_by_time(engine, trt, graph, deploy):
+    built = build(trt, graph, BuildSettings(profiling_verbosity="detailed"))
+    engine.write_bytes(built.engine)
+    known = read_engine_manifest(engine)
+    assert known is not None
+    write_engine_manifest(engine, dataclasses.replace(known, sha256=sha256_of(built.engine), trtexec="trtexec --x=y"))
+    done = deploy("inspect", engine, "--profile")
+    assert done.code == 0, done.err
+    listed = done.out[done.out.index("slowest layers, after TensorRT's optimisations") :].splitlines()[1:3]
+    assert [line.split() for line in listed] == [
+        ["1.500", "ms", "75.0", "%", "TopK", "/TopK"],
+        ["0.500", "ms", "25.0", "%", "CaskConvolution", "conv1", "+", "relu"],
+    ]
+    assert re.search(r"^  shapes.profiles.0.image +\[1, 3, 64, 96\], ", done.out, re.MULTILINE)
+    assert re.search(r"^  trtexec +trtexec --x=y$", done.out, re.MULTILINE)
+    facts = json.loads(deploy("inspect", engine, "--profile", "--top", 1, "--json").out)
+    assert [layer["name"] for layer in facts["layers"]] == ["/TopK"]
+    assert "layers" not in json.loads(deploy("inspect", engine, "--json").out)
+    refused = deploy("inspect", engine, "--profile", "--threads", 1)
+    assert (refused.code, "--threads is of ONNX Runtime" in refused.err) == (2, True)
+
+
+def test_an_engine_tells_how_long_its_enqueueing_took(engine, trt):
+    with TensorRTBackend(engine) as backend:
+        assert backend.enqueue_seconds is None
+        backend.infer(picture())
+        assert backend.enqueue_seconds is not None
+        assert backend.enqueue_seconds > 0
+
+
+def test_an_engine_of_profiles_with_one_batch_each_takes_no_single_batch(trt, tmp_path, engine):
+    dynamic = write_graph(tmp_path / "dynamic.onnx", dynamic=True)
+    one = ProfileShapes(max={"image": (1, 3, 96, 96)})
+    eight = ProfileShapes(**{end: {"image": (8, 3, 64, 96)} for end in ("min", "opt", "max")})
+    known = read_engine_manifest(engine)
+    assert known is not None
+    form = GraphForm(dynamic=True, batch=None)
+    for profiles, batch in (((one, eight), None), ((eight,), 8), ((one,), 1)):
+        built = build(trt, dynamic, BuildSettings(profiles=profiles))
+        engine.write_bytes(built.engine)
+        model = dataclasses.replace(known.model, graph=form)
+        write_engine_manifest(engine, dataclasses.replace(known, sha256=sha256_of(built.engine), model=model))
+        with TensorRTBackend(engine) as backend:
+            assert backend.batch_size == batch
+            rows = batch or 8
+            assert backend.infer(picture((rows, 3, 64, 96)))["boxes"].shape[0] == rows
+
+
 # What is refused
 
 
@@ -255,13 +304,15 @@ def test_an_engine_of_another_tensorrt_or_gpu_is_refused_with_the_command_that_m
     [
         (lambda data: "not JSON", "cannot be read as the manifest of an engine"),
         (lambda data: [1], "expected an object"),
-        (lambda data: {**data, "schema": 3}, "reads 1, 2. Install a newer cskd-deploy"),
+        (lambda data: {**data, "schema": 4}, "reads 1, 2, 3. Install a newer cskd-deploy"),
         (lambda data: {**data, "gpu": None}, "'gpu' is None, expected dict"),
         (lambda data: {**data, "gpu": {"name": "Orin", "capability": [8, 7]}}, "'multiprocessors' is missing"),
         (lambda data: {key: value for key, value in data.items() if key != "onnx_sha256"}, "'onnx_sha256' is missing"),
         (lambda data: {**data, "version_compatible": "yes"}, "expected bool"),
         (lambda data: {**data, "gpu": {"name": "Orin", "capability": [8]}}, "not enough values"),
-        (lambda data: {**data, "shapes": {"inputs": {"image": [[1], [0], [1]]}, "outputs": {}}}, "is no range"),
+        (lambda data: {**data, "shapes": {"profiles": [{"image": [[1], [0], [1]]}], "outputs": {}}}, "is no range"),
+        (lambda data: {**data, "shapes": {"profiles": [], "outputs": {}}}, "'profiles' is empty"),
+        (lambda data: {**data, "trtexec": None}, "'trtexec' is None, expected str"),
         (lambda data: {**data, "model": {"family": "retinanet"}}, "'schema' is missing"),
     ],
 )
@@ -300,6 +351,7 @@ def test_a_manifest_round_trips_and_says_which_machine_fits(engine):
 def test_a_manifest_of_schema_1_vouches_by_name_and_capability(engine):
     path = manifest_path(engine)
     data = json.loads(path.read_text())
+    data["shapes"]["inputs"] = data["shapes"].pop("profiles")[0]
     for hardware, expected in (
         ("none", "none"),
         ("ampere-plus", "ampere+"),

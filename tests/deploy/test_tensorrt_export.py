@@ -97,6 +97,10 @@ def test_an_engine_and_its_manifest_come_out_of_the_child_process(deploy, graph,
     assert (known.precision, known.version_compatible, known.hardware_compatible) == ("fp32", True, "none")
     assert known.inputs["image"].opt == (1, 3, 64, 96)
     assert known.model == MANIFEST
+    texts = " ".join(f"--{setting}" for setting in sorted(settings))
+    line = f"trtexec --onnx={graph} --saveEngine={engine} --stronglyTyped --skipInference {texts}"
+    assert known.trtexec == line
+    assert f"  the same by trtexec: {line}\n" in done.out
     assert cache.read_bytes() == b"+timings"
     assert {path.name for path in tmp_path.iterdir()} == {engine.name, manifest_path(engine).name, cache.name}
 
@@ -147,9 +151,30 @@ def test_export_prints_the_profile_of_a_dynamic_model(deploy, dynamic_graph, tmp
     done = deploy("export", "--onnx", dynamic_graph, "--format", "trt", "--output", tmp_path / "dynamic.engine")
     assert done.code == 0, done.err
     assert "profile of image: min 1x3x32x32, opt 1x3x64x96, max 8x3x96x96\n" in done.out
-    assert json.loads(manifest_path(tmp_path / "dynamic.engine").read_text())["shapes"]["inputs"] == {
-        "image": [[1, 3, 32, 32], [1, 3, 64, 96], [8, 3, 96, 96]]
-    }
+    assert json.loads(manifest_path(tmp_path / "dynamic.engine").read_text())["shapes"]["profiles"] == [
+        {"image": [[1, 3, 32, 32], [1, 3, 64, 96], [8, 3, 96, 96]]}
+    ]
+
+
+def test_export_prints_each_of_several_profiles_and_refuses_a_third_that_is_one_of_them(
+    deploy, dynamic_graph, tmp_path, tensorrt_in_child
+):
+    engine = tmp_path / "dynamic.engine"
+    shapes = ("maxShapes=image:1x3x96x96", "profile=1", "minShapes=image:2x3x32x32", "optShapes=image:8x3x64x96")
+    options = [word for setting in shapes for word in ("--trt", setting)]
+    command = ("export", "--onnx", dynamic_graph, "--format", "trt", "--output", engine, *options)
+    refused = deploy(*command, "--trt", "profile=2", "--trt", "maxShapes=image:1x3x96x96")
+    assert refused.code == 2
+    assert "profile 2 is profile 0 again: leave --trt profile=2 out" in refused.err
+    assert not list(tmp_path.iterdir())
+    done = deploy(*command)
+    assert done.code == 0, done.err
+    assert "profile 0 of image: min 1x3x32x32, opt 1x3x64x96, max 1x3x96x96\n" in done.out
+    assert "profile 1 of image: min 2x3x32x32, opt 8x3x64x96, max 8x3x96x96\n" in done.out
+    known = read_engine_manifest(engine)
+    assert known is not None
+    assert [profile["image"].opt for profile in known.profiles] == [(1, 3, 64, 96), (8, 3, 64, 96)]
+    assert "--profile=1 --minShapes=image:2x3x32x32 --optShapes=image:8x3x64x96 --max" in known.trtexec
 
 
 def test_the_help_lists_every_key_of_a_build_in_lines_of_eighty(deploy):

@@ -11,7 +11,7 @@ from cskd_deploy.backends.base import needed_outputs
 from cskd_deploy.backends.tensorrt.export import export_engine, read_model
 from cskd_deploy.backends.tensorrt.manifest import read_engine_manifest, sha256_of
 from cskd_deploy.backends.tensorrt.settings import BuildSettings
-from cskd_deploy.backends.tensorrt.shapes import ShapeRange
+from cskd_deploy.backends.tensorrt.shapes import ProfileShapes, ShapeRange
 from cskd_deploy.errors import DeployError
 from cskd_deploy.model.manifest import GraphForm
 
@@ -85,7 +85,12 @@ def test_tensorrt_rtx_builds_engines_of_lower_precision_that_are_smaller(
 @pytest.mark.parametrize(
     ("sizes", "batch", "settings", "profile"),
     [
-        ((), None, {"max_shapes": {"image": (4, 256, 160, 3)}}, ((1, 32, 32, 3), (1, 128, 128, 3), (4, 256, 160, 3))),
+        (
+            (),
+            None,
+            {"profiles": (ProfileShapes(max={"image": (4, 256, 160, 3)}),)},
+            ((1, 32, 32, 3), (1, 128, 128, 3), (4, 256, 160, 3)),
+        ),
         (((96, 128),), None, {}, ((1, 96, 128, 3), (1, 96, 128, 3), (8, 96, 128, 3))),
         (((96, 128),), 1, {}, ((1, 96, 128, 3), (1, 96, 128, 3), (1, 96, 128, 3))),
         (((96, 128), (160, 64)), 1, {}, ((1, 96, 64, 3), (1, 96, 128, 3), (1, 160, 128, 3))),

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from cskd_deploy.backends.base import INPUT
+from cskd_deploy.backends.tensorrt import session as engine_session
 from cskd_deploy.backends.tensorrt.driver import CudaGraph
 from cskd_deploy.backends.tensorrt.memory import Block
 from cskd_deploy.backends.tensorrt.session import load_engine
 from cskd_deploy.backends.tensorrt.settings import BuildSettings
+from cskd_deploy.backends.tensorrt.shapes import ProfileShapes
 from cskd_deploy.errors import DeployError
 
 from .engines import CANDIDATES, VERSIONS, Feed, assert_same, build, picture, session, write_graph
@@ -74,7 +76,9 @@ def test_shapes_and_addresses_are_set_once_and_each_run_is_copy_compute_copy(ver
 @pytest.mark.parametrize("version", VERSIONS)
 def test_new_shapes_are_told_and_memory_grows_only_when_it_must(version, dynamic_graph):
     path = dynamic_graph
-    running = Running(make_tensorrt(version), path, BuildSettings(max_shapes={INPUT: (4, 3, 128, 128)}))
+    running = Running(
+        make_tensorrt(version), path, BuildSettings(profiles=(ProfileShapes(max={INPUT: (4, 3, 128, 128)}),))
+    )
     for shape, allocations in (
         ((1, 3, 64, 96), 4),
         ((1, 3, 32, 32), 0),
@@ -94,6 +98,84 @@ def test_new_shapes_are_told_and_memory_grows_only_when_it_must(version, dynamic
     assert_same(running.run(feed), path, feed)
     running.session.close()
     assert not running.gpu.memory
+
+
+TWO_PROFILES = BuildSettings(
+    profiles=(
+        ProfileShapes(max={INPUT: (1, 3, 96, 96)}),
+        ProfileShapes(min={INPUT: (2, 3, 32, 32)}, opt={INPUT: (8, 3, 64, 96)}),
+    )
+)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("data_dependent", [(), ("boxes",)])
+def test_the_profile_is_entered_that_holds_the_shapes(version, data_dependent, dynamic_graph):
+    running = Running(make_tensorrt(version, data_dependent=data_dependent), dynamic_graph, TWO_PROFILES)
+    for batch, entered in ((1, []), (8, [(1,)]), (2, []), (1, [(0,)]), (1, [])):
+        feed = picture((batch, 3, 64, 96))
+        assert_same(running.run(feed), dynamic_graph, feed)
+        assert running.trt.calls.of("set_optimization_profile_async") == entered
+        names = running.trt.calls.names()
+        if entered:  # all that the context had is told again
+            assert names.index("set_optimization_profile_async") < names.index("set_input_shape")
+            assert names.count("set_output_allocator") == len(data_dependent)
+    with pytest.raises(
+        DeployError, match=r"image has shape 9x3x64x96, the engine takes min 1x3x32x32, .* or min 2x3x32x32, .*"
+    ):
+        running.run(picture((9, 3, 64, 96)))
+    running.session.close()
+    assert not running.gpu.memory
+
+
+def test_a_cuda_graph_is_recorded_in_each_profile(dynamic_graph):
+    running = Running(make_tensorrt(), dynamic_graph, TWO_PROFILES, cuda_graph=True)
+    for batch in (1, 8, 1):
+        feed = picture((batch, 3, 64, 96))
+        assert_same(running.run(feed), dynamic_graph, feed)
+        assert running.gpu.calls.count("begin capture") == 1
+
+
+def test_a_profile_that_cannot_be_entered_is_a_message_and_tried_again(dynamic_graph, monkeypatch):
+    running = Running(make_tensorrt(), dynamic_graph, TWO_PROFILES)
+    feed = picture((8, 3, 64, 96))
+    with monkeypatch.context() as patch:
+        patch.setattr(running.session._loaded.context, "set_optimization_profile_async", lambda number, stream: False)
+        with pytest.raises(DeployError, match="TensorRT refuses to enter profile 1"):
+            running.run(feed)
+    assert_same(running.run(feed), dynamic_graph, feed)
+
+
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_the_time_of_the_enqueueing_call_is_kept_apart(cuda_graph, graph, monkeypatch):
+    running = Running(make_tensorrt(), graph, cuda_graph=cuda_graph)
+    assert running.session.enqueue_seconds is None
+    now = [100.0]
+    monkeypatch.setattr(engine_session.time, "perf_counter", lambda: now[0])
+    enqueue = running.gpu.enqueue
+
+    def slow(name: str, work: Any) -> None:
+        now[0] += {"execute": 3.0, "launch": 2.0}.get(name, 50.0)
+        enqueue(name, work)
+
+    monkeypatch.setattr(running.gpu, "enqueue", slow)
+    running.run(picture())
+    assert running.session.enqueue_seconds == (2.0 if cuda_graph else 3.0)
+
+
+@pytest.mark.parametrize(("verbosity", "kinds"), [("detailed", ["CaskConvolution", "TopK"]), ("none", ["", ""])])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_layers_are_timed_by_the_profiler_without_the_first_run(version, verbosity, kinds, graph):
+    running = Running(make_tensorrt(version), graph, BuildSettings(profiling_verbosity=verbosity))
+    first, second = running.session.time_layers(picture(), runs=4)
+    assert running.trt.calls.names().count("execute_async_v3") == 5
+    assert (first.name, first.milliseconds) == ("conv1 + relu", 0.5)
+    assert (second.name, second.milliseconds) == ("/TopK", 1.5)
+    assert [first.kind, second.kind] == kinds
+    assert running.session.time_layers(picture(), runs=1)[1].milliseconds == 1.5
+    graphs = Running(make_tensorrt(version), graph, cuda_graph=True)
+    with pytest.raises(DeployError, match="layers cannot be timed in a CUDA graph: leave --cuda-graph out"):
+        graphs.session.time_layers(picture(), runs=1)
 
 
 @pytest.mark.parametrize("version", VERSIONS)

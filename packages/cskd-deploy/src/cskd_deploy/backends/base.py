@@ -52,6 +52,11 @@ class Backend(ABC):
         """Of the last inference: `h2d`, `compute` and `d2h`, where the runtime can tell them apart."""
         return {}
 
+    @property
+    def enqueue_seconds(self) -> float | None:
+        """Of the last inference, how long the host took to put it on the GPU's stream; None: the runtime waits."""
+        return None
+
     @abstractmethod
     def load(self) -> None:
         """Load the model and set `manifest` and `size_bytes`.

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +13,11 @@ from cskd_data.files import sha256_of_file
 from cskd_deploy.backends import backend_name
 from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend
 from cskd_deploy.backends.tensorrt.manifest import read_engine_manifest
-from cskd_deploy.detect.detector import Detector
 from cskd_deploy.errors import DeployError
-from cskd_deploy.measure.bench import random_images
+from cskd_deploy.measure.layer_times import time_engine, time_layers
 from cskd_deploy.model.onnx_file import operators_of
 
 TOP = 10
-RUNS = 10
 
 
 @click.command()
@@ -37,17 +33,23 @@ def command(
     """Show what an exported model is and expects: metadata, inputs, outputs, size, operators.
 
     With --profile also the layers that take most time, by ONNX Runtime's profiler. Of a TensorRT engine, its manifest
-    is shown.
+    is shown; with --profile its layers, by TensorRT's profiler. What each of them is, an engine says that was built
+    with `--trt profilingVerbosity=detailed`.
 
     \b
     Examples:
       cskd-deploy inspect student.onnx
       cskd-deploy inspect student.onnx --profile --top 20
+      cskd-deploy inspect student.engine --profile
     """
     if not profile and (top or threads):
         raise DeployError("--top and --threads are of a profile: give --profile with them")
     if backend_name(model) == "tensorrt":
+        if threads:
+            raise DeployError(f"--threads is of ONNX Runtime, {model} is an engine: leave it out")
         facts = _engine(model)
+        if profile:
+            facts["layers"] = [layer.to_dict() for layer in time_engine(model)[: top or TOP]]
     else:
         facts = _onnx(model, profile, top or TOP, threads, allow_external_data)
     if as_json:
@@ -104,6 +106,8 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
             yield f"  {name:<34} {value}"
         if title == "outputs":
             yield from _lines_of_graph(facts)
+        if title in ("outputs", "engine") and "layers" in facts:
+            yield from _lines_of_layers(facts["layers"], "ONNX Runtime" if title == "outputs" else "TensorRT")
     if facts.get("manifest_matches") is False:
         yield "note: the engine is not the one that its manifest describes (sha256 differs)"
 
@@ -112,11 +116,13 @@ def _lines_of_graph(facts: dict[str, Any]) -> Iterator[str]:
     operators = facts["operators"]
     yield f"operators ({sum(operators.values())})"
     yield "  " + ", ".join(f"{count} {name}" for name, count in operators.items())
-    if "layers" in facts:
-        yield "slowest layers, after ONNX Runtime's optimisations"
-        for layer in facts["layers"]:
-            time = f"{layer['milliseconds']:>9.3f} ms {100 * layer['share']:>5.1f} %"
-            yield f"  {time} {layer['operator']:<18} {layer['name']}"
+
+
+def _lines_of_layers(layers: Sequence[Mapping[str, Any]], runtime: str) -> Iterator[str]:
+    yield f"slowest layers, after {runtime}'s optimisations"
+    for layer in layers:
+        time = f"{layer['milliseconds']:>9.3f} ms {100 * layer['share']:>5.1f} %"
+        yield f"  {time} {layer['operator']:<18} {layer['name']}"
 
 
 def _flat(data: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -125,61 +131,9 @@ def _flat(data: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         if isinstance(value, dict):
             rows += _flat(value, f"{prefix}{name}.")
         else:
+            if isinstance(value, (list, tuple)) and any(isinstance(one, dict) for one in value):
+                rows += _flat({str(place): one for place, one in enumerate(value)}, f"{prefix}{name}.")
+                continue
             text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
             rows.append((prefix + name, text))
     return rows
-
-
-@dataclass(frozen=True)
-class TimedLayer:
-    """A node as ONNX Runtime ran it, after its optimisations."""
-
-    name: str
-    operator: str
-    milliseconds: float  # mean of a run
-    share: float  # of all nodes
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, ready for JSON."""
-        return asdict(self)
-
-
-def time_layers(path: Path, threads: int | None = None, allow_external_data: bool = False) -> list[TimedLayer]:
-    """Run a model some times on a random image under ONNX Runtime's profiler; the slowest nodes first.
-
-    Raises:
-        DeployError: the file cannot be used.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        prefix = Path(folder) / "profile"
-        options = {"allow_external_data": allow_external_data, "profile": prefix}
-        with OnnxRuntimeBackend(path, threads, **options) as backend:  # type: ignore[arg-type]
-            detector = Detector(backend)
-            prepared = detector.prepare(random_images(detector.manifest.preprocessing.input_size, count=1)[0])
-            for _ in range(RUNS + 1):
-                detector.infer(prepared)
-            events = json.loads(backend.end_profile().read_text())
-    return timed_layers(events)
-
-
-def timed_layers(events: list[Mapping[str, Any]]) -> list[TimedLayer]:
-    """The nodes among the events of ONNX Runtime's profile, without the first run of each, which is not warm.
-
-    Raises:
-        DeployError: there is none.
-    """
-    times: dict[str, list[float]] = {}
-    operators = {}
-    for event in events:
-        name = str(event.get("name", ""))
-        if event.get("cat") == "Node" and name.endswith("_kernel_time"):
-            name = name.removesuffix("_kernel_time")
-            times.setdefault(name, []).append(event["dur"] / 1e3)
-            operators[name] = str(event["args"].get("op_name", ""))
-    if not times:
-        raise DeployError("ONNX Runtime's profile names no node")
-    runs = max(map(len, times.values()))
-    means = {name: sum(values[len(values) // runs :]) / max(runs - 1, 1) for name, values in times.items()}
-    total = sum(means.values())
-    slowest = sorted(means, key=lambda name: -means[name])
-    return [TimedLayer(name, operators[name], means[name], means[name] / total if total else 0.0) for name in slowest]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 
@@ -14,10 +14,12 @@ from cskd_deploy.backends.tensorrt.driver import Gpu, find_driver
 from cskd_deploy.backends.tensorrt.export import read_model
 from cskd_deploy.backends.tensorrt.manifest import EngineManifest, manifest_path, mismatches, read_engine_manifest
 from cskd_deploy.backends.tensorrt.memory import open_buffers
-from cskd_deploy.backends.tensorrt.session import EngineSession, LoadedEngine, load_engine
+from cskd_deploy.backends.tensorrt.session import EngineSession, LayerTime, LoadedEngine, load_engine
 from cskd_deploy.backends.tensorrt.worker import run_in_worker
 from cskd_deploy.errors import BackendMissing, DeployError
 from cskd_deploy.model.manifest import Manifest
+
+Result = TypeVar("Result")
 
 
 class TensorRTBackend(Backend):
@@ -54,6 +56,11 @@ class TensorRTBackend(Backend):
         """Of the last inference, by events on the GPU: `h2d`, `compute` and `d2h`."""
         return {} if self._session is None else self._session.milliseconds
 
+    @property
+    def enqueue_seconds(self) -> float | None:
+        """Of the last inference, until `execute_async_v3` (or the launch of the CUDA graph) returned."""
+        return None if self._session is None else self._session.enqueue_seconds
+
     def load(self) -> None:
         content = _read(self.path)
         engine_manifest = _read_manifest(self.path, self._trust)
@@ -77,18 +84,27 @@ class TensorRTBackend(Backend):
         self._session = EngineSession(loaded, buffers, self._cuda_graph)
         self._failures = buffers.failures
         self.size_bytes = len(content)
-        images = loaded.inputs[INPUT]
-        self.batch_size = images.opt[0] if images.min[0] == images.max[0] else None
+        images = [profile[INPUT] for profile in loaded.profiles]
+        batches = {size for one in images for size in (one.min[0], one.max[0])}
+        self.batch_size = batches.pop() if len(batches) == 1 else None
 
     def infer(self, feed: Arrays) -> dict[str, np.ndarray]:
+        outputs = self._told(lambda session: session.run(feed))
+        return {name: outputs[name] for name in self._outputs}
+
+    def time_layers(self, feed: Arrays, runs: int) -> list[LayerTime]:
+        """The engine's layers and what they take of a run; see `EngineSession.time_layers`."""
+        return self._told(lambda session: session.time_layers(feed, runs))
+
+    def _told(self, work: Callable[[EngineSession], Result]) -> Result:
+        """What comes of the session, whose failures are named after the file."""
         assert self._session is not None
         try:
-            outputs = self._session.run(feed)
+            return work(self._session)
         except DeployError as error:
             raise DeployError(f"{self.path}: {error}") from error
         except self._failures as error:
             raise DeployError(f"{self.path} failed on the GPU: {error}") from error
-        return {name: outputs[name] for name in self._outputs}
 
     def close(self) -> None:
         session, self._session = self._session, None

@@ -8,13 +8,13 @@ no more.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from cskd_deploy.backends.tensorrt.api import last_errors, make_log
-from cskd_deploy.backends.tensorrt.settings import HARDWARE, BuildSettings
-from cskd_deploy.backends.tensorrt.shapes import Shape, ShapeRange, input_ranges
+from cskd_deploy.backends.tensorrt.settings import HARDWARE, VERBOSITY, BuildSettings
+from cskd_deploy.backends.tensorrt.shapes import Profile, Shape, profiles_of
 from cskd_deploy.errors import DeployError
 from cskd_deploy.model.manifest import Manifest
 
@@ -27,7 +27,8 @@ class Built:
     """A serialized engine and what belongs to it."""
 
     engine: bytes
-    inputs: dict[str, ShapeRange]
+    profiles: tuple[Profile, ...]
+    dynamic: tuple[str, ...]  # inputs with a dynamic dimension
     outputs: dict[str, Shape]  # -1 where a dimension is dynamic
     timing_cache: bytes | None
     notes: tuple[str, ...]
@@ -63,17 +64,13 @@ def build_engine(
         raise DeployError(f"TensorRT's parser refuses the ONNX file: {_parser_errors(parser) or last_errors(log)}")
     notes = _check_suppression(trt, network)
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
-    ranges = input_ranges(
-        {tensor.name: tuple(tensor.shape) for tensor in inputs},
-        model,
-        settings.min_shapes,
-        settings.opt_shapes,
-        settings.max_shapes,
-    )
+    shapes = {tensor.name: tuple(tensor.shape) for tensor in inputs}
+    dynamic = tuple(name for name, shape in shapes.items() if -1 in shape)
+    profiles = profiles_of(shapes, model, settings.profiles)
     config = builder.create_builder_config()
     _configure(trt, config, settings)
-    if any(-1 in tuple(tensor.shape) for tensor in inputs):
-        _add_profile(builder, config, ranges, log)
+    for profile in profiles if dynamic else ():
+        _add_profile(builder, config, profile, log)
     if timing_cache is not None:
         notes += _use_timing_cache(config, timing_cache)
     monitor = None
@@ -86,7 +83,8 @@ def build_engine(
     outputs = [network.get_output(index) for index in range(network.num_outputs)]
     return Built(
         engine=bytes(engine),
-        inputs=ranges,
+        profiles=profiles,
+        dynamic=dynamic,
         outputs={tensor.name: tuple(tensor.shape) for tensor in outputs},
         timing_cache=None if timing_cache is None else bytes(config.get_timing_cache().serialize()),
         notes=(*notes, *(one.text for one in log.messages if one.severity == "warning")),
@@ -140,6 +138,8 @@ def _configure(trt: Any, config: Any, settings: BuildSettings) -> None:
         config.builder_optimization_level = settings.optimization_level
     if not settings.tf32:
         config.clear_flag(trt.BuilderFlag.TF32)
+    if settings.profiling_verbosity != VERBOSITY[0]:
+        config.profiling_verbosity = getattr(trt.ProfilingVerbosity, settings.profiling_verbosity.upper())
     if settings.hardware_compatible != "none":
         level = getattr(trt.HardwareCompatibilityLevel, HARDWARE[settings.hardware_compatible], None)
         if level is None:
@@ -149,7 +149,7 @@ def _configure(trt: Any, config: Any, settings: BuildSettings) -> None:
         config.hardware_compatibility_level = level
 
 
-def _add_profile(builder: Any, config: Any, ranges: Mapping[str, ShapeRange], log: Any) -> None:
+def _add_profile(builder: Any, config: Any, ranges: Profile, log: Any) -> None:
     profile = builder.create_optimization_profile()
     for name, one in ranges.items():
         profile.set_shape(name, one.min, one.opt, one.max)

@@ -14,8 +14,8 @@ from cskd_data.files import check_writable, write_atomically
 from cskd_deploy.accuracy.against_fp32 import check_agreement
 from cskd_deploy.backends.tensorrt.driver import Driver, find_driver
 from cskd_deploy.backends.tensorrt.manifest import EngineManifest, manifest_path, sha256_of, write_engine_manifest
-from cskd_deploy.backends.tensorrt.settings import BuildSettings
-from cskd_deploy.backends.tensorrt.shapes import range_from_list, written
+from cskd_deploy.backends.tensorrt.settings import BuildSettings, trtexec_line
+from cskd_deploy.backends.tensorrt.shapes import profiles_from_lists, written
 from cskd_deploy.backends.tensorrt.worker import run_in_worker
 from cskd_deploy.errors import BackendMissing, DeployError
 from cskd_deploy.model.manifest import AgreementWithFp32, Manifest, manifest_from_metadata
@@ -56,16 +56,23 @@ class EngineResult:
 
     def __str__(self) -> str:
         manifest = self.manifest
-        profile = [f"  profile of {name}: {one}" for name, one in manifest.inputs.items() if one.is_range]
-        shapes = [f"{name} {one}" for name, one in manifest.inputs.items() if not one.is_range]
+        several = len(manifest.profiles) > 1
+        profiles = [
+            f"  profile {f'{number} ' if several else ''}of {name}: {one}"
+            for number, ranges in enumerate(manifest.profiles)
+            for name, one in ranges.items()
+            if one.is_range or several
+        ]
+        shapes = [f"{name} {one}" for name, one in manifest.inputs.items() if not (one.is_range or several)]
         shapes += [f"{name} {written(shape)}" for name, shape in manifest.outputs.items()]
         lines = [
             f"{self.path}",
             f"  {manifest.model.family}, {manifest.precision}, {self.size_bytes / 1e6:.1f} MB, "
             f"TensorRT {manifest.tensorrt}, {manifest.gpu}, built in {self.seconds:.0f} s",
-            *profile,
+            *profiles,
             f"  {', '.join(shapes)}",
             f"  manifest: {manifest_path(self.path)}",
+            f"  the same by trtexec: {manifest.trtexec}",
         ]
         if manifest.model.agreement is not None and manifest.model.agreement.sha256 == manifest.onnx_sha256:
             lines += [f"  {line}" for line in str(manifest.model.agreement).splitlines()]
@@ -147,6 +154,7 @@ def export_engine(
         run_in_worker("load", {"engine": str(built), "host_code": settings.version_compatible})
         engine = built.read_bytes()
         timings = new_timings.read_bytes() if new_timings.exists() else None
+        profiles = profiles_from_lists(result["profiles"])
         manifest = EngineManifest(
             sha256=sha256_of(engine),
             onnx=onnx.name,
@@ -155,11 +163,12 @@ def export_engine(
             cuda=driver.cuda_version,
             gpu=driver.gpus[0],
             precision=model.precision,
-            inputs={name: range_from_list(one) for name, one in result["inputs"].items()},
+            profiles=profiles,
             outputs={name: tuple(shape) for name, shape in result["outputs"].items()},
             version_compatible=settings.version_compatible,
             hardware_compatible=settings.hardware_compatible,
             model=model,
+            trtexec=trtexec_line(onnx, output, settings, profiles, result["dynamic"]),
         )
         notes = tuple(result["notes"])
         write_engine_manifest(built, manifest)

@@ -16,13 +16,15 @@ from typing import Any
 
 from cskd_data.files import write_atomically
 from cskd_deploy.backends.tensorrt.driver import Gpu
-from cskd_deploy.backends.tensorrt.shapes import Shape, ShapeRange, range_from_list
+from cskd_deploy.backends.tensorrt.shapes import Profile, Shape, profiles_from_lists
 from cskd_deploy.errors import DeployError
 from cskd_deploy.model.manifest import MANIFEST_KEY, Manifest, checked_schema, manifest_from_metadata
 from cskd_deploy.model.onnx_file import check_manifest
 
-SCHEMA = 2  # added `gpu.multiprocessors`, and has trtexec's names of hardware compatibility
-SCHEMAS = (1, 2)  # that are read
+# 2 added `gpu.multiprocessors`, and has trtexec's names of hardware compatibility; 3 added `trtexec`, and has
+# `shapes.profiles` in place of `shapes.inputs`
+SCHEMA = 3
+SCHEMAS = (1, 2, 3)  # that are read
 _HARDWARE_OF_SCHEMA_1 = {"ampere-plus": "ampere+", "same-capability": "sameComputeCapability"}
 MOST_BYTES = 1 << 20
 
@@ -38,11 +40,17 @@ class EngineManifest:
     cuda: str  # version of the driver then
     gpu: Gpu  # that it was built on
     precision: str
-    inputs: dict[str, ShapeRange]
+    profiles: tuple[Profile, ...]  # one of an engine of fixed shapes too
     outputs: dict[str, Shape]
     version_compatible: bool
     hardware_compatible: str  # a key of settings.HARDWARE
     model: Manifest
+    trtexec: str = ""  # the command line that builds the same; of an earlier schema it is not known
+
+    @property
+    def inputs(self) -> Profile:
+        """The ranges of the first profile, by input."""
+        return self.profiles[0]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as it stands in the file."""
@@ -60,11 +68,12 @@ class EngineManifest:
             },
             "precision": self.precision,
             "shapes": {
-                "inputs": {name: one.to_list() for name, one in self.inputs.items()},
+                "profiles": [{name: one.to_list() for name, one in profile.items()} for profile in self.profiles],
                 "outputs": {name: list(shape) for name, shape in self.outputs.items()},
             },
             "version_compatible": self.version_compatible,
             "hardware_compatible": self.hardware_compatible,
+            "trtexec": self.trtexec,
             "model": self.model.to_dict(),
         }
 
@@ -164,12 +173,20 @@ def _manifest(data: Mapping[str, Any], path: Path) -> EngineManifest:
     return EngineManifest(
         **texts,
         gpu=_gpu(_typed(data, "gpu", dict), schema),
-        inputs={str(name): range_from_list(one) for name, one in shapes["inputs"].items()},
+        profiles=_profiles(shapes, schema),
         outputs={str(name): tuple(int(size) for size in one) for name, one in shapes["outputs"].items()},
         version_compatible=_typed(data, "version_compatible", bool),
         hardware_compatible=_HARDWARE_OF_SCHEMA_1.get(hardware, hardware) if schema == 1 else hardware,
         model=manifest_from_metadata({MANIFEST_KEY: json.dumps(_typed(data, "model", dict))}, path),
+        trtexec="" if schema < 3 else _typed(data, "trtexec", str),
     )
+
+
+def _profiles(shapes: Mapping[str, Any], schema: int) -> tuple[Profile, ...]:
+    profiles = profiles_from_lists([shapes["inputs"]] if schema < 3 else _typed(shapes, "profiles", list))
+    if not profiles:
+        raise ValueError("'profiles' is empty")
+    return profiles
 
 
 def _gpu(data: Mapping[str, Any], schema: int) -> Gpu:

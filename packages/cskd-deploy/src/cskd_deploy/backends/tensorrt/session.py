@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +14,7 @@ import numpy as np
 from cskd_deploy.backends.tensorrt.api import last_errors, make_log
 from cskd_deploy.backends.tensorrt.driver import CudaGraph
 from cskd_deploy.backends.tensorrt.memory import Block, Buffers
-from cskd_deploy.backends.tensorrt.shapes import Shape, ShapeRange, range_from_list, written
+from cskd_deploy.backends.tensorrt.shapes import Profile, Shape, ShapeRange, profile_for, range_from_list, written
 from cskd_deploy.errors import DeployError
 
 MakeGraph = Callable[[int, Callable[[], None]], CudaGraph]
@@ -27,10 +29,15 @@ class LoadedEngine:
     runtime: Any
     engine: Any
     context: Any
-    inputs: dict[str, ShapeRange]
+    profiles: tuple[Profile, ...]
     outputs: tuple[str, ...]
     shapes: dict[str, Shape]  # of both, -1 where a dimension is dynamic
     dtypes: dict[str, np.dtype[Any]]
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Their names."""
+        return tuple(self.profiles[0])
 
     def close(self) -> None:
         """Let TensorRT go, last things first."""
@@ -59,7 +66,7 @@ def load_engine(trt: Any, content: bytes, host_code: bool = False) -> LoadedEngi
     context = engine.create_execution_context()
     if context is None:
         raise DeployError(f"TensorRT cannot prepare the engine to run: {last_errors(log)} (is the GPU's memory full?)")
-    inputs: dict[str, ShapeRange] = {}
+    profiles: tuple[Profile, ...] = tuple({} for _ in range(engine.num_optimization_profiles))
     outputs, shapes, dtypes = [], {}, {}
     for index in range(engine.num_io_tensors):
         name = engine.get_tensor_name(index)
@@ -69,11 +76,23 @@ def load_engine(trt: Any, content: bytes, host_code: bool = False) -> LoadedEngi
         shape = shapes[name] = tuple(engine.get_tensor_shape(name))
         if engine.get_tensor_mode(name) != trt.TensorIOMode.INPUT:
             outputs.append(name)
-        elif -1 in shape:
-            inputs[name] = range_from_list([list(one) for one in engine.get_tensor_profile_shape(name, 0)])
-        else:
-            inputs[name] = ShapeRange(shape, shape, shape)
-    return LoadedEngine(trt, log, runtime, engine, context, inputs, tuple(outputs), shapes, dtypes)
+            continue
+        for number, profile in enumerate(profiles):
+            if -1 in shape:
+                three = engine.get_tensor_profile_shape(name, number)
+                profile[name] = range_from_list([list(one) for one in three])
+            else:
+                profile[name] = ShapeRange(shape, shape, shape)
+    return LoadedEngine(trt, log, runtime, engine, context, profiles, tuple(outputs), shapes, dtypes)
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """A layer of an engine: often several of the ONNX file in one."""
+
+    name: str
+    kind: str  # by the engine's inspector; "" where the engine was not built with profilingVerbosity=detailed
+    milliseconds: float  # mean of a run
 
 
 class EngineSession:
@@ -90,16 +109,20 @@ class EngineSession:
         self, loaded: LoadedEngine, buffers: Buffers, cuda_graph: bool = False, make_graph: MakeGraph = CudaGraph
     ) -> None:
         self.milliseconds: dict[str, float] = {}  # of the last run: h2d, compute, d2h
+        self.enqueue_seconds: float | None = None  # of the last run, until the call that puts it on the stream returned
         self._loaded = loaded
         self._buffers = buffers
         self._cuda_graph = cuda_graph
         self._make_graph = make_graph
         self._graph: CudaGraph | None = None
         self._shapes: dict[str, Shape] = {}  # of the inputs, as the context has them
+        self._profile = 0  # that the context is in: a new one is in the first
         self._blocks: dict[str, Block] = {}
         self._hosts: dict[str, np.ndarray] = {}  # page-locked bytes
         self._fixed: dict[str, Shape] = {}  # outputs whose shape follows from those of the inputs
         self._allocators: dict[str, Any] = {}  # of the outputs whose shape depends on the data
+        self._allocating: set[str] = set()  # of which the context has the allocators
+        self._profiler: Any = None
         self._failed = False
 
     def run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -127,10 +150,12 @@ class EngineSession:
         marks = [buffers.mark()]
         self._copy_in()
         marks.append(buffers.mark())
+        begin = time.perf_counter()
         if self._graph is None:
             self._enqueue()
         else:
             self._graph.launch()
+        self.enqueue_seconds = time.perf_counter() - begin
         marks.append(buffers.mark())
         outputs = {name: self._copy_out(name) for name in self._loaded.outputs}
         marks.append(buffers.mark())
@@ -138,6 +163,28 @@ class EngineSession:
         stages = zip(("h2d", "compute", "d2h"), marks, marks[1:], strict=False)
         self.milliseconds = {stage: buffers.milliseconds(first, second) for stage, first, second in stages}
         return {name: array.copy() for name, array in outputs.items()}
+
+    def time_layers(self, feed: Mapping[str, np.ndarray], runs: int) -> list[LayerTime]:
+        """The layers as TensorRT fused them, by its profiler, which waits after each of them: their sum is no latency.
+
+        Args:
+            runs: that count; one before them does not.
+
+        Raises:
+            DeployError: as `run`; also in a session with CUDA graphs, which hide the layers.
+        """
+        if self._cuda_graph:
+            raise DeployError("layers cannot be timed in a CUDA graph: leave --cuda-graph out")
+        if self._profiler is None:  # it must live as long as the context has it
+            self._profiler = make_profiler(self._loaded.trt)
+            self._loaded.context.profiler = self._profiler
+        self.run(feed)
+        self._profiler.milliseconds.clear()
+        for _ in range(runs):
+            self.run(feed)
+        kinds = layer_kinds(self._loaded)
+        total = self._profiler.milliseconds
+        return [LayerTime(name, kinds.get(name, ""), spent / runs) for name, spent in total.items()]
 
     def close(self) -> None:
         """Free the GPU's memory: all that can be, whatever fails.
@@ -164,12 +211,8 @@ class EngineSession:
         """Set the shapes of the inputs in the context, and give every tensor an address."""
         self._drop_graph()
         self._shapes = {}  # until all of it is done
+        self._enter_profile(shapes)
         for name, shape in shapes.items():
-            if not self._loaded.inputs[name].holds(shape):
-                raise DeployError(
-                    f"input {name} has shape {written(shape)}, the engine takes {self._loaded.inputs[name]}: "
-                    "build it with --trt minShapes and maxShapes that hold it, of a model without a fixed --input-size"
-                )
             self._require(self._loaded.context.set_input_shape(name, shape), f"the shape {written(shape)} of {name}")
             self._bind(name, shape)
         missing = self._loaded.context.infer_shapes()
@@ -183,10 +226,11 @@ class EngineSession:
             if -1 not in shape:
                 self._fixed[name] = shape
                 self._bind(name, shape)
-            elif name not in self._allocators:
-                allocator = make_output_allocator(self._loaded.trt, self._buffers)
+            elif name not in self._allocating:
+                allocator = self._allocators.get(name) or make_output_allocator(self._loaded.trt, self._buffers)
                 self._require(self._loaded.context.set_output_allocator(name, allocator), f"an allocator for {name}")
                 self._allocators[name] = allocator
+                self._allocating.add(name)
         if self._cuda_graph and len(self._fixed) < len(self._loaded.outputs):
             dynamic = ", ".join(name for name in self._loaded.outputs if name not in self._fixed)
             raise DeployError(
@@ -194,6 +238,28 @@ class EngineSession:
                 "leave --cuda-graph out"
             )
         self._shapes = shapes
+
+    def _enter_profile(self, shapes: Mapping[str, Shape]) -> None:
+        """Put the context into the smallest profile that holds these shapes.
+
+        Raises:
+            DeployError: none holds them.
+        """
+        profiles = self._loaded.profiles
+        number = profile_for(profiles, shapes)
+        if number is None:
+            outside = [name for name, shape in shapes.items() if not any(one[name].holds(shape) for one in profiles)]
+            name = outside[0] if outside else next(iter(shapes))  # each is in a profile, but not in the same
+            taken = " or ".join(dict.fromkeys(str(profile[name]) for profile in profiles))
+            raise DeployError(
+                f"input {name} has shape {written(shapes[name])}, the engine takes {taken}: "
+                "build it with --trt minShapes and maxShapes that hold it, of a model without a fixed --input-size"
+            )
+        if number != self._profile:
+            done = self._loaded.context.set_optimization_profile_async(number, self._buffers.stream)
+            self._require(done, f"to enter profile {number}")
+            self._profile = number
+            self._allocating.clear()
 
     def _bind(self, name: str, shape: Shape) -> None:
         """Give a tensor an address with room for `shape`, and a host array to copy from or to."""
@@ -251,6 +317,29 @@ class EngineSession:
         if self._graph is not None:
             self._graph.close()
             self._graph = None
+
+
+def make_profiler(trt: Any) -> Any:
+    """A profiler that sums up `milliseconds` by layer."""
+
+    class Profiler(trt.IProfiler):
+        def __init__(self) -> None:
+            trt.IProfiler.__init__(self)
+            self.milliseconds: dict[str, float] = {}
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            self.milliseconds[layer_name] = self.milliseconds.get(layer_name, 0.0) + ms
+
+    return Profiler()
+
+
+def layer_kinds(loaded: LoadedEngine) -> dict[str, str]:
+    """What each layer of an engine is, by name, as far as its inspector tells."""
+    inspector = loaded.engine.create_engine_inspector()
+    inspector.execution_context = loaded.context
+    told = json.loads(inspector.get_engine_information(loaded.trt.LayerInformationFormat.JSON))
+    layers = [layer for layer in told.get("Layers", []) if isinstance(layer, dict)]  # else names alone
+    return {str(layer.get("Name", "")): str(layer.get("LayerType", "")) for layer in layers}
 
 
 def make_output_allocator(trt: Any, buffers: Buffers) -> Any:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cskd_deploy.backends.base import INPUT
@@ -52,6 +53,37 @@ class ShapeRange:
         return f"min {written(self.min)}, opt {written(self.opt)}, max {written(self.max)}"
 
 
+@dataclass(frozen=True)
+class ProfileShapes:
+    """What is given of a profile, by input; `input_ranges` chooses the rest."""
+
+    min: Mapping[str, Shape] = field(default_factory=dict)
+    opt: Mapping[str, Shape] = field(default_factory=dict)
+    max: Mapping[str, Shape] = field(default_factory=dict)
+
+
+Profile = dict[str, ShapeRange]  # by input
+
+
+def profile_for(profiles: Sequence[Profile], shapes: Mapping[str, Shape]) -> int | None:
+    """The number of the smallest profile that holds these shapes; None where none does.
+
+    The smallest is the one of the smallest largest shapes; among equals, the one that is fastest nearest to `shapes`.
+    """
+
+    def key(number: int) -> tuple[int, int, int]:
+        profile = profiles[number]
+        apart = sum(abs(math.prod(one.opt) - math.prod(shapes[name])) for name, one in profile.items())
+        return sum(math.prod(one.max) for one in profile.values()), apart, number
+
+    holding = [
+        number
+        for number, profile in enumerate(profiles)
+        if all(one.holds(shapes[name]) for name, one in profile.items())
+    ]
+    return min(holding, key=key, default=None)
+
+
 def range_from_list(data: Sequence[Sequence[int]]) -> ShapeRange:
     """The range that `to_list` gave.
 
@@ -60,6 +92,15 @@ def range_from_list(data: Sequence[Sequence[int]]) -> ShapeRange:
     """
     lowest, optimal, highest = (tuple(int(size) for size in shape) for shape in data)
     return ShapeRange(lowest, optimal, highest)
+
+
+def profiles_from_lists(data: Sequence[Mapping[str, Any]]) -> tuple[Profile, ...]:
+    """The profiles of which each range was written by `to_list`.
+
+    Raises:
+        ValueError: one is no range.
+    """
+    return tuple({str(name): range_from_list(one) for name, one in profile.items()} for profile in data)
 
 
 def written(shape: Sequence[int]) -> str:
@@ -82,14 +123,28 @@ def parse_shapes(text: str) -> dict[str, Shape]:
     return shapes
 
 
-def input_ranges(
-    inputs: Mapping[str, Shape],
-    model: Manifest,
-    min_shapes: Mapping[str, Shape],
-    opt_shapes: Mapping[str, Shape],
-    max_shapes: Mapping[str, Shape],
-) -> dict[str, ShapeRange]:
-    """The range of each input of a graph.
+def profiles_of(inputs: Mapping[str, Shape], model: Manifest, given: Sequence[ProfileShapes]) -> tuple[Profile, ...]:
+    """The optimization profiles of a graph, each as `input_ranges` makes it.
+
+    Raises:
+        DeployError: as `input_ranges`; also two that are the same, as all of a graph without dynamic inputs are.
+    """
+    profiles: list[Profile] = []
+    for number, shapes in enumerate(given):
+        try:
+            profile = input_ranges(inputs, model, shapes)
+        except DeployError as error:
+            raise DeployError(f"profile {number}: {error}" if len(given) > 1 else str(error)) from error
+        if profile in profiles:
+            same = f"profile {number} is profile {profiles.index(profile)} again"
+            fixed = "" if any(-1 in shape for shape in inputs.values()) else ", for the graph has no dynamic input"
+            raise DeployError(f"{same}{fixed}: leave --trt profile={number} out, or give it shapes of its own")
+        profiles.append(profile)
+    return tuple(profiles)
+
+
+def input_ranges(inputs: Mapping[str, Shape], model: Manifest, shapes: ProfileShapes) -> Profile:
+    """The range of each input of a graph in a profile.
 
     What no option names is chosen. Height and width begin at the padding's divisor, are fastest at the canvas of the
     test scale, and end at a square of its longer edge, so that lying and upright images fit; of a graph that takes no
@@ -99,22 +154,22 @@ def input_ranges(
     Args:
         inputs: of the graph; -1 where a dimension is dynamic.
         model: whose graph it is.
-        min_shapes: by option, as `opt_shapes` and `max_shapes`.
+        shapes: what is given.
 
     Raises:
         DeployError: an option names no input, changes a fixed dimension, or the three are no range.
     """
-    given = {"minShapes": min_shapes, "optShapes": opt_shapes, "maxShapes": max_shapes}
+    given = {"minShapes": shapes.min, "optShapes": shapes.opt, "maxShapes": shapes.max}
     defaults = _defaults(model)
-    for option, shapes in given.items():
-        for name, shape in shapes.items():
+    for option, chosen in given.items():
+        for name, shape in chosen.items():
             _check_given(option, name, shape, inputs)
     ranges = {}
     for name, shape in inputs.items():
         three = [
-            shapes.get(name)
-            or tuple(size if size >= 0 else default(axis, shape, shapes) for axis, size in enumerate(shape))
-            for shapes, default in zip(given.values(), defaults, strict=True)
+            chosen.get(name)
+            or tuple(size if size >= 0 else default(axis, shape, chosen) for axis, size in enumerate(shape))
+            for chosen, default in zip(given.values(), defaults, strict=True)
         ]
         try:
             ranges[name] = ShapeRange(*three)

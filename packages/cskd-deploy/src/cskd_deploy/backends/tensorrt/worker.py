@@ -116,7 +116,8 @@ def build(arguments: dict[str, Any], report: Report) -> dict[str, Any]:
         Path(arguments["new_timing_cache"]).write_bytes(built.timing_cache)
     return {
         "tensorrt": trt.__version__,
-        "inputs": {name: one.to_list() for name, one in built.inputs.items()},
+        "profiles": [{name: one.to_list() for name, one in profile.items()} for profile in built.profiles],
+        "dynamic": built.dynamic,
         "outputs": built.outputs,
         "notes": built.notes,
     }
