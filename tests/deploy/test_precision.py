@@ -67,7 +67,7 @@ def test_fp16_rounds_the_network_and_nothing_else(family, converted, exported):
         assert {types[name] for name in (*node.input, *node.output)} == {TensorProto.FLOAT16}
     inside = {node.name for node in network(_graph(exported(family).model)) if node.op_type != "RoiAlign"}
     for node in graph.node:
-        if node.name not in inside and node.op_type != "Cast":
+        if node.name not in inside and node.op_type not in ("Cast", "Shape"):  # which reads no values
             assert TensorProto.FLOAT16 not in {types[name] for name in (*node.input, *node.output) if name}
     # No rounding on the way between nodes that are float32 both.
     halves = {out for node in graph.node if node.op_type == "Cast" for out in node.output if types[out] == 10}

@@ -10,12 +10,12 @@ import pytest
 from cskd_deploy.backends.base import needed_outputs
 from cskd_deploy.backends.tensorrt.export import export_engine, read_model
 from cskd_deploy.backends.tensorrt.manifest import read_engine_manifest, sha256_of
-from cskd_deploy.backends.tensorrt.settings import BuildSettings
+from cskd_deploy.backends.tensorrt.settings import BuildSettings, parse_build_settings
 from cskd_deploy.backends.tensorrt.shapes import ProfileShapes, ShapeRange
 from cskd_deploy.errors import DeployError
 from cskd_deploy.model.manifest import GraphForm
 
-from .engines import put_rtx, write_graph
+from .engines import put_rtx, write_graph, write_small_model
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None,
@@ -64,21 +64,43 @@ def test_tensorrt_rtx_takes_the_profile_of_a_dynamic_model(dynamic_graph, tmp_pa
     assert result.manifest.outputs == {"boxes": (-1, 5, 4), "scores": (-1, 5), "labels": (-1, 5)}
 
 
+def test_tensorrt_rtx_takes_two_profiles(dynamic_graph, tmp_path):
+    settings = parse_build_settings(
+        ("maxShapes=image:1x3x96x96", "profile=1", "minShapes=image:2x3x32x32", "optShapes=image:8x3x64x96")
+    )
+    profiles = export_engine(dynamic_graph, tmp_path / "dynamic.engine", settings).manifest.profiles
+    assert [profile["image"] for profile in profiles] == [
+        ShapeRange((1, 3, 32, 32), (1, 3, 64, 96), (1, 3, 96, 96)),
+        ShapeRange((2, 3, 32, 32), (8, 3, 64, 96), (8, 3, 96, 96)),
+    ]
+
+
+def test_tensorrt_rtx_takes_int8_with_fp16_around_it(deploy, shapes_root, tmp_path):
+    write_small_model(tmp_path / "student.onnx")
+    options = ("--precision", "int8+fp16", "--calibration-images", shapes_root / "images", "--format", "trt")
+    done = deploy("export", "--onnx", tmp_path / "student.onnx", *options)
+    assert done.code == 0, done.err
+    known = read_engine_manifest(tmp_path / "student.int8+fp16.engine")
+    assert known is not None
+    assert (known.precision, known.onnx, known.model.opset) == ("int8+fp16", "student.int8+fp16.onnx", 19)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int8+fp16"])
 def test_tensorrt_rtx_builds_engines_of_lower_precision_that_are_smaller(
     precision, deploy, exported, shapes_root, tmp_path
 ):
     model = tmp_path / "low.onnx"
-    options = {"fp16": (), "int8": ("--target", "tensorrt", "--calibration-images", shapes_root / "images")}[precision]
+    images = ("--calibration-images", shapes_root / "images")
+    options = {"fp16": (), "int8": ("--target", "tensorrt", *images), "int8+fp16": images}[precision]
     done = deploy(
         "export", "--onnx", exported("RetinaNet").model, "--precision", precision, *options, "--output", model
     )
     assert done.code == 0, done.err
     result = export_engine(model, tmp_path / "low.engine", BuildSettings())
-    assert result.manifest.precision == {"fp16": "fp16", "int8": "int8-tensorrt"}[precision]
+    assert result.manifest.precision == {"int8": "int8-tensorrt"}.get(precision, precision)
     full = exported("RetinaNet").model.stat().st_size
-    assert result.size_bytes < {"fp16": 0.6, "int8": 0.5}[precision] * full
+    assert result.size_bytes < {"fp16": 0.6, "int8": 0.5, "int8+fp16": 0.5}[precision] * full
 
 
 @pytest.mark.slow

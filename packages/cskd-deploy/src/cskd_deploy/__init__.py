@@ -135,6 +135,7 @@ def export(
     calibration_images: AnyPath | None = None,
     calibration_ann: AnyPath | None = None,
     calibration_count: int | None = None,
+    calibration_cache: AnyPath | None = None,
     keep_float: Sequence[str] = (),
     device: str = "cpu",
     progress: Callable[[str], None] = lambda line: None,
@@ -146,7 +147,7 @@ def export(
     Args:
         checkpoint: of cskd-train, or of mmdet with its `config`.
         output: the file to write; by default the checkpoint's name with `.onnx` (`.fp16.onnx`, `.int8-cpu.onnx`,
-            `.int8-tensorrt.onnx`), beside it.
+            `.int8-tensorrt.onnx`, `.int8+fp16.onnx`), beside it.
         config: a config file in place of the one stored in the checkpoint.
         input_sizes: none for a graph that takes every image as mmdet resizes and pads it; one (height, width) for a
             graph of that size; two that differ for one whose images are padded to either, a pair of orientations.
@@ -155,12 +156,14 @@ def export(
         nms: "outside", or "graph" for ONNX's NonMaxSuppression and a fixed number of detections.
         batch: images at a time; None takes any number. With Faster R-CNN or `nms="graph"` 1.
         proposals: Faster R-CNN: keep the best so many of an image; by default the config's number.
-        precision: "fp32", "fp16" or "int8".
+        precision: "fp32", "fp16", "int8" or, for TensorRT, "int8+fp16".
         target: of INT8: "cpu", the default, or "tensorrt".
         calibration_images: a folder of images like those it will see: INT8 is calibrated on them and needs them, and
             the file is compared with FP32 on them, FP16 on random ones without.
         calibration_ann: a COCO file; only those images that it lists.
         calibration_count: at most so many images, spread over the folder; by default 64.
+        calibration_cache: a file with what a calibration found: written where it does not exist; where it does,
+            nothing is calibrated, and no images are needed.
         keep_float: layers that stay in float: names (`bbox_head.retina_cls`), modules or globs.
         device: where the file is compared with mmdet, "cpu" or "cuda".
         progress: called with a line for each step.
@@ -179,7 +182,13 @@ def export(
     from cskd_deploy.model.manifest import GraphForm
 
     plan = precision_plan(
-        precision, target, _path(calibration_images), _path(calibration_ann), calibration_count, keep_float
+        precision,
+        target,
+        _path(calibration_images),
+        _path(calibration_ann),
+        calibration_count,
+        _path(calibration_cache),
+        keep_float,
     )
     try:
         form = GraphForm(input=graph_input, nms=nms, batch=batch, proposals=proposals)

@@ -66,6 +66,7 @@ class Pictures:
     """
 
     def __init__(self, paths: Sequence[Path], size: tuple[int, int]) -> None:
+        self.paths = list(paths)
         places = np.linspace(0, len(paths) - 1, min(MOST_IMAGES, len(paths))).round().astype(int)
         self._paths = [paths[place] for place in places]
         self._size = size

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     "-o",
     type=click.Path(path_type=Path),
     help="File to write. [default: the checkpoint's name with .onnx (trt: .engine), before it the precision (.fp16, "
-    ".int8-cpu, .int8-tensorrt), beside it]",
+    ".int8-cpu, .int8-tensorrt, .int8+fp16), beside it]",
 )
 @click.option(
     "--input-size",
@@ -132,9 +132,9 @@ def command(
     images are padded to it, and one that does not fit (an upright one in a lying input) is made smaller until it does;
     export then prints what that costs. A larger --input-size adds padding, it does not enlarge images.
 
-    With --precision fp16 or int8 the file is then converted. INT8 is calibrated on a folder of images and made for a
-    --target. Decoding stays in float32; layers that suffer can too: `cskd-deploy search` finds
-    which, --keep-float names them.
+    With --precision fp16, int8 or int8+fp16 the file is then converted. INT8 is calibrated on a folder of images and
+    made for a --target; int8+fp16, FP16 where it is not INT8, is for TensorRT. Decoding stays in float32; layers that
+    suffer can too: `cskd-deploy search` finds which, --keep-float names them.
 
     With --format trt the ONNX file is built into a TensorRT engine for the GPU at hand, with a manifest beside it
     (`student.engine.json`) that is checked before the engine is loaded. The ONNX file is kept.

@@ -22,7 +22,13 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 _NAMED = {precision_name(precision, target) for precision in PRECISIONS for target in TARGETS} - {FP32}
 
 _OPTIONS = (
-    click.option("--precision", type=click.Choice(PRECISIONS), default=FP32, show_default=True),
+    click.option(
+        "--precision",
+        type=click.Choice(PRECISIONS),
+        default=FP32,
+        show_default=True,
+        help="int8+fp16: for TensorRT, FP16 where it is not INT8.",
+    ),
     click.option(
         "--target",
         type=click.Choice(TARGETS),
@@ -33,8 +39,8 @@ _OPTIONS = (
         "--calibration-images",
         type=click.Path(path_type=Path),
         metavar="DIR",
-        help="int8: pictures to calibrate on and to compare with FP32 on, like those it will see, not those it is "
-        "evaluated on. fp16, trt: to compare on. [default there: random images]",
+        help="int8, int8+fp16: pictures to calibrate on and to compare with FP32 on, like those it will see, not those "
+        "it is evaluated on. fp16, trt: to compare on. [default there: random images]",
     ),
     click.option(
         "--calibration-ann",
@@ -49,11 +55,18 @@ _OPTIONS = (
         help="At most so many images, spread over the folder. [default: 64]",
     ),
     click.option(
+        "--calibration-cache",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="int8, int8+fp16: what calibration finds, as JSON. Written where it does not exist; where it does, "
+        "nothing is calibrated, and no pictures are needed. Of another model it is refused.",
+    ),
+    click.option(
         "--keep-float",
         multiple=True,
         metavar="NAME",
-        help="fp16, int8: a layer to leave in float, as the student names it (bbox_head.retina_cls), a module that "
-        "holds it (bbox_head) or a glob (neck.*_convs). May be given again.",
+        help="A layer to leave in float (int8+fp16: in FP16), as the student names it (bbox_head.retina_cls), a module "
+        "that holds it (bbox_head) or a glob (neck.*_convs). May be given again.",
     ),
 )
 
@@ -136,7 +149,7 @@ def build(
 
 
 def _files(pictures: CalibrationSettings | None, onnx: Path) -> list[Path]:
-    if pictures is None:
+    if pictures is None or pictures.images is None:
         return []
     _, manifest = read_model(onnx)
     return calibration_images(pictures.images, pictures.count, pictures.annotations, manifest.classes)

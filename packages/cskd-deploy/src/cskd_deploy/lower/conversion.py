@@ -12,21 +12,30 @@ from typing import Any
 
 import numpy as np
 
-from cskd_data.files import write_atomically
+from cskd_data.files import check_writable, write_atomically
 from cskd_deploy.accuracy.against_fp32 import Pictures, check_agreement, compare_with_fp32, feed_of
 from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend
 from cskd_deploy.detect.detector import Detector
 from cskd_deploy.errors import BackendMissing, CheckFailed, DeployError
 from cskd_deploy.lower.calibration import FEW_IMAGES, calibration_feeds, calibration_images, check_worth
+from cskd_deploy.lower.calibration_cache import (
+    CalibrationCache,
+    read_cache,
+    sha256_of_graph,
+    sha256_of_images,
+    write_cache,
+)
 from cskd_deploy.lower.fp16 import half_layers, to_float16
 from cskd_deploy.lower.int8 import Quantizer
 from cskd_deploy.lower.layers import WEIGHTED, layers, matching
+from cskd_deploy.lower.mixed import with_fp16_around
 from cskd_deploy.measure.environment import versions
 from cskd_deploy.model.manifest import SCHEMA, AgreementWithFp32, Manifest
 from cskd_deploy.model.onnx_file import check_model_output
 
 FP32 = "fp32"
-PRECISIONS = (FP32, "fp16", "int8")
+INT8_FP16 = "int8+fp16"  # for TensorRT
+PRECISIONS = (FP32, "fp16", "int8", INT8_FP16)
 TARGETS = ("cpu", "tensorrt")
 # What ONNX Runtime's tools leave in the metadata.
 _TOOL_MARKS = ("onnx.infer", "onnx.quant.pre_process")
@@ -40,9 +49,10 @@ Progress = Callable[[str], None]
 class CalibrationSettings:
     """The images that INT8 is calibrated on."""
 
-    images: Path
+    images: Path | None  # None: the ranges are those of `cache`
     annotations: Path | None = None  # only the images that it lists
     count: int = 64
+    cache: Path | None = None  # a file with the ranges, read where it exists and written where it does not
 
 
 @dataclass(frozen=True)
@@ -57,6 +67,7 @@ class PrecisionResult:
     kept: tuple[str, ...]  # layers in float
     agreement: AgreementWithFp32
     calibration_images: int  # 0: not calibrated
+    cache: Path | None = None  # the file that the ranges were read from
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
@@ -67,11 +78,14 @@ class PrecisionResult:
             "layers_with_weights": self.layers,
             "kept_in_float": list(self.kept),
             "calibration_images": self.calibration_images,
+            "calibration_cache": None if self.cache is None else str(self.cache),
             "manifest": self.manifest.to_dict(),
         }
 
     def __str__(self) -> str:
         calibrated = f", calibrated on {self.calibration_images} images" if self.calibration_images else ""
+        if self.cache is not None:
+            calibrated += f" (ranges of {self.cache})"
         lines = [
             f"{self.path}",
             f"  {self.manifest.family}, {self.manifest.precision}, {self.size_bytes / 1e6:.1f} MB "
@@ -128,20 +142,22 @@ def convert_to_int8(
     warn: Progress,
     counted: Callable[[int, int], None] = lambda done, total: None,
     choose: Callable[[Quantizer, list[str]], Sequence[str]] | None = None,
+    half: bool = False,
 ) -> PrecisionResult:
     """Write the INT8 form of an exported FP32 file.
 
     Args:
         target: one of `TARGETS`.
-        keep_float: layers that stay in float: names, modules or globs.
+        keep_float: layers that stay in float: names, modules or globs. With `half` float is FP16.
         progress: called with a line for each step.
         warn: called with what makes the file worse than it could be.
         counted: called with (calibration images read, all of them).
         choose: given the calibrated network and the layers of `keep_float`, gives those to keep (`lower.search`).
+        half: FP16 around INT8, for the target tensorrt.
 
     Raises:
-        DeployError, DataError: as `convert_to_fp16`; also when images or annotations cannot be used, or no layer is
-            left.
+        DeployError, DataError: as `convert_to_fp16`; also when images, annotations or the calibration cache cannot be
+            used, or no layer is left.
         BackendMissing: as `convert_to_fp16`; also when onnxruntime is too old.
         CheckFailed: as `convert_to_fp16`; also what `choose` raises.
     """
@@ -149,19 +165,58 @@ def convert_to_int8(
     with _Source(source) as known, tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         matching(known.layers, keep_float)  # before the images are read
-        classes = known.detector.manifest.classes
-        paths = calibration_images(calibration.images, calibration.count, calibration.annotations, classes)
-        check_worth(paths)
-        if len(paths) < FEW_IMAGES:
-            warn(f"{len(paths)} calibration images are few: ranges are sound from {FEW_IMAGES} on")
-        feeds = calibration_feeds(known.detector, paths, known.inputs, counted)
-        progress(f"calibrating INT8 for {target} on {len(paths)} images")
-        quantizer = Quantizer(source, target, feeds, folder)
+        pictures = known.pictures(calibration)
+        stored = _stored(calibration, pictures)
+        if stored is None:
+            check_worth(pictures.paths)
+            if len(pictures.paths) < FEW_IMAGES:
+                warn(f"{len(pictures.paths)} calibration images are few: ranges are sound from {FEW_IMAGES} on")
+        feeds = calibration_feeds(known.detector, pictures.paths, known.inputs, counted)
+        quantizer = Quantizer(source, target, feeds, folder, None if stored is None else stored.ranges)
         kept = matching(quantizer.layers, keep_float)
+        if stored is None:
+            progress(f"calibrating INT8 for {target} on {len(pictures.paths)} images")
+            _store(calibration.cache, known.model, quantizer, pictures.paths)
+        else:
+            assert calibration.cache is not None
+            stored.check(calibration.cache, sha256_of_graph(known.model), quantizer.method, quantizer.tensors)
+            progress(f"INT8 for {target} with the ranges of {calibration.cache} ({stored.images} images)")
         if choose is not None:
             kept = list(choose(quantizer, kept))
-        pictures = Pictures(paths, known.detector.manifest.preprocessing.input_size)
-        return known.finish(quantizer.quantise(kept), output, f"int8-{target}", kept, pictures, progress, len(paths))
+        model, precision = quantizer.quantise(kept), precision_name("int8", target)
+        if half:
+            model, precision = with_fp16_around(model, quantizer.sums, quantizer.calibrated()), INT8_FP16
+            _check_range(model, pictures, "Give --precision int8: what is not INT8 is FP32 then")
+        images = len(pictures.paths) if stored is None else stored.images
+        result = known.finish(model, output, precision, kept, pictures, progress, images)
+        return result if stored is None else dataclasses.replace(result, cache=calibration.cache)
+
+
+def _stored(calibration: CalibrationSettings, pictures: Pictures) -> CalibrationCache | None:
+    """What an earlier calibration has found, of these images where there are any.
+
+    Raises:
+        DeployError: the file cannot be used, is of other images, or there is none and no images either.
+    """
+    path = calibration.cache
+    if path is not None and path.exists():
+        cache = read_cache(path)
+        if calibration.images is not None:
+            cache.check_images(path, pictures.paths)
+        return cache
+    if calibration.images is None:
+        raise DeployError(f"{path} does not exist: give the images to calibrate on, too (--calibration-images)")
+    if path is not None:
+        check_writable(path)
+    return None
+
+
+def _store(path: Path | None, model: Any, quantizer: Quantizer, images: Sequence[Path]) -> None:
+    """Calibrate, and keep what is found where that is wanted."""
+    ranges = dict(quantizer.calibrated())
+    if path is not None:
+        sha256 = sha256_of_images(images)
+        write_cache(path, CalibrationCache(sha256_of_graph(model), quantizer.method, len(images), sha256, ranges))
 
 
 class _Source:
@@ -199,7 +254,7 @@ class _Source:
         """Images to compare on."""
         manifest = self.detector.manifest
         paths: list[Path] = []
-        if images is not None:
+        if images is not None and images.images is not None:
             paths = calibration_images(images.images, images.count, images.annotations, manifest.classes)
         return Pictures(paths, manifest.preprocessing.input_size)
 
@@ -217,6 +272,7 @@ class _Source:
         manifest = dataclasses.replace(
             self.detector.manifest,
             precision=precision,
+            opset=next(entry.version for entry in model.opset_import if not entry.domain),
             versions={
                 **self.detector.manifest.versions,
                 **versions(("cskd-deploy", "onnx", "onnxruntime", "onnxruntime-gpu")),
@@ -270,10 +326,13 @@ def _tidied(model: Any, source: Any, manifest: Manifest) -> Any:
     return model
 
 
-def _check_range(model: Any, pictures: Pictures) -> None:
-    """Run an FP16 model on images and look at all that its layers give.
+def _check_range(model: Any, pictures: Pictures, way_out: str | None = None) -> None:
+    """Run a model with FP16 on images and look at all that its layers give.
 
     The detections may look sound where a layer does not: a Relu makes 0 of what is not a number.
+
+    Args:
+        way_out: what to do about it; by default to keep the layer in float.
 
     Raises:
         CheckFailed: a layer gives numbers that are not finite.
@@ -302,5 +361,5 @@ def _check_range(model: Any, pictures: Pictures) -> None:
         layer = next(layer for layer, group in halves.items() if broken.intersection(group))
         raise CheckFailed(
             f"{layer} gives values beyond the range of FP16, seen on {pictures}. No file was written. "
-            f"Keep it in float: --keep-float {layer}"
+            + (way_out or f"Keep it in float: --keep-float {layer}")
         )

@@ -28,6 +28,8 @@ def to_float16(model: Any, keep: Collection[str]) -> Any:
     Args:
         keep: layers that stay in float32, by the names of `layers`.
 
+    A quantised model, of opset 19 or later, gets FP16 scales within its network.
+
     Raises:
         CheckFailed: a weight is too large for FP16.
     """
@@ -43,6 +45,7 @@ def to_float16(model: Any, keep: Collection[str]) -> Any:
         for node in nodes
         if node.op_type not in _FLOAT_OPERATORS
     }
+    halved |= _dequantising_for(graph, halved)
     builder = _Builder(graph, {out for node in graph.node if node.name in halved for out in node.output} & floats)
     for node in graph.node:
         if node.name in halved:
@@ -54,6 +57,9 @@ def to_float16(model: Any, keep: Collection[str]) -> Any:
             for place, name in enumerate(node.output):
                 if name in floats:
                     node.output[place] = builder.half_name(name)
+        elif node.op_type == "Shape":  # which reads no values
+            node.input[0] = builder.as_made(node.input[0])
+            builder.nodes.append(node)
         else:
             for name in node.input:
                 builder.as_float(name)
@@ -64,6 +70,21 @@ def to_float16(model: Any, keep: Collection[str]) -> Any:
     graph.node.extend(builder.nodes)
     _drop_unused_initializers(graph)
     return inferred
+
+
+def _dequantising_for(graph: Any, halved: Collection[str]) -> set[str]:
+    """The names of the nodes that give integers as floats to halved nodes alone, as those of weights do."""
+    readers: dict[str, list[str]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node.name)
+    return {
+        node.name
+        for node in graph.node
+        if node.op_type == "DequantizeLinear"
+        and (readers_of := readers.get(node.output[0]))
+        and all(name in halved for name in readers_of)
+    }
 
 
 def half_layers(model: Any) -> dict[str, list[str]]:
@@ -87,6 +108,10 @@ class _Builder:
 
     def half_name(self, name: str) -> str:
         return name + HALF
+
+    def as_made(self, name: str) -> str:
+        """The name of a tensor in the type that it was made in."""
+        return self.half_name(name) if name in self._halves else name
 
     def as_half(self, name: str) -> str:
         """The name of a tensor's FP16 form, which is there from now on."""
@@ -134,7 +159,7 @@ def _float_tensors(graph: Any) -> set[str]:
 
 
 def _drop_unused_initializers(graph: Any) -> None:
-    used = {name for node in graph.node for name in node.input}
+    used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
     kept = [tensor for tensor in graph.initializer if tensor.name in used]
     del graph.initializer[:]
     graph.initializer.extend(kept)

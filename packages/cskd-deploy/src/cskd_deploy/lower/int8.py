@@ -20,11 +20,16 @@ import numpy as np
 from cskd_deploy.backends.onnxruntime import import_onnxruntime
 from cskd_deploy.errors import BackendMissing, DeployError
 from cskd_deploy.lower.layers import layers
+from cskd_deploy.lower.mixed import Ranges, residual_sums
 from cskd_deploy.measure.environment import usable_cores
 
 _BINS = 4096  # of a histogram; half of them for values below zero
 _STEPS = 255
 _SHARES = np.linspace(1.0, 0.2, 41)  # parts of the whole range that are tried
+
+
+# How ranges are found (`Histogram.fitted`), by whether they are symmetric.
+METHODS = {False: f"least squares of {_BINS} bins", True: f"least squares of {_BINS} bins, symmetric"}
 
 
 @dataclass(frozen=True)
@@ -71,19 +76,28 @@ class Quantizer:
         target: one of `PRESETS`.
         feeds: of the calibration images.
         folder: where intermediate files may lie for as long as this object is used.
+        ranges: what an earlier calibration found; `feeds` are not read then.
 
     Raises:
         BackendMissing: ONNX Runtime is too old, or its tools cannot be imported.
         DeployError: a calibration image cannot be read.
     """
 
-    def __init__(self, source: Path, target: str, feeds: Iterable[dict[str, np.ndarray]], folder: Path) -> None:
+    def __init__(
+        self,
+        source: Path,
+        target: str,
+        feeds: Iterable[dict[str, np.ndarray]],
+        folder: Path,
+        ranges: Ranges | None = None,
+    ) -> None:
         import onnx
 
         self._quantization, prepare = _tools()
         self._preset = PRESETS[target]
         self._feeds = feeds
-        self._prepared, self._ranges, self._quantised = (
+        self._ranges = ranges
+        self._prepared, self._ranges_file, self._quantised = (
             folder / name for name in ("prepared.onnx", "ranges.json", "quantised.onnx")
         )
         with _quiet():
@@ -92,6 +106,13 @@ class Quantizer:
         graph = onnx.load(str(self._prepared)).graph
         self._nodes = self._quantisable(graph)
         self.layers = [name for name, nodes in self._nodes.items() if nodes[0].op_type != "Relu"]
+        symmetric = self._preset.options["ActivationSymmetric"]
+        self.sums = residual_sums(graph) if symmetric else []
+        self.method = METHODS[symmetric]
+        constants = {tensor.name for tensor in graph.initializer}
+        nodes = [node for group in self._nodes.values() for node in group]
+        read = [name for node in nodes for name in (*node.input, *node.output) if name not in constants]
+        self.tensors = list(dict.fromkeys([*read, *(one.residual for one in self.sums)]))  # that need a range
 
     def quantise(self, keep: Collection[str]) -> Any:
         """The `onnx.ModelProto` in INT8. The first call calibrates.
@@ -108,15 +129,14 @@ class Quantizer:
         nodes = [node.name for name, group in self._nodes.items() if name not in keep for node in group]
         if not set(self.layers).difference(keep):
             raise DeployError("no layer is left to quantise: all of them are kept in float")
-        if not self._ranges.exists():
-            self._calibrate()
+        self._write_ranges(self.calibrated())
         kinds = self._quantization.QuantType
         with _quiet():
             self._quantization.quantize_static(
                 str(self._prepared),
                 str(self._quantised),
                 None,
-                calibration_cache_path=self._ranges,
+                calibration_cache_path=self._ranges_file,
                 calibrate_method=self._quantization.CalibrationMethod.MinMax,
                 quant_format=self._quantization.QuantFormat.QDQ,
                 op_types_to_quantize=list(self._preset.operators),
@@ -129,21 +149,29 @@ class Quantizer:
             )
         return onnx.load(str(self._quantised))
 
-    def _calibrate(self) -> None:
-        """Run the network on the images and write the range of each activation to where `quantize_static` takes it.
+    def calibrated(self) -> Ranges:
+        """The range of each of `tensors`; the first call runs the network on the images, where none were given.
 
         Raises:
             DeployError: an activation is not finite.
         """
+        if self._ranges is None:
+            self._ranges = self._calibrate()
+        return self._ranges
+
+    def _write_ranges(self, ranges: Ranges) -> None:
+        """To where `quantize_static` takes them."""
+        tools = self._quantization.calibrate
+        ends = {name: tuple(np.array([end], dtype=np.float32) for end in ranges[name]) for name in self.tensors}
+        method = self._quantization.CalibrationMethod.MinMax  # what the file calls a plain range
+        tools.save_tensors_data(tools.TensorsData(method, ends), self._ranges_file)
+
+    def _calibrate(self) -> Ranges:
         import onnx
 
-        tools = self._quantization.calibrate
         model = onnx.load(str(self._prepared))
-        constants = {tensor.name for tensor in model.graph.initializer}
-        nodes = [node for group in self._nodes.values() for node in group]
-        names = dict.fromkeys(name for node in nodes for name in (*node.input, *node.output) if name not in constants)
         inputs = {value.name for value in model.graph.input}
-        shown = [name for name in names if name not in inputs]
+        shown = [name for name in self.tensors if name not in inputs]
         given = {value.name for value in model.graph.output}
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in shown if name not in given)
         options = import_onnxruntime().SessionOptions()
@@ -152,7 +180,7 @@ class Quantizer:
         session = import_onnxruntime().InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-        found = {name: Histogram() for name in names}
+        found = {name: Histogram() for name in self.tensors}
         for feed in self._feeds:
             values = {**feed, **dict(zip(shown, session.run(shown, feed), strict=True))}
             for name, histogram in found.items():
@@ -161,12 +189,7 @@ class Quantizer:
                 except ValueError as error:
                     raise DeployError(f"the FP32 file gives values that are {error} on a calibration image") from error
         symmetric = self._preset.options["ActivationSymmetric"]
-        ranges = {
-            name: tuple(np.array([end], dtype=np.float32) for end in histogram.fitted(symmetric))
-            for name, histogram in found.items()
-        }
-        method = self._quantization.CalibrationMethod.MinMax  # what the file calls a plain range
-        tools.save_tensors_data(tools.TensorsData(method, ranges), self._ranges)
+        return {name: histogram.fitted(symmetric) for name, histogram in found.items()}
 
     def _quantisable(self, graph: Any) -> dict[str, list[Any]]:
         constants = {tensor.name for tensor in graph.initializer}

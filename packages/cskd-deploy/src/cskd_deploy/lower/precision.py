@@ -10,6 +10,7 @@ from pathlib import Path
 from cskd_deploy.errors import DeployError
 from cskd_deploy.lower.conversion import (
     FP32,
+    INT8_FP16,
     PRECISIONS,
     TARGETS,
     CalibrationSettings,
@@ -20,6 +21,8 @@ from cskd_deploy.lower.conversion import (
 )
 from cskd_deploy.model.onnx_file import check_model_output
 from cskd_deploy.progress import Begin, silent
+
+_CALIBRATED = ("int8", INT8_FP16)
 
 ToFp32 = Callable[[Path], object]
 
@@ -40,7 +43,7 @@ class PrecisionPlan:
 
     @property
     def name(self) -> str:
-        """What the file's manifest calls it: `fp32`, `fp16`, `int8-cpu`, `int8-tensorrt`."""
+        """What the file's manifest calls it: `fp32`, `fp16`, `int8-cpu`, `int8-tensorrt`, `int8+fp16`."""
         return precision_name(self.precision, self.target)
 
     @property
@@ -60,12 +63,20 @@ class PrecisionPlan:
 
         Args, raises: as `convert_to_fp16` and `convert_to_int8`; `counted` counts the calibration images.
         """
-        if self.precision != "int8":
+        if self.precision not in _CALIBRATED:
             return convert_to_fp16(source, output, self.keep_float, progress, self.calibration)
         assert self.calibration is not None
         with counted("export: calibration", "images") as count:
             return convert_to_int8(
-                source, output, self.target, self.calibration, self.keep_float, progress, warn, counted=count
+                source,
+                output,
+                self.target,
+                self.calibration,
+                self.keep_float,
+                progress,
+                warn,
+                counted=count,
+                half=self.precision == INT8_FP16,
             )
 
     def convert_from(
@@ -90,6 +101,7 @@ def precision_plan(
     calibration_images: Path | None = None,
     calibration_ann: Path | None = None,
     calibration_count: int | None = None,
+    calibration_cache: Path | None = None,
     keep_float: Sequence[str] = (),
     *,
     engine: bool | None = None,
@@ -122,8 +134,14 @@ def precision_plan(
         "calibration_ann": calibration_ann,
         "calibration_count": calibration_count,
     }
-    if precision != "int8":
-        refuse(f"{spelled('precision')} int8", target=target)
+    calibrated = precision in _CALIBRATED
+    if not calibrated:
+        refuse(f"{spelled('precision')} int8", target=target, calibration_cache=calibration_cache)
+    if precision == INT8_FP16 and target == "cpu":
+        raise DeployError(
+            f"{spelled('target')} cpu has no {INT8_FP16}: processors compute FP16 in FP32, with conversions around it. "
+            f"Give {spelled('precision')} int8, or leave {spelled('target')} out for TensorRT"
+        )
     if precision == FP32:
         refuse(lower, keep_float=tuple(keep_float))
         if not engine:
@@ -134,12 +152,15 @@ def precision_plan(
             f"{spelled('format')} trt"
         )
     calibration = None
-    if precision == "int8" or any(value is not None for value in pictures.values()):
-        if calibration_images is None:
-            why = f"{spelled('precision')} int8 needs images to calibrate on" if precision == "int8" else "which images"
+    if calibrated or any(value is not None for value in pictures.values()):
+        chosen = calibration_ann is not None or calibration_count is not None
+        if calibration_images is None and (chosen or calibration_cache is None):
+            needs = f"{spelled('precision')} {precision} needs images to calibrate on"
+            why = needs if calibrated and not chosen else "which images"
             raise DeployError(f"{why}: give {spelled('calibration_images')}")
         calibration = CalibrationSettings(
-            calibration_images, calibration_ann, calibration_count or CalibrationSettings.count
+            calibration_images, calibration_ann, calibration_count or CalibrationSettings.count, calibration_cache
         )
     names = (keep_float,) if isinstance(keep_float, str) else tuple(keep_float)
-    return PrecisionPlan(precision, target or ("tensorrt" if engine else "cpu"), names, calibration)
+    for_tensorrt = engine or precision == INT8_FP16
+    return PrecisionPlan(precision, target or ("tensorrt" if for_tensorrt else "cpu"), names, calibration)
