@@ -39,6 +39,17 @@ def jetson(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(environment, "_BOARD", tmp_path / "model")
     monkeypatch.setattr(environment, "_DRIVER", tmp_path / "version")
     monkeypatch.setattr(environment, "find_driver", lambda: ORIN)
+    (tmp_path / "nvpmodel.conf").write_text(
+        "< POWER_MODEL ID=0 NAME=MAXN >\nCPU_ONLINE CORE_0 1\n< POWER_MODEL ID=2 NAME=MODE_30W >\n"
+        "< POWER_MODEL ID=22 NAME=MODE_50W >\n< PM_CONFIG DEFAULT=22 >\n"
+    )
+    node = tmp_path / "devfreq" / "17000000.gpu"
+    node.mkdir(parents=True)
+    for name, hertz in (("cur_freq", 306000000), ("min_freq", 306000000), ("max_freq", 1300500000)):
+        (node / name).write_text(f"{hertz}\n")
+    monkeypatch.setattr(environment, "_POWER_MODES", tmp_path / "nvpmodel.conf")
+    monkeypatch.setattr(environment, "_POWER_MODE", tmp_path / "status")
+    monkeypatch.setattr(environment, "_FREQUENCIES", tmp_path / "devfreq")
     program(tmp_path, "nvpmodel", 'test "$1" = -q && printf "NV Fan Mode:quiet\\nNV Power Mode: MODE_30W\\n2\\n"')
     program(tmp_path, "nvidia-smi", "exit 9")
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -50,9 +61,45 @@ def test_a_jetson_its_power_mode_driver_and_cuda_are_written_down(jetson):
     assert facts["board"] == "NVIDIA Jetson AGX Orin Developer Kit"
     assert facts["power_mode"] == "MODE_30W"
     assert (facts["gpus"], facts["gpu_driver"], facts["cuda"]) == (["Double of Orin"], "540.4.0", "13.2")
-    assert facts["gpu_clocks"] == []
+    assert facts["gpu_clocks"] == ["306 MHz, 1300 MHz"]
+    assert facts["jetson_clocks"] == "off"
+    (jetson / "devfreq" / "17000000.gpu" / "min_freq").write_text("1300500000\n")
+    assert environment.describe(3)["jetson_clocks"] == "on"
+
+
+@pytest.mark.parametrize(
+    ("status", "mode"),
+    [("pmode:0002 fmode:quiet", "MODE_30W"), (None, "MODE_50W"), ("pmode:0007", "mode 7"), ("pmode:0000", "MAXN")],
+)
+def test_the_power_mode_is_in_files_where_the_command_does_not_answer(status, mode, jetson):
+    program(jetson, "nvpmodel", "echo you must be root; exit 1")
+    if status is not None:
+        (jetson / "status").write_text(status)
+    assert environment.describe(3)["power_mode"] == mode
     (jetson / "nvpmodel").unlink()
+    assert environment.describe(3)["power_mode"] == mode
+    (jetson / "nvpmodel.conf").unlink()
+    (jetson / "status").unlink(missing_ok=True)
     assert environment.describe(3)["power_mode"] is None
+
+
+def test_a_graphics_card_is_asked_by_its_own_command(jetson):
+    program(jetson, "nvidia-smi", "echo 1980 MHz, 1980 MHz")
+    assert environment.describe(3)["gpu_clocks"] == ["1980 MHz, 1980 MHz"]
+    program(jetson, "nvidia-smi", "echo '[N/A], [N/A]'")  # of a Jetson
+    assert environment.describe(3)["gpu_clocks"] == ["306 MHz, 1300 MHz"]
+
+
+def test_doctor_names_a_board_its_power_mode_and_whether_its_clocks_are_held(jetson, monkeypatch):
+    (board,) = doctor._board()
+    assert (board.name, board.state) == ("board", "ok")
+    assert board.detail == "NVIDIA Jetson AGX Orin Developer Kit, power mode MODE_30W, jetson_clocks off"
+    assert "sudo jetson_clocks" in board.fix
+    (jetson / "devfreq" / "17000000.gpu" / "min_freq").write_text("1300500000\n")
+    assert doctor._board()[0].detail.endswith("jetson_clocks on")
+    assert doctor._board()[0].fix == ""
+    monkeypatch.setattr(environment, "_BOARD", jetson / "none")
+    assert doctor._board() == []
 
 
 def test_a_machine_without_any_of_it_says_none(tmp_path, monkeypatch):
@@ -60,7 +107,8 @@ def test_a_machine_without_any_of_it_says_none(tmp_path, monkeypatch):
     monkeypatch.setattr(environment, "find_driver", absent)
     monkeypatch.setattr(environment, "_answer", lambda command: pytest.fail(f"asks {command[0]}"))
     facts = environment.describe(3)
-    assert [facts[name] for name in ("board", "power_mode", "gpus", "gpu_driver", "cuda")] == [
+    assert [facts[name] for name in ("board", "power_mode", "jetson_clocks", "gpus", "gpu_driver", "cuda")] == [
+        None,
         None,
         None,
         [],

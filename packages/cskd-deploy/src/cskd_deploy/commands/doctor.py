@@ -19,6 +19,7 @@ from cskd_deploy.backends.tensorrt.memory import INSTALL as INSTALL_BUFFERS
 from cskd_deploy.backends.tensorrt.worker import run_in_worker
 from cskd_deploy.errors import BackendMissing, DeployError
 from cskd_deploy.exporter.student import INSTALL
+from cskd_deploy.measure import environment
 from cskd_deploy.measure.environment import instruction_sets, processor_name, usable_cores, version_of
 
 
@@ -50,6 +51,7 @@ def command(as_json: bool) -> None:
     findings = [
         Finding("python", "ok", platform.python_version()),
         Finding("processor", "ok", _processor()),
+        *_board(),
         runtime,
         _onnxruntime_cuda(runtime, driver),
         _package("torch", "export, --reference", INSTALL),
@@ -75,6 +77,17 @@ def command(as_json: bool) -> None:
 def _processor() -> str:
     sets = instruction_sets()
     return f"{processor_name()}, {usable_cores()} cores usable" + (f"; {', '.join(sets)}" if sets else "")
+
+
+def _board() -> list[Finding]:
+    """A board that has a device tree: a Jetson's power mode and clocks decide how fast it is."""
+    model = environment.board()
+    if model is None:
+        return []
+    mode, clocks = environment.power_mode(), environment.jetson_clocks()
+    told = [model, *([f"power mode {mode}"] if mode else []), *([f"jetson_clocks {clocks}"] if clocks else [])]
+    hold = "before a measurement: `sudo jetson_clocks` holds the clocks" if clocks == "off" else ""
+    return [Finding("board", "ok", ", ".join(told), hold)]
 
 
 def _onnxruntime() -> Finding:

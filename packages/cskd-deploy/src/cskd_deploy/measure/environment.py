@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Sequence
 from importlib import metadata
@@ -29,6 +30,11 @@ _MEASURED = (
 _CLOCKS = Path("/sys/devices/system/cpu/cpu0/cpufreq")
 _BOARD = Path("/proc/device-tree/model")
 _DRIVER = Path("/sys/module/nvidia/version")
+# Of a Jetson: its power modes by number, the number of the one that was chosen last, and the clocks of its GPU.
+_POWER_MODES = Path("/etc/nvpmodel.conf")
+_POWER_MODE = Path("/var/lib/nvpmodel/status")
+_FREQUENCIES = Path("/sys/class/devfreq")
+_GPU_NODES = ("*.gpu", "*.ga10b", "*.gv11b")  # as L4T 36, 35 and older ones call an Orin's or a Xavier's
 
 
 def processor_name() -> str:
@@ -114,12 +120,39 @@ def board() -> str | None:
 
 
 def power_mode() -> str | None:
-    """The power mode of a Jetson, as `nvpmodel -q` names it; None where there is no such command."""
+    """The power mode of a Jetson, as `nvpmodel -q` names it; None where nothing tells.
+
+    Where the command is missing, as in a container, or answers to root alone, its files tell.
+    """
     for line in _answer(["nvpmodel", "-q"]):
         name, _, mode = line.partition(":")
         if name.strip().lower() == "nv power mode":
             return mode.strip()
-    return None
+    modes = _text(_POWER_MODES) or ""
+    number = re.search(r"pmode:0*(\d+)", _text(_POWER_MODE) or "") or re.search(r"PM_CONFIG +DEFAULT=(\d+)", modes)
+    if number is None:
+        return None
+    found = re.search(rf"POWER_MODEL +ID={number[1]} +NAME=([^ >]+)", modes)
+    return found[1] if found else f"mode {number[1]}"
+
+
+def board_gpu_clocks() -> dict[str, float]:
+    """The clock in MHz of a Jetson's GPU now, at least and at most; empty where there is none."""
+    nodes = [node for pattern in _GPU_NODES for node in sorted(_FREQUENCIES.glob(pattern))]
+    found: dict[str, float] = {}
+    for node in nodes[:1]:
+        for name, file in (("mhz", "cur_freq"), ("min_mhz", "min_freq"), ("max_mhz", "max_freq")):
+            with contextlib.suppress(OSError, ValueError):
+                found[name] = int((node / file).read_text()) / 1e6
+    return found
+
+
+def jetson_clocks() -> str | None:
+    """Whether `jetson_clocks` holds the clock of a Jetson's GPU at its highest, "on" or "off"; None elsewhere."""
+    clocks = board_gpu_clocks()
+    if "min_mhz" not in clocks or "max_mhz" not in clocks:
+        return None
+    return "on" if clocks["min_mhz"] == clocks["max_mhz"] else "off"
 
 
 def clocks() -> dict[str, float | str]:
@@ -138,8 +171,12 @@ def clocks() -> dict[str, float | str]:
 
 
 def gpu_clocks() -> list[str]:
-    """The clocks of the GPUs now and at most, as `nvidia-smi` writes them; none where it does not answer."""
-    return _answer(["nvidia-smi", "--query-gpu=clocks.sm,clocks.max.sm", "--format=csv,noheader"])
+    """The clocks of the GPUs now and at most, as `nvidia-smi` writes them, or a Jetson's; none where nothing tells."""
+    asked = _answer(["nvidia-smi", "--query-gpu=clocks.sm,clocks.max.sm", "--format=csv,noheader"])
+    board = board_gpu_clocks()
+    if "[N/A]" in "".join(asked) or not asked:
+        return [f"{board['mhz']:.0f} MHz, {board['max_mhz']:.0f} MHz"] if {"mhz", "max_mhz"} <= board.keys() else []
+    return asked
 
 
 def _answer(command: Sequence[str]) -> list[str]:
@@ -176,6 +213,7 @@ def describe(threads: int) -> dict[str, Any]:
         "clocks": clocks(),
         "board": model,
         "power_mode": None if model is None else power_mode(),
+        "jetson_clocks": None if model is None else jetson_clocks(),
         **seen,
         "gpu_clocks": gpu_clocks() if seen["gpus"] else [],
         "memory_bytes": memory_bytes(),
