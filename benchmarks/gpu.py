@@ -48,12 +48,14 @@ class Part:
         arguments: of the interpreter, given the device and the file to write; on a processor for narrow models.
         read: makes the figures out of that file.
         cpu: whether the chain that is tried on a processor has it; mixed precision is slow there.
+        longest: seconds after which it is stopped.
     """
 
     what: str
     arguments: Arguments
     read: Callable[[Path], Any]
     cpu: bool = True
+    longest: int = LONGEST
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -111,6 +113,14 @@ def run(amp: str | None) -> Arguments:
     return arguments
 
 
+def engines(device: str, out: Path) -> list[str]:
+    options: list[str] = []
+    if device == "cpu":
+        config = str(ROOT / "configs" / "demo" / "retinanet_r18_shapes.py")
+        options = ["--config", config, "--size", "64", "64", "--duration", "0.2"]
+    return [str(BENCHMARKS / "gpu_engines.py"), "--device", device, *options, "--json", str(out)]
+
+
 PARTS = {
     "tests": Part("the tests that need a GPU", tests, read_tests),
     "step": Part("a distilled step against its parts, float32", step(None), read_lines),
@@ -118,6 +128,7 @@ PARTS = {
     "step-fp16": Part("a distilled step against its parts, float16", step("fp16"), read_lines, cpu=False),
     "loss": Part("the core loss alone", loss, read_lines),
     "run": Part("cskd-train run with data loading, float32", run(None), read_lines),
+    "engines": Part("TensorRT's engines in every precision", engines, read_lines, longest=1800),
     "run-bf16": Part("cskd-train run with data loading, bfloat16", run("bf16"), read_lines, cpu=False),
 }
 
@@ -179,7 +190,9 @@ def outcome(file: Path, same: dict[str, Any]) -> dict[str, Any]:
 
 def measure(part: Part, device: str) -> dict[str, Any]:
     """Run a part: its command, its seconds and its figures, or the end of what it said when it failed."""
-    paths = [str(ROOT / "packages" / package / "src") for package in ("cskd-core", "cskd-train", "cskd-deploy")]
+    paths = [
+        str(ROOT / "packages" / package / "src") for package in ("cskd-core", "cskd-data", "cskd-train", "cskd-deploy")
+    ]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])}
     with tempfile.TemporaryDirectory() as folder:
         figures = Path(folder) / FIGURES
@@ -188,11 +201,11 @@ def measure(part: Part, device: str) -> dict[str, Any]:
         try:
             command = [sys.executable, *arguments]
             ran = subprocess.run(
-                command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LONGEST, check=False
+                command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=part.longest, check=False
             )
             code, said = ran.returncode, ran.stdout + ran.stderr
         except subprocess.TimeoutExpired:
-            code, said = -1, f"stopped after {LONGEST} s"
+            code, said = -1, f"stopped after {part.longest} s"
         shown = shlex.join(["python", *arguments]).replace(str(ROOT) + os.sep, "").replace(str(figures), FIGURES)
         found = {"command": shown, "seconds": time.perf_counter() - begin}
         if figures.exists():

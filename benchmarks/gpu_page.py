@@ -25,6 +25,7 @@ STEP = (
 )
 LOSS = ("way", "seconds", "speedup", "bytes_per_s", "of_copy")
 RUN = ("family", "amp", "images_per_second", "waiting", "peak_mb", "batch_size", "size", "workers", "steps")
+ENGINES = ("precision", "build_s", "megabytes", "p50_ms", "enqueue_ms", "matched", "slowest")
 
 
 def page(data: dict[str, Any]) -> str:
@@ -60,8 +61,10 @@ def _part(part: dict[str, Any]) -> list[str]:
         lines += [f"- failed: {name}" for name in figures["failures"]] + [
             f"- skipped: {why}" for why in figures["reasons"]
         ]
+    elif figures and "not_run" in figures[0]:
+        lines.append(f"Not run: {figures[0]['not_run']}")
     elif figures:
-        columns = next(columns for columns in (STEP, LOSS, RUN) if set(columns) <= figures[0].keys())
+        columns = next(columns for columns in (STEP, LOSS, RUN, ENGINES) if set(columns) <= figures[0].keys())
         lines += table(columns, figures)
     if part["status"] == "failed":
         lines += ["", "Failed:", "", "```", part["said"].strip(), "```"]
