@@ -114,11 +114,7 @@ def run(amp: str | None) -> Arguments:
 
 
 def engines(device: str, out: Path) -> list[str]:
-    options: list[str] = []
-    if device == "cpu":
-        config = str(ROOT / "configs" / "demo" / "retinanet_r18_shapes.py")
-        options = ["--config", config, "--size", "64", "64", "--duration", "0.2"]
-    return [str(BENCHMARKS / "gpu_engines.py"), "--device", device, *options, "--json", str(out)]
+    return [str(BENCHMARKS / "gpu_engines.py"), "--device", device, "--json", str(out)]
 
 
 PARTS = {
@@ -128,7 +124,7 @@ PARTS = {
     "step-fp16": Part("a distilled step against its parts, float16", step("fp16"), read_lines, cpu=False),
     "loss": Part("the core loss alone", loss, read_lines),
     "run": Part("cskd-train run with data loading, float32", run(None), read_lines),
-    "engines": Part("TensorRT's engines in every precision", engines, read_lines, longest=1800),
+    "engines": Part("TensorRT's engines in every precision", engines, read_lines, cpu=False, longest=1800),
     "run-bf16": Part("cskd-train run with data loading, bfloat16", run("bf16"), read_lines, cpu=False),
 }
 

@@ -116,6 +116,7 @@ def test_an_engine_and_its_manifest_come_out_of_the_child_process(deploy, graph,
         ("student.fp16.onnx", "fp16", "student.fp16.engine"),
         ("low.onnx", "fp16", "low.fp16.engine"),
         ("v1.2.int8-tensorrt.onnx", "int8-tensorrt", "v1.2.int8-tensorrt.engine"),
+        ("student.int8+fp16.onnx", "int8+fp16", "student.int8+fp16.engine"),
         ("odd.onnx", "../../fp4", "odd.engine"),
     ],
 )

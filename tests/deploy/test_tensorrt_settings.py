@@ -248,6 +248,31 @@ def test_the_smallest_profile_that_holds_the_shapes_is_chosen():
     assert chosen(4, large, large) == 0
 
 
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        (((1, 8),), None),
+        (((4, 4),), None),  # every batch has four
+        (((2, 8),), "the least batch is 2: let one begin at 1"),
+        (((4, 4), (8, 8)), "no profile takes a single image, .* the least batch is 4"),
+        (((8, 8), (1, 1)), None),
+    ],
+)
+def test_some_profile_takes_one_image_or_all_take_the_same_number(batches, message):
+    given = [
+        ProfileShapes(
+            **{end: {"image": (size, 3, 96, 160)} for end, size in (("min", low), ("opt", low), ("max", high))}
+        )
+        for low, high in batches
+    ]
+    inputs = {"image": (-1, 3, -1, -1)}
+    if message is None:
+        assert len(profiles_of(inputs, DYNAMIC, given)) == len(batches)
+    else:
+        with pytest.raises(DeployError, match=message):
+            profiles_of(inputs, DYNAMIC, given)
+
+
 def test_a_profile_is_named_where_there_are_several():
     inputs = {"image": (-1, 3, -1, -1)}
     with pytest.raises(DeployError, match=r"^profile 1: --trt maxShapes names 'picture'"):

@@ -127,7 +127,8 @@ def profiles_of(inputs: Mapping[str, Shape], model: Manifest, given: Sequence[Pr
     """The optimization profiles of a graph, each as `input_ranges` makes it.
 
     Raises:
-        DeployError: as `input_ranges`; also two that are the same, as all of a graph without dynamic inputs are.
+        DeployError: as `input_ranges`; also two that are the same, as all of a graph without dynamic inputs are, or
+            none that takes a single image where the batch is not the same in all.
     """
     profiles: list[Profile] = []
     for number, shapes in enumerate(given):
@@ -140,6 +141,12 @@ def profiles_of(inputs: Mapping[str, Shape], model: Manifest, given: Sequence[Pr
             fixed = "" if any(-1 in shape for shape in inputs.values()) else ", for the graph has no dynamic input"
             raise DeployError(f"{same}{fixed}: leave --trt profile={number} out, or give it shapes of its own")
         profiles.append(profile)
+    batches = [(profile[INPUT].min[0], profile[INPUT].max[0]) for profile in profiles if INPUT in profile]
+    if len({size for ends in batches for size in ends}) > 1 and min(batches)[0] > 1:
+        raise DeployError(
+            f"no profile takes a single image, with which the engine is compared and `infer` runs; the least batch is "
+            f"{min(batches)[0]}: let one begin at 1 (--trt minShapes)"
+        )
     return tuple(profiles)
 
 
