@@ -247,6 +247,8 @@ def test_a_cache_of_something_else_is_refused_in_one_sentence(small, deploy, sha
     assert f"{cache} holds the ranges of another model (its FP32 graph differs)" in refused()
     cache.unlink()
     assert f"{cache} does not exist: give the images to calibrate on" in refused()
+    assert "no layer is left to quantise" in refused(*images, "--keep-float", "neck")
+    assert not cache.exists()
 
 
 @pytest.mark.parametrize(

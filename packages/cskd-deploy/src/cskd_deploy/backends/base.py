@@ -37,6 +37,8 @@ class Backend(ABC):
     batch_size: int | None = None  # the one that the graph is fixed to; None takes any, or the runtime says which
     manifest: Manifest
     size_bytes: int  # of what is loaded: the model file, or the weights
+    # Of the last inference: until its work was handed to the device; None where the runtime cannot tell.
+    enqueue_seconds: float | None = None
     notes: tuple[str, ...] = ()  # what a reader of its results should know of how it runs
 
     def __init__(self, path: Path) -> None:
@@ -51,11 +53,6 @@ class Backend(ABC):
     def device_milliseconds(self) -> Mapping[str, float]:
         """Of the last inference: `h2d`, `compute` and `d2h`, where the runtime can tell them apart."""
         return {}
-
-    @property
-    def enqueue_seconds(self) -> float | None:
-        """Of the last inference, how long the host took to put it on the GPU's stream; None: the runtime waits."""
-        return None
 
     @abstractmethod
     def load(self) -> None:

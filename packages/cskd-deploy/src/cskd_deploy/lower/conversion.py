@@ -174,6 +174,7 @@ def convert_to_int8(
         feeds = calibration_feeds(known.detector, pictures.paths, known.inputs, counted)
         quantizer = Quantizer(source, target, feeds, folder, None if stored is None else stored.ranges)
         kept = matching(quantizer.layers, keep_float)
+        quantizer.check_left(kept)
         if stored is None:
             progress(f"calibrating INT8 for {target} on {len(pictures.paths)} images")
             _store(calibration.cache, known.model, quantizer, pictures.paths)

@@ -127,8 +127,7 @@ class Quantizer:
         import onnx
 
         nodes = [node.name for name, group in self._nodes.items() if name not in keep for node in group]
-        if not set(self.layers).difference(keep):
-            raise DeployError("no layer is left to quantise: all of them are kept in float")
+        self.check_left(keep)
         self._write_ranges(self.calibrated())
         kinds = self._quantization.QuantType
         with _quiet():
@@ -148,6 +147,15 @@ class Quantizer:
                 extra_options={"WeightSymmetric": True, **self._preset.options},
             )
         return onnx.load(str(self._quantised))
+
+    def check_left(self, keep: Collection[str]) -> None:
+        """Refuse to keep every layer in float.
+
+        Raises:
+            DeployError: nothing would be quantised.
+        """
+        if not set(self.layers).difference(keep):
+            raise DeployError("no layer is left to quantise: all of them are kept in float")
 
     def calibrated(self) -> Ranges:
         """The range of each of `tensors`; the first call runs the network on the images, where none were given.

@@ -56,11 +56,6 @@ class TensorRTBackend(Backend):
         """Of the last inference, by events on the GPU: `h2d`, `compute` and `d2h`."""
         return {} if self._session is None else self._session.milliseconds
 
-    @property
-    def enqueue_seconds(self) -> float | None:
-        """Of the last inference, until `execute_async_v3` (or the launch of the CUDA graph) returned."""
-        return None if self._session is None else self._session.enqueue_seconds
-
     def load(self) -> None:
         content = _read(self.path)
         engine_manifest = _read_manifest(self.path, self._trust)
@@ -90,6 +85,9 @@ class TensorRTBackend(Backend):
 
     def infer(self, feed: Arrays) -> dict[str, np.ndarray]:
         outputs = self._told(lambda session: session.run(feed))
+        assert self._session is not None
+        # Until `execute_async_v3`, or the launch of the CUDA graph, returned.
+        self.enqueue_seconds = self._session.enqueue_seconds
         return {name: outputs[name] for name in self._outputs}
 
     def time_layers(self, feed: Arrays, runs: int) -> list[LayerTime]:
