@@ -145,6 +145,15 @@ def test_scales_are_those_that_fp16_has_and_the_result_is_the_same(tmp_path):
     for values in scales.values():
         np.testing.assert_array_equal(values, values.astype(np.float16).astype(values.dtype))
         assert (values >= 2.0**-20).all()
+    plain = next(numpy_helper.to_array(tensor) for tensor in graph.initializer if tensor.name == "weights")
+    rounded = [
+        (weights[node.input[0]], weights[node.input[1]].astype(np.float64).reshape(-1, 1, 1, 1))
+        for node in mixed.graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in weights
+    ]
+    assert rounded
+    for integers, scale in rounded:  # rounded for the scale that they have now
+        assert (np.abs(integers * scale - plain) <= 0.51 * scale).all()
     expected = run(model, feeds[0])
     found = run(mixed, feeds[0])
     assert np.abs(found - expected).max() < 0.03 * np.abs(expected).max()
