@@ -141,7 +141,7 @@ def test_a_batch_gives_what_its_images_give_alone(family, formed):
             detector.feed(detector.prepare(smooth((20, 100))), prepared[0])
 
 
-def test_one_image_at_a_time_where_a_graph_holds_nms(formed):
+def test_one_image_at_a_time_unless_more_are_asked_for(formed):
     for family, form in (("FasterRCNN", FLOAT), ("RetinaNet", NMS_INSIDE)):
         with OnnxRuntimeBackend(formed(family, form)) as backend:
             assert backend.manifest.graph.batch == backend.batch_size == 1

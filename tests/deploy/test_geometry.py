@@ -113,7 +113,6 @@ def test_export_says_what_a_fixed_size_and_a_pair_cost_in_geometry(deploy, lying
         (("--input-size", 128, 160, "--input-size", 128, 160), "once, or twice with two sizes"),
         (("--input-size", 96, 96, "--input-size", 128, 160, "--input-size", 160, 128), "once, or twice with two sizes"),
         (("--input-size", 128, 160, "--input-size", 160, 100), "for example 160 128"),
-        (("--nms", "graph", "--batch", "any"), "leave --batch any out"),
     ],
 )
 def test_sizes_and_batches_that_cannot_be_are_refused(deploy, lying, tmp_path, options, message):
@@ -122,13 +121,6 @@ def test_sizes_and_batches_that_cannot_be_are_refused(deploy, lying, tmp_path, o
     assert done.code == 2
     assert message in done.err
     assert not target.exists()
-
-
-def test_faster_rcnn_takes_one_image_at_a_time(deploy, lying, tmp_path):
-    checkpoint = lying("FasterRCNN").checkpoint
-    done = deploy("export", "--checkpoint", checkpoint, "--output", tmp_path / "student.onnx", "--batch", "any")
-    assert done.code == 2
-    assert "takes one image at a time" in done.err
 
 
 @pytest.mark.parametrize("sizes", [(), ((128, 160),)])

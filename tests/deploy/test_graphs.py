@@ -97,8 +97,8 @@ def test_proposals_are_clipped_to_the_image_before_their_overlaps_are_removed(ex
     graph = build_graph(student.model, student.config)
     with torch.no_grad():
         features = student.model.extract_feat(image())
-        found, real = graph._proposals(features, torch.from_numpy(SHAPE))
-        unclipped, _ = graph._proposals(features, torch.tensor([SIZE]).float())
+        (found,), (real,) = graph._proposals(features, torch.from_numpy(SHAPE))
+        (unclipped,), _ = graph._proposals(features, torch.tensor([SIZE]).float())
     meta = {"img_shape": (*SHAPE[0].tolist(), 3), "scale_factor": np.ones(4, dtype=np.float32)}
     (expected,) = student.model.rpn_head.simple_test_rpn(features, [meta])
     assert found.shape == (300, 4)
@@ -108,7 +108,7 @@ def test_proposals_are_clipped_to_the_image_before_their_overlaps_are_removed(ex
     assert (within - found).abs().max() > 10  # clipping later is not the same
 
 
-def test_pooled_features_are_those_of_the_extractor_on_all_levels(exported):
+def test_pooled_features_are_those_of_the_extractor_on_all_levels_of_every_image(exported):
     student = load_student(exported("FasterRCNN").checkpoint)
     graph = build_graph(student.model, student.config)
     extractor = student.model.roi_head.bbox_roi_extractor
@@ -116,14 +116,16 @@ def test_pooled_features_are_those_of_the_extractor_on_all_levels(exported):
     corners = torch.rand(40, 2, generator=torch.Generator().manual_seed(0)) * (torch.tensor(SIZE[::-1]) - sides)
     corners[:8] = (torch.tensor(SIZE[::-1]) - sides)[:8]  # at the edge, as clipped ones are
     proposals = torch.cat([torch.cat([corners, corners + sides], 1), torch.zeros(2, 4)])  # two that fill up
-    rois = torch.cat([torch.zeros(42, 1), proposals], 1)
+    images = torch.cat([image(), image().flip(3), torch.zeros(1, 3, *SIZE)])
+    rois = torch.cat([torch.cat([torch.full((42, 1), number), proposals], 1) for number in (0.0, 1.0, 2.0)])
     assert extractor.map_roi_levels(rois, 4).unique().tolist() == [0, 1, 2, 3]
     with torch.no_grad():
-        features = student.model.extract_feat(image())
+        features = student.model.extract_feat(images)
         expected = extractor(features[:4], rois)
-        found = graph._pooled(features, proposals)
+        found = graph._pooled(features, proposals.expand(3, -1, -1))
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
-    assert not found[40:].any()
+    assert (found[:40] - found[42:82]).abs().max() > 0.1
+    assert not found[40:42].any()
 
 
 def test_where_nms_leaves_few_proposals_or_none_empty_ones_fill_up(tmp_path):
@@ -141,15 +143,15 @@ def test_where_nms_leaves_few_proposals_or_none_empty_ones_fill_up(tmp_path):
 
 
 class Operators(torch.nn.Module):
-    """NMS of boxes, and RoIAlign of the kept ones."""
+    """NMS of each image's boxes, and RoIAlign of the kept ones of the first."""
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
         self.layer = layer
 
     def forward(self, features: torch.Tensor, boxes: torch.Tensor, scores: torch.Tensor) -> Any:
-        kept = non_max_suppression(boxes, scores, 0.6, 50)
-        return kept, roi_align(features, boxes[kept] / 8, kept % 2, self.layer)
+        kept, real = non_max_suppression(boxes, scores, 0.6, 50)
+        return kept, real, roi_align(features, boxes[0, kept[0]] / 8, kept[0] % 2, self.layer)
 
 
 @pytest.mark.parametrize(("aligned", "ratio"), [(True, 0), (True, 2), (False, 0)])
@@ -160,22 +162,33 @@ def test_the_exported_operators_are_mmcvs(tmp_path, aligned, ratio):
     layer = RoIAlign((7, 5), 1.0, ratio, "avg", aligned)
     generator = torch.Generator().manual_seed(1)
     features = torch.randn(2, 6, 16, 20, generator=generator)
-    corners = torch.rand(200, 2, generator=generator) * 100
-    boxes = torch.cat([corners, corners + torch.rand(200, 2, generator=generator) * 60], 1)
-    boxes[::20] = 0  # empty
-    scores = torch.rand(200, generator=generator) - 0.1  # some below 0
+    corners = torch.rand(4, 200, 2, generator=generator) * 100
+    boxes = torch.cat([corners, corners + torch.rand(4, 200, 2, generator=generator) * 60], 2)
+    boxes[:, ::20] = 0  # empty
+    scores = torch.rand(4, 200, generator=generator) - 0.1  # some below 0
+    scores[1] = -1  # an image without any
+    scores[2, 7:] = 0  # and one with few
     path = tmp_path / "operators.onnx"
     model = Operators(layer)
     names = ["features", "boxes", "scores"]
-    torch.onnx.export(model, (features, boxes, scores), path, input_names=names, opset_version=17, dynamo=False)
+    axes = {"boxes": {0: "batch"}, "scores": {0: "batch"}}
+    example = features, boxes[:2], scores[:2]
+    options = {"input_names": names, "dynamic_axes": axes, "opset_version": 17, "dynamo": False}
+    torch.onnx.export(model, example, path, **options)
     session = onnxruntime.InferenceSession(str(path))
     feed = {name: value.numpy() for name, value in zip(names, (features, boxes, scores), strict=True)}
-    kept, pooled = (torch.from_numpy(value) for value in session.run(None, feed))
+    kept, real, pooled = (torch.from_numpy(value) for value in session.run(None, feed))
 
-    likely = (scores > 0).nonzero().squeeze(1)
-    expected = likely[nms(boxes[likely], scores[likely], 0.6)[1]][:50]
-    assert kept.tolist() == expected.tolist()
-    rois = torch.cat([(kept % 2).unsqueeze(1), boxes[kept] / 8], 1)
+    counts = []
+    for place in range(4):
+        likely = (scores[place] > 0).nonzero().squeeze(1)
+        expected = likely[nms(boxes[place, likely], scores[place, likely], 0.6)[1]][:50].tolist()
+        counts.append(len(expected))
+        assert kept[place].tolist() == expected + [0] * (50 - len(expected))
+        assert real[place].tolist() == [1] * len(expected) + [0] * (50 - len(expected))
+    assert counts[0] == counts[3] == 50
+    assert counts[1] == 0 < counts[2] < 8
+    rois = torch.cat([(kept[0] % 2).unsqueeze(1), boxes[0, kept[0]] / 8], 1)
     torch.testing.assert_close(pooled, layer(features, rois), atol=1e-5, rtol=0)
 
 

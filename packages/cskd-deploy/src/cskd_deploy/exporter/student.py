@@ -47,8 +47,6 @@ class Student:
         """
         preprocessing = preprocessing_of(self.config, input_sizes)
         family, form = family_of(self.config), graph or GraphForm()
-        if family == "faster_rcnn" and form.batch != 1:
-            raise DeployError("Faster R-CNN has NMS of one image inside: it takes one image at a time (--batch 1)")
         return Manifest(
             family=family,
             classes=self.classes,

@@ -90,7 +90,7 @@ class GraphForm:
 
     input: str = "float"
     dynamic: bool = False  # height and width are any multiples of `pad_divisor`
-    nms: str = "outside"  # "graph": it gives the detections of one image, boxes of score 0 fill up their number
+    nms: str = "outside"  # "graph": it gives detections, boxes of score 0 fill up their number
     batch: int | None = 1  # images at a time; None takes any number
     proposals: int | None = None  # of an image, of a two-stage student; of a file before schema 4 it is not known
 
@@ -99,8 +99,6 @@ class GraphForm:
             raise ValueError("batch must be positive")
         if self.proposals is not None and self.proposals < 1:
             raise ValueError("proposals must be positive")
-        if self.nms == "graph" and self.batch != 1:
-            raise ValueError("NMS in the graph works on one image: batch must be 1")
         if self.input not in INPUTS:
             raise ValueError(f"input is {self.input!r}, expected 'float' or 'uint8'")
         if self.nms not in NMS_PLACES:

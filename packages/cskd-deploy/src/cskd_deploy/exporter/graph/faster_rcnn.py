@@ -10,16 +10,16 @@ from torch import Tensor
 
 from cskd_deploy.backends.base import IMAGE_SHAPE, INPUT, PROPOSALS
 from cskd_deploy.exporter.graph.candidates import CandidateGraph, best_priors, decode, prior_rows, take
-from cskd_deploy.exporter.graph.operators import fill_up, non_max_suppression, offset_by_group, roi_align
+from cskd_deploy.exporter.graph.operators import clipped, non_max_suppression, offset_by_group, roi_align
 from cskd_deploy.exporter.mmdet_config import ProposalRule
 
 
 class FasterRCNNGraph(CandidateGraph):
-    """A Faster R-CNN student: every proposal with every class is a candidate, one image at a time.
+    """A Faster R-CNN student: every proposal with every class is a candidate.
 
     mmdet clips proposals to the image, before padding, and only then removes overlaps and pools features. So the graph
-    has a second input: the image's size on its canvas. The number of proposals is fixed. Where NMS leaves fewer, empty
-    boxes fill up; their scores are 0, which no threshold lets pass.
+    has a second input: the image's size on its canvas. The number of proposals of an image is fixed. Where NMS leaves
+    fewer, empty boxes fill up; their scores are 0, which no threshold lets pass.
 
     Args:
         student: mmdet's `FasterRCNN`, in eval mode.
@@ -39,13 +39,14 @@ class FasterRCNNGraph(CandidateGraph):
         features = self.student.extract_feat(image)
         proposals, real = self._proposals(features, image_shape)
         logits, deltas = head(self._pooled(features, proposals))
-        scores = logits.softmax(dim=-1)[:, : head.num_classes] * real.unsqueeze(-1)  # the last one is the background
-        boxes = head.bbox_coder.decode(proposals, deltas)
+        scores = logits.softmax(dim=-1)[:, : head.num_classes] * real.reshape(-1, 1)  # the last one is the background
+        boxes = head.bbox_coder.decode(proposals.reshape(-1, 4), deltas)
         labels = torch.arange(head.num_classes).expand(scores.shape)
-        return boxes.reshape(1, -1, 4), scores.reshape(1, -1), labels.reshape(1, -1), proposals.unsqueeze(0)
+        images = image.shape[0]
+        return boxes.reshape(images, -1, 4), scores.reshape(images, -1), labels.reshape(images, -1), proposals
 
     def _proposals(self, features: Sequence[Tensor], image_shape: Tensor) -> tuple[Tensor, Tensor]:
-        """The proposals `(P, 4)`, best first, and which are real `(P,)`: 1, or 0 for those that fill up."""
+        """The proposals `(N, P, 4)`, best first, and which are real `(N, P)`: 1, or 0 for those that fill up."""
         head: Any = self.student.rpn_head
         levels = []
         for level, (logits, deltas) in enumerate(zip(*head(features), strict=True)):
@@ -55,38 +56,38 @@ class FasterRCNNGraph(CandidateGraph):
             deltas = take(prior_rows(deltas, int(logits.shape[1])), places)
             levels.append((scores, anchors, deltas, torch.full_like(scores, level)))
         scores, anchors, deltas, numbers = (torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))
-        boxes = decode(head.bbox_coder, anchors, deltas)[0]
-        boxes = torch.minimum(boxes.clamp(min=0), image_shape.flip(1).repeat(1, 2))
-        scores = scores[0]
+        boxes = clipped(decode(head.bbox_coder, anchors, deltas), image_shape)
         if self._rule.min_size >= 0:
-            width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+            width, height = boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1]
             large = (width > self._rule.min_size) & (height > self._rule.min_size)
             scores = torch.where(large, scores, -torch.ones_like(scores))
-        return self._without_overlaps(boxes, scores, numbers[0])
+        return self._without_overlaps(boxes, scores, numbers)
 
     def _without_overlaps(self, boxes: Tensor, scores: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
         count = self._rule.max_per_image
         if not self.dynamic:
-            count = min(count, boxes.shape[0])
+            count = min(count, boxes.shape[1])
         moved = offset_by_group(boxes, levels, scores > 0)
-        kept = non_max_suppression(moved, scores, self._rule.nms_iou_threshold, count)
-        places, real = fill_up(kept, count)
-        return boxes[places] * real.unsqueeze(-1), real
+        places, real = non_max_suppression(moved, scores, self._rule.nms_iou_threshold, count)
+        return take(boxes, places) * real.unsqueeze(-1), real
 
     def _pooled(self, features: Sequence[Tensor], proposals: Tensor) -> Tensor:
-        """RoI features `(P, C, rows, columns)`, each proposal's from the level that the extractor maps it to.
+        """RoI features `(N * P, C, rows, columns)`, each proposal's from the level that the extractor maps it to.
 
-        One operator serves all levels, in the place of as many images: so shapes stay fixed, and no level is pooled in
-        vain. Levels are brought to the size of the largest by repeating their last cells, as RoIAlign does at the edge;
-        proposals are clipped to the image and see no more than half a cell of that.
+        One operator serves all levels, each in the place of further images: so shapes stay fixed, and no level is
+        pooled in vain. Levels are brought to the size of the largest by repeating their last cells, as RoIAlign does at
+        the edge; proposals are clipped to the image and see no more than half a cell of that.
         """
         extractor: Any = self.student.roi_head.bbox_roi_extractor
-        rois = torch.cat([torch.zeros_like(proposals[:, :1]), proposals], dim=1)
+        boxes = proposals.reshape(-1, 4)
+        rois = torch.cat([torch.zeros_like(boxes[:, :1]), boxes], dim=1)
         levels = extractor.map_roi_levels(rois, extractor.num_inputs)
         scales = proposals.new_tensor([layer.spatial_scale for layer in extractor.roi_layers])
         largest, *others = features[: extractor.num_inputs]
         maps = torch.cat([largest, *(_extended(level, largest) for level in others)])
-        return roi_align(maps, proposals * scales[levels].unsqueeze(1), levels, extractor.roi_layers[0])
+        images = torch.arange(proposals.shape[0]).unsqueeze(1).expand(proposals.shape[:2]).reshape(-1)
+        places = levels * proposals.shape[0] + images.to(levels)
+        return roi_align(maps, boxes * scales[levels].unsqueeze(1), places, extractor.roi_layers[0])
 
 
 def _extended(level: Tensor, like: Tensor) -> Tensor:

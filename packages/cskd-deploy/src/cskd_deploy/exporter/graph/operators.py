@@ -15,37 +15,49 @@ from torch.onnx.symbolic_helper import parse_args
 OLDEST_OPSET = 16  # RoiAlign with half_pixel
 
 
-def non_max_suppression(boxes: Tensor, scores: Tensor, iou_threshold: float, most: int) -> Tensor:
-    """Greedy NMS of one image: indices of the kept boxes `(kept,)`, best first.
+def non_max_suppression(boxes: Tensor, scores: Tensor, iou_threshold: float, count: int) -> tuple[Tensor, Tensor]:
+    """Greedy NMS within each image: the best `count` boxes that it keeps.
+
+    ONNX says nothing of the order in which NonMaxSuppression gives the boxes of an image, or the images: what is kept
+    is marked at its place, and the best of the marked are taken.
 
     Args:
-        boxes: `(n, 4)` as x1, y1, x2, y2.
-        scores: `(n,)`; a box whose score is not above 0 takes no part.
+        boxes: `(N, n, 4)` as x1, y1, x2, y2.
+        scores: `(N, n)`; a box whose score is not above 0 takes no part.
         iou_threshold: a box overlapping a kept, better one by more than this is dropped.
-        most: no more than this are kept.
+        count: how many are given of each image.
+
+    Returns:
+        Their places, best first, and which of them are real, 1.0 or 0.0, both `(N, count)`. Where fewer are kept, the
+        first box fills up.
     """
-    selected: Tensor = torch.ops.cskd_deploy.select(boxes[None], scores[None, None], iou_threshold, most)
-    return selected[:, 2]
+    selected = torch.ops.cskd_deploy.select(boxes, scores.unsqueeze(1), iou_threshold, count)
+    kept = selected[:, 0] * scores.shape[1] + selected[:, 2]
+    marks = torch.zeros_like(scores).flatten().scatter(0, kept, torch.ones_like(kept).to(scores))
+    marked = torch.where(marks.reshape(scores.shape) > 0, scores, torch.zeros_like(scores))
+    none = torch.zeros_like(scores[:, :1]).expand(-1, count)  # there may be fewer boxes than `count`
+    best, places = torch.topk(torch.cat([marked, none], dim=1), count, dim=1)
+    real = best > 0
+    return torch.where(real, places, torch.zeros_like(places)), real.to(scores)
 
 
 def offset_by_group(boxes: Tensor, groups: Tensor, taking_part: Tensor) -> Tensor:
-    """Boxes `(n, 4)` moved so that NMS finds overlaps within a group alone, a class or a level: `(n, 4)`.
+    """Boxes `(N, n, 4)` moved so that NMS finds overlaps within a group alone, a class or a level: `(N, n, 4)`.
 
-    As mmcv's `batched_nms` moves them, in float32, so that overlaps near the threshold fall as they do there.
+    As mmcv's `batched_nms` moves those of an image, in float32, so that overlaps near the threshold fall as they do
+    there.
 
     Args:
-        groups: `(n,)`, from 0 on.
-        taking_part: `(n,)` bool; how far boxes are moved depends on these alone.
+        groups: `(N, n)`, from 0 on.
+        taking_part: `(N, n)` bool; how far boxes are moved depends on these of their image alone.
     """
-    farthest = torch.where(taking_part.unsqueeze(-1), boxes, torch.zeros_like(boxes)).max()
-    return boxes + (groups.to(boxes) * (farthest + 1)).unsqueeze(-1)
+    farthest = torch.where(taking_part.unsqueeze(-1), boxes, torch.zeros_like(boxes)).amax(dim=(1, 2))
+    return boxes + (groups.to(boxes) * (farthest + 1).unsqueeze(-1)).unsqueeze(-1)
 
 
-def fill_up(kept: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Indices `(kept,)`, at most `count`, as a fixed number: `(count,)`, and which are real, 1.0 or 0.0, `(count,)`."""
-    places = torch.cat([kept, kept.new_zeros(count)])[:count].reshape(count)
-    real = torch.cat([torch.ones_like(kept), kept.new_zeros(count)])[:count].reshape(count)
-    return places, real.float()
+def clipped(boxes: Tensor, image_shape: Tensor) -> Tensor:
+    """Boxes `(N, n, 4)` within their image, whose (height, width) stand in `image_shape` `(N, 2)`."""
+    return torch.minimum(boxes.clamp(min=0), image_shape.flip(1).repeat(1, 2).unsqueeze(1))
 
 
 def roi_align(features: Tensor, boxes: Tensor, places: Tensor, layer: Any) -> Tensor:
@@ -67,12 +79,15 @@ def roi_align(features: Tensor, boxes: Tensor, places: Tensor, layer: Any) -> Te
 
 
 def _select(boxes: Tensor, scores: Tensor, iou_threshold: float, most: int) -> Tensor:
-    """Boxes `(1, n, 4)` and scores `(1, 1, n)` to `(kept, 3)`: image, class and box, as ONNX's NonMaxSuppression."""
+    """Boxes `(N, n, 4)` and scores `(N, 1, n)` to `(kept, 3)`: image, class and box, as ONNX's NonMaxSuppression."""
     from mmcv.ops import nms
 
-    _, kept = nms(boxes[0], scores[0, 0], iou_threshold)
-    kept = kept[scores[0, 0, kept] > 0][:most]
-    return torch.stack([torch.zeros_like(kept), torch.zeros_like(kept), kept], dim=1)
+    selected = []
+    for number, (corners, (values,)) in enumerate(zip(boxes, scores, strict=True)):
+        _, kept = nms(corners, values, iou_threshold)
+        kept = kept[values[kept] > 0][:most]
+        selected.append(torch.stack([torch.full_like(kept, number), torch.zeros_like(kept), kept], dim=1))
+    return torch.cat(selected)
 
 
 def _pool(

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from cskd_deploy.backends.base import CANDIDATE, IMAGE_SHAPE, INPUT, OUTPUTS
-from cskd_deploy.exporter.graph.candidates import CandidateGraph, DenseGraph, GFLGraph, ScoreFactorGraph
+from cskd_deploy.exporter.graph.candidates import CandidateGraph, DenseGraph, GFLGraph, ScoreFactorGraph, take
 from cskd_deploy.exporter.graph.faster_rcnn import FasterRCNNGraph
-from cskd_deploy.exporter.graph.operators import fill_up, non_max_suppression, offset_by_group
+from cskd_deploy.exporter.graph.operators import clipped, non_max_suppression, offset_by_group
 from cskd_deploy.exporter.mmdet_config import candidates_per_level, family_of, proposals_of
 from cskd_deploy.model.manifest import Manifest, Postprocessing, Preprocessing
 
@@ -104,7 +104,7 @@ class Normalise(nn.Module):
 
 
 class Suppress(nn.Module):
-    """From the candidates of one image to `rule.max_per_image` detections; empty ones of score 0 fill up."""
+    """From the candidates of each image to `rule.max_per_image` detections; empty ones of score 0 fill up."""
 
     def __init__(self, rule: Postprocessing) -> None:
         super().__init__()
@@ -113,18 +113,15 @@ class Suppress(nn.Module):
     def forward(
         self, boxes: Tensor, scores: Tensor, labels: Tensor, thresholded: Tensor, image_shape: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Candidates `(1, k, 4)` and `(1, k)`, what the threshold applies to `(1, k)`, the image's size `(1, 2)`."""
+        """Candidates `(N, k, 4)` and `(N, k)`, what the threshold applies to `(N, k)`, the images' sizes `(N, 2)`."""
         rule = self._rule
-        corners, labels = boxes[0], labels[0]
-        likely = thresholded[0] > rule.score_threshold
-        scores = torch.where(likely, scores[0], torch.zeros_like(scores[0]))
+        likely = thresholded > rule.score_threshold
+        scores = torch.where(likely, scores, torch.zeros_like(scores))
         if rule.clip_boxes:
-            corners = torch.minimum(corners.clamp(min=0), image_shape.flip(1).repeat(1, 2))
-        moved = corners if rule.nms_class_agnostic else offset_by_group(corners, labels, likely)
-        kept = non_max_suppression(moved, scores, rule.nms_iou_threshold, rule.max_per_image)
-        places, real = fill_up(kept, rule.max_per_image)
-        found = corners[places] * real.unsqueeze(-1), scores[places] * real, labels[places]
-        return found[0].unsqueeze(0), found[1].unsqueeze(0), found[2].unsqueeze(0)
+            boxes = clipped(boxes, image_shape)
+        moved = boxes if rule.nms_class_agnostic else offset_by_group(boxes, labels, likely)
+        places, real = non_max_suppression(moved, scores, rule.nms_iou_threshold, rule.max_per_image)
+        return take(boxes, places) * real.unsqueeze(-1), scores.gather(1, places) * real, labels.gather(1, places)
 
 
 _DENSE: dict[str, type[DenseGraph]] = {
