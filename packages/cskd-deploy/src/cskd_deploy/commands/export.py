@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +30,24 @@ from cskd_deploy.progress import Progress
 if TYPE_CHECKING:
     from cskd_deploy.exporter.onnx import ExportResult
     from cskd_deploy.lower.conversion import PrecisionResult
+
+
+class BatchSize(click.ParamType):
+    """A positive number, or `any`, which becomes None."""
+
+    name = "N|any"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        """The number.
+
+        Raises:
+            click.BadParameter: it is neither.
+        """
+        if value == "any":
+            return None
+        if not str(value).isdecimal() or int(value) < 1:
+            self.fail(f"{value!r} is no batch size, expected a number from 1 on, or any", param, ctx)
+        return int(value)
 
 
 @click.command(epilog=BUILD_KEYS)
@@ -75,10 +92,10 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--batch",
-    type=click.Choice(["1", "any"]),
+    type=BatchSize(),
     default="1",
     show_default=True,
-    help="Images at a time. With Faster R-CNN or --nms graph one.",
+    help="Images at a time: a number that the graph is fixed to, or any.",
 )
 @click.option(
     "--nms",
@@ -113,7 +130,7 @@ def command(
     output: Path | None,
     input_sizes: tuple[tuple[int, int], ...],
     graph_input: str,
-    batch: str,
+    batch: int | None,
     nms: str,
     proposals: int | None,
     trt: tuple[str, ...],
@@ -148,7 +165,7 @@ def command(
           --calibration-ann data/shapes/annotations/train.json --output student.int8.onnx
       cskd-deploy export --onnx student.onnx --format trt --output student.engine
     """
-    form = replace(_form(graph_input, nms, batch), proposals=proposals)
+    form = GraphForm(input=graph_input, nms=nms, batch=batch, proposals=proposals)
     plan = precision_plan(**options, engine=file_format == "trt", spelled=spelled)
     source = _source(checkpoint, onnx_file, file_format, plan)
     if onnx_file is not None:
@@ -193,12 +210,6 @@ def command(
         click.echo(str(result), err=True)
     assert engine is not None
     build(onnx_file, engine, as_json, settings, plan.calibration)
-
-
-def _form(graph_input: str, nms: str, batch: str) -> GraphForm:
-    if nms == "graph" and batch == "any":
-        raise DeployError("--nms graph works on one image: leave --batch any out")
-    return GraphForm(input=graph_input, nms=nms, batch=None if batch == "any" else 1)
 
 
 def _refuse_checkpoint_options() -> None:
