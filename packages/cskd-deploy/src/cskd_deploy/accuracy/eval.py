@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,31 +56,50 @@ def load_dataset(
     return dataset, report.warnings
 
 
-def detect(detector: Detector, dataset: Dataset, progress: Callable[[int, int], None]) -> CocoDetections:
-    """Detections of every image, one image in memory at a time.
+def detect(
+    detector: Detector, dataset: Dataset, progress: Callable[[int, int], None], batch: int | None = None
+) -> CocoDetections:
+    """Detections of every image, in the order of the data set; one batch of images in memory at a time.
+
+    Args:
+        batch: how many at a time, of those that are padded to one size; as `Detector.batch`.
 
     Raises:
-        DeployError, DataError: an image is damaged, or of another size than annotated.
+        DeployError, DataError: an image is damaged, or of another size than annotated; the graph takes no such batch.
     """
-    found: CocoDetections = []
+    count = detector.batch(batch)
+    images = dataset.images if count == 1 else sorted(dataset.images, key=lambda entry: detector.canvas(_size(entry)))
     keys = tuple(dataset.category_keys.values())
-    for done, entry in enumerate(dataset.images, start=1):
-        path = dataset.path(entry)
-        image = read_image(path)
-        if image.shape[:2] != (entry["height"], entry["width"]):
-            raise DeployError(
-                f"image {path} is {image.shape[1]} x {image.shape[0]} pixels, but the annotations say "
-                f"{entry['width']} x {entry['height']}: its boxes would not fit"
-            )
-        found.extend(in_coco_form(detector.detect(image), dataset.image_keys[entry["id"]], keys))
-        progress(done, len(dataset.images))
-    return found
+    found: dict[int, CocoDetections] = {}
+    for entries in detector.batches(images, _size, count):
+        detections = detector.detect_batch([_image(dataset, entry) for entry in entries])
+        for entry, one in zip(entries, detections, strict=True):
+            found[entry["id"]] = in_coco_form(one, dataset.image_keys[entry["id"]], keys)
+        progress(len(found), len(images))
+    return [row for entry in dataset.images for row in found[entry["id"]]]
 
 
-def measure(detector: Detector, dataset: Dataset, progress: Callable[[int, int], None]) -> CocoResult:
+def _size(entry: Mapping[str, Any]) -> tuple[int, int]:
+    return entry["height"], entry["width"]
+
+
+def _image(dataset: Dataset, entry: dict[str, Any]) -> np.ndarray:
+    path = dataset.path(entry)
+    image = read_image(path)
+    if image.shape[:2] != _size(entry):
+        raise DeployError(
+            f"image {path} is {image.shape[1]} x {image.shape[0]} pixels, but the annotations say "
+            f"{entry['width']} x {entry['height']}: its boxes would not fit"
+        )
+    return image
+
+
+def measure(
+    detector: Detector, dataset: Dataset, progress: Callable[[int, int], None], batch: int | None = None
+) -> CocoResult:
     """The twelve COCO numbers and the AP of each class of a detector."""
     begin = time.perf_counter()
-    found = detect(detector, dataset, progress)
+    found = detect(detector, dataset, progress, batch)
     return cskd_data.evaluate(dataset, found, seconds=time.perf_counter() - begin)
 
 
@@ -91,8 +110,7 @@ def differently_padded(dataset: Dataset, detector: Detector) -> int:
     otherwise.
     """
     rule, form = detector.manifest.preprocessing, detector.manifest.graph
-    sizes = [(entry["height"], entry["width"]) for entry in dataset.images]
-    return sum(placement(size, rule, form) != exact_placement(size, rule) for size in sizes)
+    return sum(placement(_size(entry), rule, form) != exact_placement(_size(entry), rule) for entry in dataset.images)
 
 
 def in_coco_form(detections: Detections, image_key: Key, category_keys: Sequence[Key]) -> CocoDetections:
@@ -137,6 +155,7 @@ class EvaluationResult:
     device: str | None = None  # None of a predictions file
     reference_device: str | None = None
     annotations_sha256: str | None = None  # of the images, boxes and classes; what `eval --reference` goes by
+    batch: int | None = None  # images at a time; None of a predictions file
     notes: tuple[str, ...] = ()  # why the two are not the same but for their form; what the runtime does
 
     @property
@@ -153,6 +172,7 @@ class EvaluationResult:
             "model": self.model,
             "file_sha256": self.file_sha256,
             "device": self.device,
+            "batch": self.batch,
             "annotations_sha256": self.annotations_sha256,
             **self.metrics.to_dict(),
             "reference": self.reference,

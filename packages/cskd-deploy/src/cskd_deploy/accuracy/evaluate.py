@@ -75,6 +75,7 @@ def evaluate_model(
     *,
     backend: str | None = None,
     limit: int | None = None,
+    batch: int | None = None,
     skip_broken: bool = False,
     output: Path | None = None,
     warn: Warn = lambda line: None,
@@ -87,6 +88,8 @@ def evaluate_model(
         images: folder of the images; None looks for it beside `ann`.
         reference: another model, a checkpoint, or the JSON of a former evaluation.
         limit: only the first so many images.
+        batch: images at a time, of those that are padded to one size; by default as many as the graph is fixed to,
+            else one. Of a reference too, where its graph takes them.
         skip_broken: leave out images that cannot be used; the result counts them.
         output: where to write the detections in COCO's results format.
         warn: called with a line for each oddity of the data set, before the model runs.
@@ -102,6 +105,7 @@ def evaluate_model(
         check_writable(output)
     with contextlib.ExitStack() as stack:
         detector = Detector(stack.enter_context(backend_for(model, backend, **options)))
+        batch = detector.batch(batch)
         dataset, warnings = load_dataset(ann, images, detector.manifest.classes, limit, skip_broken)
         for warning in warnings:
             warn(warning)
@@ -112,11 +116,11 @@ def evaluate_model(
         # Before the model runs: a reference that cannot be had should not cost an evaluation.
         other = None
         if reference is not None:
-            other = _Reference(reference, options, beside(options.get("device"), detector.backend), stack)
+            other = _Reference(reference, options, beside(options.get("device"), detector.backend), stack, batch)
             other.check(dataset)
         begin = time.perf_counter()
         with progress("eval", "images") as count:
-            detections = detect(detector, dataset, count)
+            detections = detect(detector, dataset, count, batch)
         seconds = time.perf_counter() - begin
         if dataset.annotated:
             metrics = cskd_data.evaluate(dataset, detections, seconds=seconds)
@@ -130,6 +134,7 @@ def evaluate_model(
             metrics,
             file_sha256=sha256_of_file(model),
             device=detector.backend.device,
+            batch=batch,
             annotations_sha256=annotations_sha256(dataset),
             notes=tuple(detector.backend.notes),
         )
@@ -145,10 +150,19 @@ class _Reference:
     Args:
         device: that it runs on; None chooses by its runtime.
         stack: closes the file's backend.
+        batch: images at a time, of a file that takes any number.
     """
 
-    def __init__(self, path: Path, options: Mapping[str, Any], device: str | None, stack: contextlib.ExitStack) -> None:
+    def __init__(
+        self,
+        path: Path,
+        options: Mapping[str, Any],
+        device: str | None,
+        stack: contextlib.ExitStack,
+        batch: int | None = None,
+    ) -> None:
         self._path = path
+        self._batch = batch
         self._threads = options.get("threads")
         self._student = self._detector = self._former = None
         self._device = device
@@ -185,7 +199,8 @@ class _Reference:
     def _evaluate(self, dataset: Dataset, progress: Begin) -> CocoResult:
         with progress("reference", "images") as count:
             if self._detector is not None:
-                return measure(self._detector, dataset.select(self._detector.manifest.classes), count)
+                batch = self._detector.backend.batch_size or self._batch
+                return measure(self._detector, dataset.select(self._detector.manifest.classes), count, batch)
             assert self._student is not None
             assert self._device is not None
             chosen = dataset.select(self._student.classes)

@@ -45,6 +45,12 @@ MAX_DROP = 0.2
 )
 @click.option("--skip-broken", is_flag=True, help="Go on without images that cannot be used; they are counted.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first N images of the file.")
+@click.option(
+    "--batch",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Images at a time, of those that are padded to one size. [default: as many as the graph is fixed to, else 1]",
+)
 @click.option("--backend", type=click.Choice(NAMES), help="[default: the one for the file's name]")
 @runtime_options
 @click.option(
@@ -63,6 +69,7 @@ def command(
     max_drop: float | None,
     skip_broken: bool,
     limit: int | None,
+    batch: int | None,
     backend: str | None,
     out: Path | None,
     as_json: bool,
@@ -90,8 +97,8 @@ def command(
     if max_drop is not None and reference is None:
         raise DeployError("--max-drop is measured against a reference: give --reference with it")
     if predictions is not None:
-        if out is not None or limit is not None:
-            raise DeployError("--predictions are scored as they are: leave --detections and --limit out")
+        if out is not None or limit is not None or batch is not None:
+            raise DeployError("--predictions are scored as they are: leave --detections, --limit and --batch out")
         result = evaluate_detections(
             predictions, ann, images, reference, skip_broken=skip_broken, warn=_warn, progress=Progress, **options
         )
@@ -104,6 +111,7 @@ def command(
             reference,
             backend=backend,
             limit=limit,
+            batch=batch,
             skip_broken=skip_broken,
             output=out,
             warn=_warn,

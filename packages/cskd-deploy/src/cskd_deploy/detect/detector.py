@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
+from typing import TypeVar
 
 import numpy as np
 
 from cskd_deploy.backends.base import IMAGE_SHAPE, INPUT, OUTPUTS, Backend
 from cskd_deploy.detect.postprocess import Detections, placed_detections, select_detections
-from cskd_deploy.detect.preprocess import PreparedImage, prepare
+from cskd_deploy.detect.preprocess import PreparedImage, placement, prepare
 from cskd_deploy.errors import DeployError
+
+Item = TypeVar("Item")
 
 
 class Detector:
@@ -51,11 +55,66 @@ class Detector:
         Raises:
             DeployError: it is no such image, the detector is closed, or the runtime fails.
         """
-        _check_image(image)
+        return self.detect_batch([image])[0]
+
+    def detect_batch(self, images: Sequence[np.ndarray]) -> list[Detections]:
+        """What `detect` gives of each of some images, in one inference.
+
+        Args:
+            images: at least one, and no more than a graph of a fixed batch takes; where they are fewer, the last one
+                fills up. All must be padded to one size: `batches` gives such.
+
+        Raises:
+            DeployError: as `detect`; also when the images are not to be one batch.
+        """
+        for image in images:
+            _check_image(image)
         if self._closed:
             raise DeployError(f"{self.backend.path} has been closed: load it again")
-        prepared = self.prepare(image)
-        return self.select(self.infer(prepared), prepared)
+        prepared = [self.prepare(image) for image in images]
+        outputs = self.infer(*prepared)
+        return [self.select(outputs, one, place) for place, one in enumerate(prepared)]
+
+    def batch(self, asked: int | None = None) -> int:
+        """How many images at a time: as many as are asked for, else as the graph is fixed to, else one.
+
+        Raises:
+            DeployError: the graph is fixed to another number.
+        """
+        fixed = self.backend.batch_size
+        if asked is not None and fixed not in (None, asked):
+            raise DeployError(
+                f"{self.backend.path} takes batches of {fixed} only, asked for {asked}: "
+                "export it with --batch any, or leave --batch out"
+            )
+        return asked or fixed or 1
+
+    def canvas(self, size: tuple[int, int]) -> tuple[int, int]:
+        """What an image of this size is padded to, both as (height, width)."""
+        return placement(size, self.manifest.preprocessing, self.manifest.graph).canvas
+
+    def batches(
+        self, items: Iterable[Item], size_of: Callable[[Item], tuple[int, int]], count: int
+    ) -> Iterator[list[Item]]:
+        """Items that follow each other, at most `count` at a time, whose images are padded to one size.
+
+        Args:
+            size_of: the (height, width) of an item's image.
+        """
+        batch: list[Item] = []
+        canvas = None
+        for item in items:
+            own = self.canvas(size_of(item))
+            if batch and own != canvas:
+                yield batch
+                batch = []
+            canvas = own
+            batch.append(item)
+            if len(batch) == count:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
 
     def prepare(self, image: np.ndarray) -> PreparedImage:
         """Preprocessing."""
@@ -64,9 +123,15 @@ class Detector:
     def feed(self, *prepared: PreparedImage) -> dict[str, np.ndarray]:
         """What the backend infers from: one image, or a batch of images on canvases of one size.
 
+        A graph of a fixed batch gets no fewer: the last image fills up.
+
         Raises:
-            DeployError: the canvases differ, as those of a dynamic graph may.
+            DeployError: the canvases differ, as those of a dynamic graph may, or there are too many images.
         """
+        fixed = self.backend.batch_size or len(prepared)
+        if len(prepared) > fixed:
+            raise DeployError(f"{self.backend.path} takes {fixed} images at a time, given {len(prepared)}")
+        prepared += prepared[-1:] * (fixed - len(prepared))
         shapes = np.array([one.resized_size for one in prepared], dtype=np.float32)
         tensors = [one.tensor for one in prepared]
         if len({tensor.shape for tensor in tensors}) > 1:
