@@ -15,6 +15,14 @@ class CheckFailed(DeployError):
     exit_code = 1
 
 
+class Interrupted(DeployError):
+    """A signal ended the command before it was done (exit code 128 + its number)."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
 class BackendMissing(DeployError):
     """What the command needs is not installed; the message names the command that mends it (exit code 3)."""
 

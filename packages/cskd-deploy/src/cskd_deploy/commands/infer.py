@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import colorsys
+import contextlib
+import itertools
 import json
 import os
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
-import cv2
 import numpy as np
 
 import cskd_deploy
@@ -19,34 +21,49 @@ from cskd_data.files import check_writable, write_atomically
 from cskd_data.images import find_images, read_image
 from cskd_deploy.backends import NAMES
 from cskd_deploy.commands.options import runtime_options
+from cskd_deploy.detect.detector import Detector
+from cskd_deploy.detect.drawing import draw, write_image
 from cskd_deploy.detect.postprocess import Detections
-from cskd_deploy.errors import CheckFailed, DeployError
+from cskd_deploy.detect.video import Video, VideoFile, stop_signals, video_source
+from cskd_deploy.errors import CheckFailed, DeployError, Interrupted
 from cskd_deploy.model.manifest import Manifest
 from cskd_deploy.progress import Progress
 
 SHOWN = 5
 USUAL_THRESHOLD = 0.3
-FONT = cv2.FONT_HERSHEY_SIMPLEX
-GOLDEN = 0.618034  # steps of this part of the circle of hues keep any number of colours apart
+SECONDS_BETWEEN_LINES = 5.0
+STDOUT = "-"
 
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
 @click.option(
-    "--output", "-o", type=click.Path(path_type=Path), help="Folder for copies of the images with the boxes drawn."
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path),
+    help="Folder for copies of the images, or frames, with the boxes drawn; of a video also a video file "
+    "(.mp4 or .avi).",
 )
 @click.option(
     "--json",
     "json_file",
     type=click.Path(path_type=Path, allow_dash=True),
-    help="Write the detections to this file; - is the standard output.",
+    help="Write the detections to this file; - is the standard output. Of a video a line for each frame, as it comes.",
 )
 @click.option(
     "--score-thr",
     type=click.FloatRange(0, 1),
     help="Leave out detections with a lower score. [default: 0.3, or the file's own threshold where that is higher]",
 )
+@click.option(
+    "--batch",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Images at a time, of those in a row that are padded to one size. [default: as many as the graph is fixed to, "
+    "else 1]",
+)
+@click.option("--max-frames", type=click.IntRange(min=1), metavar="N", help="Of a video or a camera, at most so many.")
 @click.option("--backend", type=click.Choice(NAMES), help="[default: the one for the file's name]")
 @runtime_options
 def command(
@@ -55,44 +72,58 @@ def command(
     output: Path | None,
     json_file: Path | None,
     score_thr: float | None,
+    batch: int | None,
+    max_frames: int | None,
     backend: str | None,
     **options: Any,
 ) -> None:
-    """Detect on images: files, folders, or patterns in quotes ('frames/*.jpg', the frames of a video).
+    """Detect on images: files, folders, or patterns in quotes ('frames/*.jpg'). Or on a video file, or a camera.
 
     Prints what it finds in each image. An image that cannot be read is named and left out; the exit code is then 1.
+
+    A video or a camera is given alone: as a file that OpenCV reads, or as camera:0 for the first camera. Each frame is
+    detected on, in its turn, and written as it is done; at the end frames a second are those of the whole: reading,
+    detecting, drawing. Ctrl-C ends it between two frames: what was written is whole, the exit code is 130.
 
     \b
     Examples:
       cskd-deploy infer student.onnx data/shapes/images --output detections --score-thr 0.5
       cskd-deploy infer student.onnx 'data/shapes/images/*.jpg' --json detections.json
+      cskd-deploy infer student.onnx traffic.mp4 --output drawn.mp4 --json traffic.jsonl
+      cskd-deploy infer student.onnx camera:0 --json - --max-frames 1000
     """
+    quiet = str(json_file) == STDOUT
+    source = video_source(images)
+    if source is not None:
+        with contextlib.ExitStack() as stack:
+            video = stack.enter_context(Video(source))
+            drawn = None if output is None else stack.enter_context(VideoFile(output, video))
+            lines = None if json_file is None else stack.enter_context(_lines(json_file, video))
+            detector = stack.enter_context(cskd_deploy.load(model, backend=backend, **options))
+            threshold = _ready(detector, score_thr, model)
+            _detect_frames(detector, video, detector.batch(batch), max_frames, threshold, drawn, lines, quiet)
+        return
+    if max_frames is not None:
+        raise DeployError("--max-frames is for a video or a camera: leave it out for images")
     paths = find_images(images)
     drawings = {} if output is None else _drawings(paths, output)
-    quiet = json_file is not None and str(json_file) == "-"
     if json_file is not None and not quiet:
         check_writable(json_file)
     entries: list[dict[str, Any]] = []
     skipped: list[dict[str, str]] = []
     with cskd_deploy.load(model, backend=backend, **options) as detector, Progress("infer", "images") as progress:
-        manifest = detector.manifest
-        threshold = _threshold(score_thr, manifest, model)
-        for note in detector.backend.notes:
-            click.echo(f"note: {note}", err=True)
-        for done, path in enumerate(paths, start=1):
-            try:
-                image = read_image(path)
-            except DataError as error:
-                click.echo(f"skipped: {error}", err=True)
-                skipped.append({"image": str(path), "reason": str(error)})
-            else:
-                found = _at_least(threshold, detector.detect(image))
-                entries.append(_entry(path, image, found, manifest))
+        threshold = _ready(detector, score_thr, model)
+        count, manifest = detector.batch(batch), detector.manifest
+        for pairs in detector.batches(_readable(paths, skipped), _size, count):
+            for (path, image), all_found in zip(pairs, detector.detect_batch([pair[1] for pair in pairs]), strict=True):
+                found = _at_least(threshold, all_found)
+                entries.append({"image": str(path), **_entry(image, found, manifest)})
                 if not quiet:
                     click.echo(_line(path, found, manifest.classes))
                 if path in drawings:
-                    _write_image(drawings[path], draw(image, found, manifest.classes))
-            progress(done, len(paths))
+                    write_image(drawings[path], draw(image, found, manifest.classes))
+            progress(len(entries) + len(skipped), len(paths))
+        progress(len(paths), len(paths))
     if json_file is not None:
         result = {
             "model": str(model),
@@ -108,6 +139,96 @@ def command(
             write_atomically(json_file, lambda file: file.write(text.encode()))
     if skipped:
         raise CheckFailed(f"{len(skipped)} of {len(paths)} images could not be read, see above")
+
+
+def _readable(paths: Sequence[Path], skipped: list[dict[str, str]]) -> Iterator[tuple[Path, np.ndarray]]:
+    """The images that can be read; the others are named, and added to `skipped`."""
+    for path in paths:
+        try:
+            image = read_image(path)
+        except DataError as error:
+            click.echo(f"skipped: {error}", err=True)
+            skipped.append({"image": str(path), "reason": str(error)})
+        else:
+            yield path, image
+
+
+def _size(pair: tuple[Any, np.ndarray]) -> tuple[int, int]:
+    return pair[1].shape[0], pair[1].shape[1]
+
+
+@contextlib.contextmanager
+def _lines(path: Path, video: Video) -> Iterator[TextIO]:
+    """A text file, or the standard output, to which lines are written as they come.
+
+    Raises:
+        DeployError: it would replace the video.
+    """
+    if str(path) == STDOUT:
+        yield sys.stdout
+        return
+    if video.is_at(path):
+        raise DeployError(f"--json {path} would replace the video: give another name")
+    check_writable(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        yield file
+
+
+def _detect_frames(
+    detector: Detector,
+    video: Video,
+    batch: int,
+    most: int | None,
+    threshold: float,
+    drawn: VideoFile | None,
+    lines: TextIO | None,
+    quiet: bool,
+) -> None:
+    """Detect on a video to its end, to `most` frames, or to a signal.
+
+    Args:
+        lines: where a JSON object for each frame goes.
+        quiet: nothing else goes to the standard output.
+
+    Raises:
+        Interrupted: a signal came.
+    """
+    manifest = detector.manifest
+    begin = shown = time.perf_counter()
+    done = 0
+    with stop_signals() as signals:
+        for frames in detector.batches(itertools.islice(video, most), lambda frame: frame.size, batch):
+            results = detector.detect_batch([frame.image for frame in frames])
+            for frame, all_found in zip(frames, results, strict=True):
+                found = _at_least(threshold, all_found)
+                if lines is not None:
+                    entry = {"frame": frame.number, "seconds": frame.seconds, **_entry(frame.image, found, manifest)}
+                    lines.write(json.dumps(entry) + "\n")
+                    lines.flush()
+                if not quiet:
+                    click.echo(_line(f"frame {frame.number}", found, manifest.classes))
+                if drawn is not None:
+                    drawn.write(draw(frame.image, found, manifest.classes))
+            done += len(frames)
+            now = time.perf_counter()
+            if now - shown >= SECONDS_BETWEEN_LINES:
+                shown = now
+                click.echo(f"infer {done} frames, {done / (now - begin):.1f} frames/s", err=True)
+            if signals:
+                break
+    seconds = max(time.perf_counter() - begin, 1e-9)
+    own = "" if video.rate is None else f"; the source has {video.rate:.3g}"
+    click.echo(f"{done} frames in {seconds:.1f} s: {done / seconds:.1f} frames/s{own}", err=True)
+    if signals:
+        raise Interrupted(f"stopped after {done} frames by {signals[0].name}", signals[0])
+
+
+def _ready(detector: Detector, score_thr: float | None, model: Path) -> float:
+    """The score threshold; says what there is to know of how the model runs."""
+    for note in detector.backend.notes:
+        click.echo(f"note: {note}", err=True)
+    return _threshold(score_thr, detector.manifest, model)
 
 
 def _threshold(asked: float | None, manifest: Manifest, model: Path) -> float:
@@ -127,9 +248,8 @@ def _at_least(threshold: float, found: Detections) -> Detections:
     return Detections(found.boxes[kept], found.scores[kept], found.labels[kept])
 
 
-def _entry(path: Path, image: np.ndarray, found: Detections, manifest: Manifest) -> dict[str, Any]:
+def _entry(image: np.ndarray, found: Detections, manifest: Manifest) -> dict[str, Any]:
     return {
-        "image": str(path),
         "height": image.shape[0],
         "width": image.shape[1],
         "detections": [
@@ -141,14 +261,14 @@ def _entry(path: Path, image: np.ndarray, found: Detections, manifest: Manifest)
     }
 
 
-def _line(path: Path, found: Detections, classes: Sequence[str]) -> str:
+def _line(name: object, found: Detections, classes: Sequence[str]) -> str:
     best = [
         f"{classes[label]} {score:.2f} ({', '.join(f'{value:.0f}' for value in box)})"
         for box, score, label in list(zip(found.boxes, found.scores, found.labels, strict=True))[:SHOWN]
     ]
     more = [f"{len(found) - SHOWN} more"] if len(found) > SHOWN else []
     count = f"{len(found)} detection{'' if len(found) == 1 else 's'}"
-    return f"{path}: {count}" + (f": {', '.join(best + more)}" if best else "")
+    return f"{name}: {count}" + (f": {', '.join(best + more)}" if best else "")
 
 
 def _drawings(paths: list[Path], folder: Path) -> dict[Path, Path]:
@@ -166,34 +286,3 @@ def _drawings(paths: list[Path], folder: Path) -> dict[Path, Path]:
             raise DeployError(f"--output {folder} would replace the image {path}: give another folder")
     check_writable(folder / "drawing")
     return drawings
-
-
-def _write_image(path: Path, image: np.ndarray) -> None:
-    suffix = path.suffix or ".png"
-    done, content = cv2.imencode(suffix, image) if cv2.haveImageWriter(f"image{suffix}") else (False, None)
-    if not done or content is None:
-        raise DeployError(f"{path} cannot be written: OpenCV writes no {suffix} files")
-    write_atomically(path.with_suffix(suffix), lambda file: file.write(content.tobytes()))
-
-
-def draw(image: np.ndarray, detections: Detections, classes: Sequence[str]) -> np.ndarray:
-    """A copy of a BGR uint8 image `(height, width, 3)` with boxes, class names and scores; the best on top."""
-    drawn = image.copy()
-    scale = max(min(image.shape[:2]) / 900, 0.35)
-    thickness = max(round(2 * scale), 1)
-    for box, score, label in reversed(list(zip(detections.boxes, detections.scores, detections.labels, strict=True))):
-        left, top, right, bottom = (int(value) for value in np.clip(np.rint(box), -1, max(image.shape)))
-        colour = _colour(int(label))
-        cv2.rectangle(drawn, (left, top), (right, bottom), colour, thickness)
-        # OpenCV's fonts have the characters of ASCII only.
-        text = f"{classes[label].encode('ascii', 'replace').decode()} {score:.2f}"
-        (width, height), below = cv2.getTextSize(text, FONT, scale, thickness)
-        base = min(max(top - below, height), image.shape[0] - below)
-        cv2.rectangle(drawn, (left, base - height), (left + width, base + below), colour, cv2.FILLED)
-        cv2.putText(drawn, text, (left, base), FONT, scale, (255, 255, 255), thickness, cv2.LINE_AA)
-    return drawn
-
-
-def _colour(label: int) -> tuple[int, int, int]:
-    red, green, blue = colorsys.hsv_to_rgb(label * GOLDEN % 1, 0.9, 0.7)
-    return round(255 * blue), round(255 * green), round(255 * red)
