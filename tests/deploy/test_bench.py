@@ -218,6 +218,20 @@ def test_any_number_of_files_is_timed_and_held_against_the_last(deploy, exported
     assert any(note.startswith("not the same work: ") for note in facts["notes"])
 
 
+def test_streams_stand_in_the_table_and_in_the_record_beside_latency(deploy, model_file, monkeypatch):
+    monkeypatch.setattr("cskd_deploy.measure.bench.STREAMS_TURN_SECONDS", 0.1)
+    quick = ("--duration", 0, "--iterations", 2, "--warmup", 0, "--no-cold")
+    done = deploy("bench", model_file, *quick, "--streams", "1,2", "--json")
+    assert done.code == 0, done.err
+    alone, together = json.loads(done.out)["results"]
+    assert (alone["streams"], together["streams"]) == (1, 2)
+    assert alone["enqueue_ms"] is None
+    assert together["images_per_second"] == pytest.approx(together["images"] / together["seconds"])
+    wrong = deploy("bench", model_file, "--streams", "0")
+    assert wrong.code == 2
+    assert "'0' are no numbers of streams, expected for example 1,2,4" in wrong.err
+
+
 def test_a_batch_that_the_file_cannot_take_is_refused_by_name(deploy, model_file):
     done = deploy("bench", model_file, *QUICK, "--batch", "1,2")
     assert done.code == 2

@@ -154,7 +154,7 @@ def export(
         graph_input: "uint8" for raw pixels `(N, H, W, 3)` BGR, which the graph normalises; "float" for normalised
             images `(N, 3, H, W)`.
         nms: "outside", or "graph" for ONNX's NonMaxSuppression and a fixed number of detections.
-        batch: images at a time; None takes any number. With Faster R-CNN or `nms="graph"` 1.
+        batch: images at a time, a number that the graph is fixed to; None takes any number.
         proposals: Faster R-CNN: keep the best so many of an image; by default the config's number.
         precision: "fp32", "fp16", "int8" or, for TensorRT, "int8+fp16".
         target: of INT8: "cpu", the default, or "tensorrt".
@@ -220,6 +220,7 @@ def evaluate(
     reference: AnyPath | None = None,
     *,
     limit: int | None = None,
+    batch: int | None = None,
     skip_broken: bool = False,
     output: AnyPath | None = None,
     backend: str | None = None,
@@ -242,6 +243,8 @@ def evaluate(
         images: folder of its images; by default looked for beside it.
         reference: another model, a checkpoint, which cskd-train evaluates, or the JSON of a former `cskd-deploy eval`.
         limit: only the first so many images of the file.
+        batch: images at a time, of those that are padded to one size; by default as many as the graph is fixed to,
+            else one.
         skip_broken: go on without images that cannot be used; the result counts them.
         output: where to write the detections in COCO's results format.
         backend, device, threads, allow_external_data, buffers, trust_engine: as `load`; the reference's too, but for
@@ -263,6 +266,7 @@ def evaluate(
         _path(reference),
         backend=backend,
         limit=limit,
+        batch=batch,
         skip_broken=skip_broken,
         output=_path(output),
         warn=lambda line: warn(line, stacklevel=4),
@@ -281,10 +285,12 @@ def benchmark(
     *,
     reference: AnyPath | None = None,
     backends: Sequence[str] = (),
-    batches: Sequence[int] = (1,),
+    batches: Sequence[int] = (),
+    streams: Sequence[int] = (),
     duration: float = 3.0,
     iterations: int = 10,
     warmup: float | None = None,
+    mlperf: bool = False,
     cold: bool = True,
     force: bool = False,
     device: str | None = None,
@@ -303,10 +309,13 @@ def benchmark(
         images: folder of images to detect on; by default seeded random ones.
         reference: a checkpoint to time in PyTorch in the same run.
         backends: run each file in those of them that run it; by default in the one for its name.
-        batches: images at a time; each model is timed with each of them.
+        batches: images at a time; each model is timed with each of them. By default as many as graphs are fixed to,
+            else 1.
+        streams: beside latency, the throughput of each exported file with so many batches under way at a time.
         duration: seconds that each model runs for, at least, with each batch size,
         iterations: and batches, at least.
         warmup: seconds before it counts; by default 0.2, on a GPU 2.
+        mlperf: as long as MLPerf's runs, in place of `duration` and `iterations`.
         cold: time a process of its own for each model too, from its start to its first detections.
         force: time files together that do different work; what differs is a note.
         device, threads, allow_external_data, buffers, trust_engine, cuda_graph: as `load`.
@@ -333,9 +342,11 @@ def benchmark(
         reference=_path(reference),
         backends=backends,
         batches=batches,
+        streams=streams,
         duration=duration,
         iterations=iterations,
         warmup=warmup,
+        mlperf=mlperf,
         cold=cold,
         force=force,
         progress=partial(Progress, show_rate=False) if show_progress else silent,

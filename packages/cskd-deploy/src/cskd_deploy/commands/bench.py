@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from cskd_data.files import check_writable
 from cskd_deploy.backends import NAMES
@@ -20,13 +21,20 @@ from cskd_deploy.measure.plot import check_plotting, plot, read_evaluations
 from cskd_deploy.progress import Progress
 
 
-class BatchSizes(click.ParamType):
-    """`1,2,4`."""
+class Counts(click.ParamType):
+    """`1,2,4`.
+
+    Args:
+        what: they count.
+    """
 
     name = "N,N,..."
 
+    def __init__(self, what: str) -> None:
+        self._what = what
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        """The sizes, each once.
+        """The numbers, each once.
 
         Raises:
             click.BadParameter: not positive whole numbers.
@@ -38,7 +46,7 @@ class BatchSizes(click.ParamType):
         except ValueError:
             sizes = ()
         if not sizes or min(sizes) < 1:
-            self.fail(f"{value!r} are no batch sizes, expected for example 1,2,4", param, ctx)
+            self.fail(f"{value!r} are no {self._what}, expected for example 1,2,4", param, ctx)
         return sizes
 
 
@@ -57,13 +65,30 @@ class BatchSizes(click.ParamType):
     help="Run each file in this backend; may be given several times. [default: the one for the file's name]",
 )
 @click.option("--images", type=click.Path(path_type=Path), help="Folder of images. [default: seeded random images]")
-@click.option("--batch", "batches", type=BatchSizes(), default="1", show_default=True, help="Sizes of a batch.")
+@click.option(
+    "--batch",
+    "batches",
+    type=Counts("batch sizes"),
+    help="Sizes of a batch. [default: as many images as a graph is fixed to, else 1]",
+)
+@click.option(
+    "--streams",
+    type=Counts("numbers of streams"),
+    help="Beside latency, the throughput of exported files with so many batches under way at a time, each in a copy of "
+    "the model. They share the cores; with --threads each has so many.",
+)
 @click.option("--duration", type=click.FloatRange(min=0), default=3.0, show_default=True, help="Seconds, at least.")
 @click.option("--iterations", type=click.IntRange(min=1), default=10, show_default=True, help="Batches, at least.")
 @click.option(
     "--warmup",
     type=click.FloatRange(min=0),
     help="Milliseconds before it counts. [default: 200, on a GPU 2000]",
+)
+@click.option(
+    "--mlperf",
+    is_flag=True,
+    help="As long as MLPerf's runs, in place of --duration and --iterations: 600 s each, and 1024 images one at a "
+    "time (single-stream) or 24576 in batches or streams (offline).",
 )
 @runtime_options
 @click.option("--cold/--no-cold", default=True, show_default=True, help="Time and memory of a process of its own.")
@@ -83,10 +108,12 @@ def command(
     reference: Path | None,
     backends: tuple[str, ...],
     images: Path | None,
-    batches: tuple[int, ...],
+    batches: tuple[int, ...] | None,
+    streams: tuple[int, ...] | None,
     duration: float,
     iterations: int,
     warmup: float | None,
+    mlperf: bool,
     cold: bool,
     force: bool,
     ort: tuple[str, ...],
@@ -102,8 +129,12 @@ def command(
     and decoding image files is not timed. On a GPU the copies to it and back are part of the inference, and shown apart
     where the backend can tell (h2d, compute, d2h).
 
-    Batches follow each other in one synchronous stream: images/s is the batch over its mean latency. A ratio is given
-    between results of one device only; a checkpoint runs on the device of the first model.
+    For latency batches follow each other in one synchronous stream: images/s is the batch over its mean latency. With
+    --streams several do so at the same time: images/s is that of all of them, and the latency that under this load. A
+    ratio is given between results of one device only; a checkpoint runs on the device of the first model.
+
+    Notes say when times are unstable (p90 above 1.2 times p50), when a GPU waits for the processor or for copies, and
+    what to do about it.
 
     --warmup, --duration and --iterations are trtexec's: milliseconds, then at least so many seconds and at least so
     many batches of each model.
@@ -113,7 +144,11 @@ def command(
       cskd-deploy bench student.onnx
       cskd-deploy bench student.onnx --reference work_dirs/student/best.pth --images data/shapes/images
       cskd-deploy bench student.onnx student_int8.onnx --threads 1 --ort spinning=off --plot latency.png
+      cskd-deploy bench student.onnx --batch 1,8 --streams 2,4
     """
+    source = click.get_current_context().get_parameter_source
+    if mlperf and ParameterSource.COMMANDLINE in (source("duration"), source("iterations")):
+        raise DeployError("--mlperf says how long to measure: leave --duration and --iterations out")
     if plot_file is not None:
         check_plotting()
         check_writable(plot_file)
@@ -125,10 +160,12 @@ def command(
         images,
         reference=reference,
         backends=backends,
-        batches=batches,
+        batches=batches or (),
+        streams=streams or (),
         duration=duration,
         iterations=iterations,
         warmup=None if warmup is None else warmup / 1e3,
+        mlperf=mlperf,
         cold=cold,
         force=force,
         progress=functools.partial(Progress, show_rate=False),

@@ -1,4 +1,4 @@
-"""Latency of detectors, side by side in one run.
+"""Latency and throughput of detectors, side by side in one run.
 
 Each batch goes through pre-processing, inference and post-processing, each timed apart. Several detectors, each with
 several batch sizes, take turns, so that a change of clock or load strikes all alike. The first batch of a turn is not
@@ -6,8 +6,10 @@ counted: the caches hold the other detector's weights then, and its threads may 
 longer, and its first half second is not counted: an idle GPU lowers its clock, as in the turns of detectors that run on
 the processor, and takes longer than a batch or two to raise it again.
 
-Batches follow each other in one synchronous stream: each is waited for before the next begins. So images per second are
-the batch over its mean latency, not what a device can do with several streams.
+For latency batches follow each other in one synchronous stream: each is waited for before the next begins. Images per
+second are the batch over its mean latency then. For throughput several streams do so at the same time
+(`measure.streams`): images per second are those of all over the time by the clock, and the latency of a batch is that
+under this load.
 """
 
 from __future__ import annotations
@@ -25,13 +27,16 @@ from cskd_deploy.backends.base import label
 from cskd_deploy.detect.detector import Detector
 from cskd_deploy.errors import DeployError
 from cskd_deploy.measure.cold_start import ColdStart
+from cskd_deploy.measure.run_length import SINGLE_STREAM, RunLength
+from cskd_deploy.measure.streams import Streams
 
 STAGES = ("preprocess", "inference", "postprocess", "total")
-DEVICE_STAGES = ("h2d", "compute", "d2h")  # parts of the inference, where the backend can tell them apart
+ENQUEUE = "enqueue"  # until the device has been given its work
+DEVICE_STAGES = ("h2d", "compute", "d2h", ENQUEUE)  # of the inference, where the backend can tell them apart
 PERCENTILES = (50, 90, 95, 99)
-STREAMS = 1
 TURN_SECONDS, WARM_UP_SECONDS = 0.5, 0.2
 GPU_TURN_SECONDS, GPU_WARM_UP_SECONDS, GPU_UNCOUNTED_SECONDS = 1.0, 2.0, 0.5
+STREAMS_TURN_SECONDS = 2.0  # at its end some streams are idle already
 # Of the manifest: what a file asks of the images and of NMS, for figures side by side to mean the same work.
 # A graph that takes pixels does the same work as one that takes normalised values: part of it elsewhere.
 WORK = ("preprocessing", "postprocessing", "graph")
@@ -40,7 +45,7 @@ NOT_WORK = ("input", "batch")
 
 @dataclass
 class Latencies:
-    """What was measured of one detector with one batch size, in milliseconds a batch."""
+    """What was measured of one detector with one batch size and number of streams, in milliseconds a batch."""
 
     backend: str
     path: str
@@ -48,6 +53,9 @@ class Latencies:
     samples: dict[str, list[float]] = field(default_factory=lambda: {stage: [] for stage in STAGES})
     detections: int = 0
     batch: int = 1
+    streams: int = 1
+    seconds: float = 0.0  # measured, by the clock
+    scenario: str | None = None  # of MLPerf, as long as whose runs it was measured
     device: str = "cpu"
     precision: str = "fp32"
     sha256: str | None = None  # of the file
@@ -65,9 +73,10 @@ class Latencies:
 
     @property
     def label(self) -> str:
-        """The file's name, the backend, the device and the batch size."""
+        """The file's name, the backend, the device, the batch size and the number of streams."""
         named = label(self.path.rpartition("/")[2], self.backend, self.device)
-        return named + (f" batch {self.batch}" if self.batch > 1 else "")
+        batch = f" batch {self.batch}" if self.batch > 1 else ""
+        return named + batch + (f" in {self.streams} streams" if self.streams > 1 else "")
 
     def summary(self, stage: str) -> dict[str, float]:
         """mean, p50, p90, p95 and p99 of a stage in milliseconds."""
@@ -78,8 +87,24 @@ class Latencies:
 
     @property
     def images_per_second(self) -> float:
-        """Of the whole, in one synchronous stream: the batch over its mean latency."""
+        """Of the whole: in one stream the batch over its mean latency, in several all images over the time."""
+        if self.streams > 1:
+            return self.count * self.batch / self.seconds
         return 1e3 * self.batch / self.summary("total")["mean"]
+
+    @property
+    def enqueue_ms(self) -> float | None:
+        """Median of the time until the device has been given its work; None where the backend cannot tell."""
+        return self.summary(ENQUEUE)["p50"] if self.samples.get(ENQUEUE) else None
+
+    @property
+    def mlperf(self) -> dict[str, Any] | None:
+        """What MLPerf reports of its scenario: the 90th percentile, not its estimate for few queries, or the rate."""
+        if self.scenario is None:
+            return None
+        single = self.scenario == SINGLE_STREAM
+        value = self.summary("total")["p90"] if single else self.images_per_second
+        return {"scenario": self.scenario, "p90_ms" if single else "images_per_second": value}
 
     @property
     def overhead(self) -> float:
@@ -98,10 +123,13 @@ class Latencies:
             "size_bytes": self.size_bytes,
             "batch": self.batch,
             "images": self.count * self.batch,
-            "streams": STREAMS,  # of the rates below: batches one after the other
+            "streams": self.streams,  # of the rates below: in each, batches one after the other
+            "seconds": self.seconds,
             "milliseconds": {stage: self.summary(stage) for stage in self.stages},
             "images_per_second": self.images_per_second,
-            "inferences_per_second": 1e3 / self.summary("inference")["mean"],
+            "inferences_per_second": self.streams * 1e3 / self.summary("inference")["mean"],
+            "enqueue_ms": self.enqueue_ms,
+            "mlperf_length": self.mlperf,
             "overhead": self.overhead,
             "detections_per_image": self.detections / (self.count * self.batch),
             "cold_start": None if self.cold is None else self.cold.to_dict(),
@@ -112,10 +140,12 @@ def measure(
     detectors: Sequence[Detector],
     images: Sequence[np.ndarray],
     *,
-    batches: Sequence[int] = (1,),
+    batches: Sequence[int] = (),
     duration: float = 3.0,
     iterations: int = 10,
     warmup: float | None = None,
+    mlperf: bool = False,
+    streams: Sequence[Streams] = (),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Latencies]:
     """Time detectors in turns.
@@ -124,45 +154,96 @@ def measure(
         detectors: whether they do the same work, `differences` tells.
         images: decoded BGR images, taken one after the other; each detector sees the same ones. For batches of several
             they must have one size.
-        batches: sizes of a batch; each detector is timed with each of them.
+        batches: sizes of a batch; each detector is timed with each of them. None of them: with those that its graph
+            takes of the sizes that graphs are fixed to; with 1 where none is.
         duration: each detector runs for at least so many seconds with each batch size,
         iterations: and for at least so many batches.
         warmup: each first runs for so many seconds, at least once, without being timed; by default `WARM_UP_SECONDS`,
             on a GPU `GPU_WARM_UP_SECONDS`. A GPU sees every image then, for what it prepares anew for each size.
+        mlperf: at least as long as MLPerf's runs, in place of `duration` and `iterations` (`measure.run_length`).
+        streams: models in several streams, which are timed too.
         progress: called with (seconds measured, seconds to measure).
 
     Returns:
-        Those of the first batch size in the order of the detectors, then those of the second.
+        Those of the first batch size in the order of the detectors, then those of the second; then those in several
+        streams alike.
 
     Raises:
         DeployError: a detector cannot take batches of this size.
     """
-    subjects = [(detector, Latencies(**_facts(detector), batch=batch)) for batch in batches for detector in detectors]
-    for detector, found in subjects:
-        check_batch(detector, found.batch)
-    for detector, found in subjects:
-        on_gpu = found.device != "cpu"
-        seconds = (GPU_WARM_UP_SECONDS if on_gpu else WARM_UP_SECONDS) if warmup is None else warmup
-        _run(detector, images, found.batch, seconds, len(images) if on_gpu else 1)
-    measured = [0.0] * len(subjects)
-    total = max(math.ceil(duration * len(subjects)), 1)
-    while not all(
-        seconds >= duration and found.count >= iterations
-        for seconds, (_, found) in zip(measured, subjects, strict=True)
-    ):
-        for place, (detector, found) in enumerate(subjects):
-            on_gpu = found.device != "cpu"
-            _run(detector, images, found.batch, GPU_UNCOUNTED_SECONDS if on_gpu else 0.0)
-            begin = time.perf_counter()
-            while time.perf_counter() - begin < (GPU_TURN_SECONDS if on_gpu else TURN_SECONDS):
-                times, detections = _time_one(detector, _pick(images, found.count, found.batch))
-                for stage, milliseconds in times.items():
-                    found.samples.setdefault(stage, []).append(milliseconds)
-                found.detections += detections
-            measured[place] += time.perf_counter() - begin
-            progress(int(min(sum(measured), total - 1)), total)
+    sizes = batches or _own_batches(detectors)
+    alone: list[tuple[Detector, Streams | None]] = [(detector, None) for detector in detectors]
+    together: list[tuple[Detector, Streams | None]] = [(group.first, group) for group in streams]
+    subjects = [
+        _Subject(detector, group, Latencies(**_facts(detector), batch=batch, streams=len(group) if group else 1))
+        for models in (alone, together)
+        for batch in sizes
+        for detector, group in models
+        if batches or detector.backend.batch_size in (None, batch)
+    ]
+    for subject in subjects:
+        subject.detector.batch(subject.found.batch)
+    lengths = [RunLength.of(duration, iterations, one.found.batch, one.found.streams, mlperf) for one in subjects]
+    for subject, length in zip(subjects, lengths, strict=True):
+        subject.found.scenario = length.scenario
+        subject.warm_up(images, warmup)
+    total = max(math.ceil(sum(length.seconds for length in lengths)), 1)
+    while not all(length.reached(one.found) for length, one in zip(lengths, subjects, strict=True)):
+        for subject in subjects:
+            subject.take_turn(images)
+            progress(int(min(sum(one.found.seconds for one in subjects), total - 1)), total)
     progress(total, total)
-    return [found for _, found in subjects]
+    return [subject.found for subject in subjects]
+
+
+def _own_batches(detectors: Sequence[Detector]) -> list[int]:
+    """The batch sizes that graphs are fixed to; 1 where none is."""
+    fixed = [detector.backend.batch_size for detector in detectors]
+    return list(dict.fromkeys(size for size in fixed if size is not None)) or [1]
+
+
+@dataclass
+class _Subject:
+    """A detector, or a model in several streams, and what is found of it."""
+
+    detector: Detector
+    streams: Streams | None
+    found: Latencies
+
+    def warm_up(self, images: Sequence[np.ndarray], seconds: float | None) -> None:
+        """Run for so many seconds, by default as the device needs it, without timing it."""
+        batch, on_gpu = self.found.batch, self.found.device != "cpu"
+        if seconds is None:
+            seconds = GPU_WARM_UP_SECONDS if on_gpu else WARM_UP_SECONDS
+        least = len(images) if on_gpu else 1
+        if self.streams is None:
+            _run(self.detector, images, batch, seconds, least)
+        else:
+            self.streams.run(lambda detector, turn: _time_one(detector, _pick(images, turn, batch)), seconds, least)
+
+    def take_turn(self, images: Sequence[np.ndarray]) -> None:
+        """Run for the length of a turn, and add what it took."""
+        batch, on_gpu = self.found.batch, self.found.device != "cpu"
+        if self.streams is not None:
+            samples, seconds = self.streams.run(
+                lambda detector, turn: _time_one(detector, _pick(images, self.found.count + turn, batch)),
+                STREAMS_TURN_SECONDS,
+                uncounted=GPU_UNCOUNTED_SECONDS if on_gpu else 0.0,
+            )
+            for times, detections in samples:
+                self._add(times, detections)
+            self.found.seconds += seconds
+            return
+        _run(self.detector, images, batch, GPU_UNCOUNTED_SECONDS if on_gpu else 0.0)
+        begin = time.perf_counter()
+        while time.perf_counter() - begin < (GPU_TURN_SECONDS if on_gpu else TURN_SECONDS):
+            self._add(*_time_one(self.detector, _pick(images, self.found.count, batch)))
+        self.found.seconds += time.perf_counter() - begin
+
+    def _add(self, times: dict[str, float], detections: int) -> None:
+        for stage, milliseconds in times.items():
+            self.found.samples.setdefault(stage, []).append(milliseconds)
+        self.found.detections += detections
 
 
 def differences(detectors: Sequence[Detector]) -> list[str]:
@@ -199,20 +280,6 @@ def check_comparable(detectors: Sequence[Detector]) -> None:
     if found:
         raise DeployError(
             f"these do different work and cannot be compared (--force does it all the same): {'. '.join(found)}"
-        )
-
-
-def check_batch(detector: Detector, batch: int) -> None:
-    """Refuse a batch that a graph of a fixed batch size cannot take.
-
-    Raises:
-        DeployError: names both sizes.
-    """
-    fixed = detector.backend.batch_size
-    if fixed not in (None, batch):
-        raise DeployError(
-            f"{detector.backend.path} takes batches of {fixed} only, asked for {batch}: "
-            "export it with --batch any, or leave --batch out"
         )
 
 
@@ -260,4 +327,7 @@ def _time_one(detector: Detector, images: Sequence[np.ndarray]) -> tuple[dict[st
     end = time.perf_counter()
     seconds = (prepared_at - begin, inferred_at - prepared_at, end - inferred_at, end - begin)
     times = {stage: 1e3 * value for stage, value in zip(STAGES, seconds, strict=True)}
-    return {**times, **detector.backend.device_milliseconds}, detections
+    times.update(detector.backend.device_milliseconds)
+    if detector.backend.enqueue_seconds is not None:
+        times[ENQUEUE] = 1e3 * detector.backend.enqueue_seconds
+    return times, detections

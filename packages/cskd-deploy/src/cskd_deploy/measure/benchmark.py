@@ -21,6 +21,7 @@ from cskd_deploy.measure import environment
 from cskd_deploy.measure.bench import check_comparable, differences, measure, random_images
 from cskd_deploy.measure.cold_start import ColdStart, measure_cold
 from cskd_deploy.measure.report import BenchReport, notes_on_samples
+from cskd_deploy.measure.streams import Streams
 from cskd_deploy.progress import Begin, silent
 
 MOST_IMAGES = 32  # held decoded in memory
@@ -41,10 +42,12 @@ def benchmark(
     *,
     reference: Path | None = None,
     backends: Sequence[str] = (),
-    batches: Sequence[int] = (1,),
+    batches: Sequence[int] = (),
+    streams: Sequence[int] = (),
     duration: float = 3.0,
     iterations: int = 10,
     warmup: float | None = None,
+    mlperf: bool = False,
     cold: bool = True,
     force: bool = False,
     progress: Begin = silent,
@@ -59,7 +62,9 @@ def benchmark(
         images: folder of images; None takes seeded random ones.
         reference: a checkpoint to time in PyTorch in the same run.
         backends: run each file in those of them that run it; by default in the one for its name.
-        batches, duration, iterations, warmup: as `measure.bench.measure`; seconds.
+        batches, duration, iterations, warmup, mlperf: as `measure.bench.measure`; seconds.
+        streams: each exported file also in so many streams at a time, which share `threads` where that is None, else
+            have so many each.
         cold: time a process of its own for each model, too.
         force: time files that do different work; what differs is a note.
         progress: as `cskd_deploy.progress.Progress`.
@@ -70,7 +75,7 @@ def benchmark(
         BackendMissing: a runtime is not installed.
         DataError: an image cannot be read.
     """
-    threads = threads or environment.usable_cores()
+    each, threads = threads, threads or environment.usable_cores()
     ort = ort or OrtSettings()
     options = {**options, "device": device, "threads": threads, "ort": ort}
     # Checkpoints come last: they get their images on the canvases of the first exported file.
@@ -88,8 +93,11 @@ def benchmark(
             subject.options["device"] = backend.device  # that of its cold start
             detectors.append(Detector(backend))
         notes = _unlike(detectors, force)
+        groups, without = _streams(subjects, streams, each or 0, stack)
+        notes += without
         size = detectors[0].manifest.preprocessing.input_size
-        decoded, source = _images(images, size, max(batches))
+        largest = max([*batches, *(detector.batch() for detector in detectors)])
+        decoded, source = _images(images, size, largest)
         starts, failures = _cold_starts(subjects) if cold else ({}, [])
         with progress("bench", "s measured") as count:
             results = measure(
@@ -99,6 +107,8 @@ def benchmark(
                 duration=duration,
                 iterations=iterations,
                 warmup=warmup,
+                mlperf=mlperf,
+                streams=groups,
                 progress=count,
             )
         notes += dict.fromkeys(note for detector in detectors for note in detector.backend.notes)
@@ -125,6 +135,29 @@ def _subjects(files: Sequence[Path], backends: Sequence[str], options: Mapping[s
     if idle:
         raise DeployError(f"--backend {idle[0]} runs none of the files given: {', '.join(map(str, files))}")
     return subjects
+
+
+def _streams(
+    subjects: Sequence[Subject], counts: Sequence[int], threads: int, stack: contextlib.ExitStack
+) -> tuple[list[Streams], list[str]]:
+    """Each exported file in so many streams, loaded, and why others are left out.
+
+    Args:
+        threads: of each stream; 0 shares the cores among them.
+        stack: closes them.
+    """
+    groups, notes = [], []
+    for count in dict.fromkeys(counts):
+        if count == 1:
+            continue  # is measured anyway
+        for subject in subjects:
+            if subject.backend == "pytorch":  # whose threads are the process's
+                notes.append(f"{subject.path} is timed in one stream only: several are for exported files")
+                continue
+            options = {**subject.options, "threads": threads or max(environment.usable_cores() // count, 1)}
+            backends = [backend_for(subject.path, subject.backend, **options) for _ in range(count)]
+            groups.append(stack.enter_context(Streams(backends)))
+    return groups, list(dict.fromkeys(notes))
 
 
 def _unlike(detectors: Sequence[Detector], force: bool) -> list[str]:

@@ -11,12 +11,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cskd_deploy.measure.bench import Latencies
+from cskd_deploy.measure.bench import ENQUEUE, Latencies
 
 ENOUGH_FOR_P99 = 100
+ENOUGH_TO_BE_STABLE = 20
+LARGEST_SPREAD = 1.2  # of p90 over the median, in one stream
 REFERENCE = "pytorch"
 WIDTH = 110
-RATE = "images/s, one stream"
+RATE, RATE_ONE_STREAM = "images/s", "images/s, one stream"
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class BenchReport:
         return next((one for one in self.results if one.backend == REFERENCE), next(iter(models.values())))
 
     def speedup(self, result: Latencies) -> dict[str, float] | None:
-        """How many times faster a result's medians are than the baseline's with the same batch size.
+        """How many times faster a result's medians are than the baseline's with the same batch size and streams.
 
         None between devices: that would be a ratio of the devices, whatever the files are.
         """
@@ -51,9 +53,9 @@ class BenchReport:
         baseline = self.baseline
         if baseline is None:
             return None
-        named = (baseline.path, baseline.backend, result.batch)
-        found = (one for one in self.results if (one.path, one.backend, one.batch) == named and one is not result)
-        return next(found, None)
+        named = (baseline.path, baseline.backend, result.batch, result.streams)
+        others = (one for one in self.results if one is not result)
+        return next((one for one in others if (one.path, one.backend, one.batch, one.streams) == named), None)
 
     @property
     def all_notes(self) -> list[str]:
@@ -95,6 +97,9 @@ class BenchReport:
                     f"{one.label}: {speedup['inference']:.2f} times as fast as {self.baseline.label} in inference, "
                     f"{speedup['total']:.2f} times in the whole (medians)"
                 )
+        for one in self.results:
+            if one.mlperf is not None:
+                click.echo(f"{one.label}: {_as_long_as_mlperf(one)}")
         for note in self.all_notes:
             click.echo(f"note: {note}")
 
@@ -113,26 +118,77 @@ class BenchReport:
 
     def _table(self) -> Table:
         table = Table(box=None, pad_edge=False)
-        for title in ("model", "stage", "mean", "p50", "p90", "p95", "p99", RATE):
+        rate_title = RATE if any(one.streams > 1 for one in self.results) else RATE_ONE_STREAM
+        for title in ("model", "stage", "mean", "p50", "p90", "p95", "p99", rate_title):
             left = title in ("model", "stage")
             table.add_column(title, justify="left" if left else "right", no_wrap=True, overflow="ellipsis")
         for one in self.results:
-            labels = [one.path.rpartition("/")[2], f"{one.backend} {one.device}", one.precision, f"batch {one.batch}"]
+            work = f"batch {one.batch}" + (f", {one.streams} streams" if one.streams > 1 else "")
+            labels = [one.path.rpartition("/")[2], f"{one.backend} {one.device}", one.precision, work]
             for place, stage in enumerate(one.stages):
                 numbers = one.summary(stage)
-                rate = f"{1e3 * one.batch / numbers['mean']:.1f}" if stage in ("inference", "total") else ""
+                rate = _rate(one, stage, numbers["mean"])
                 # As text: a file may have any name, and rich reads brackets as colours.
                 label = Text(labels[place] if place < len(labels) else "")
                 table.add_row(label, stage, *(f"{value:.2f}" for value in numbers.values()), rate)
         return table
 
 
+def _rate(one: Latencies, stage: str, mean: float) -> str:
+    """Images a second of a stage in one stream, of the whole in several."""
+    if stage == "total":
+        return f"{one.images_per_second:.1f}"
+    return f"{1e3 * one.batch / mean:.1f}" if stage == "inference" and one.streams == 1 else ""
+
+
+def _as_long_as_mlperf(one: Latencies) -> str:
+    assert one.mlperf is not None
+    value = f"p90 {one.mlperf['p90_ms']:.2f} ms" if "p90_ms" in one.mlperf else f"{one.images_per_second:.1f} images/s"
+    return (
+        f"{value} over {one.seconds:.0f} s and {one.count * one.batch} images, as long as MLPerf's {one.scenario} "
+        "scenario asks for (not a result of MLPerf: its harness, models and data are others)"
+    )
+
+
 def notes_on_samples(results: Sequence[Latencies]) -> list[str]:
-    """What the samples are too few for."""
+    """What the samples are too few for, and what their spread or their parts say of how they were taken."""
+    notes = []
     fewest = min(one.count for one in results)
-    if fewest >= ENOUGH_FOR_P99:
+    if fewest < ENOUGH_FOR_P99:
+        notes.append(f"p99 rests on {fewest} batches only: raise --duration or --iterations")
+    for one in results:
+        notes += _notes_on_spread(one)
+        notes += _notes_on_device(one)
+    return notes
+
+
+def _notes_on_spread(one: Latencies) -> list[str]:
+    whole = one.summary("total")
+    if one.streams > 1 or one.count < ENOUGH_TO_BE_STABLE or whole["p90"] <= LARGEST_SPREAD * whole["p50"]:
         return []
-    return [f"p99 rests on {fewest} batches only: raise --duration or --iterations"]
+    clock = "lock its clock (nvidia-smi --lock-gpu-clocks)" if one.device == "cuda" else "hold the clock (cpupower)"
+    return [
+        f"{one.label} is unstable, p90 is {whole['p90'] / whole['p50']:.2f} times p50: close other programs, {clock}, "
+        "or raise --iterations; images of several sizes spread by themselves"
+    ]
+
+
+def _notes_on_device(one: Latencies) -> list[str]:
+    medians = {stage: one.summary(stage)["p50"] for stage in one.stages}
+    compute = medians.get("compute", float("inf"))
+    notes = []
+    if medians.get(ENQUEUE, 0.0) > compute:
+        notes.append(
+            f"{one.label}: the processor takes {medians[ENQUEUE]:.2f} ms to enqueue what the GPU computes in "
+            f"{compute:.2f} ms, so the rate may be the processor's: try --cuda-graph"
+        )
+    for stage in ("h2d", "d2h"):
+        if medians.get(stage, 0.0) > compute:
+            notes.append(
+                f"{one.label}: copies ({stage}, {medians[stage]:.2f} ms) take longer than {compute:.2f} ms of compute, "
+                "so the rate may be that of the bus; raw pixels (export --input uint8) are a quarter in size"
+            )
+    return notes
 
 
 def _cost(one: Latencies) -> str:
