@@ -1,12 +1,14 @@
 """Exported files against mmdet's `simple_test`: mAP, and detections as sets.
 
-    python benchmarks/parity.py CHECKPOINT... --ann FILE --images FOLDER [--limit N] [--json FILE]
+    python benchmarks/parity.py CHECKPOINT... --ann FILE --images FOLDER [--limit N] [--forms NAME...] [--json FILE]
 
 Each checkpoint is exported in every form. A detection is matched when mmdet has one of the same class with boxes that
 overlap by 99 % and scores within 0.001, one to one. Only detections above the config's score threshold exist on either
 side. The default takes every image as mmdet lays it out. `fixed` has the size of the test scale, the way round it is
 written, `pair` that size and the other way round, `square` holds both without shrinking either, and `padded` is 64
-pixels higher and wider than `square`: what padding costs by itself.
+pixels higher and wider than `square`: what padding costs by itself. Files whose name has `batch` are run with several
+images at a time, those that are padded to one size: as many as the graph is fixed to, the last batch filled up, or
+three of a graph that takes any number.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,7 @@ from cskd_deploy.measure.environment import versions
 from cskd_deploy.model.manifest import GraphForm
 
 PADDING = 64
+OF_ANY = 3  # images at a time of a graph that takes any number
 FORMS = {
     "default": GraphForm("uint8"),
     "float": GraphForm("float"),
@@ -41,6 +45,10 @@ FORMS = {
     "pair": GraphForm("uint8"),
     "square": GraphForm("uint8"),
     "padded": GraphForm("uint8"),
+    "batch any": GraphForm("uint8", batch=None),
+    "batch any, nms graph": GraphForm("uint8", nms="graph", batch=None),
+    "batch 4": GraphForm("uint8", batch=4),
+    "batch 4, float, square, nms graph": GraphForm("float", nms="graph", batch=4),
 }
 
 
@@ -50,13 +58,14 @@ def main() -> None:
     parser.add_argument("--ann", required=True, type=Path)
     parser.add_argument("--images", required=True, type=Path)
     parser.add_argument("--limit", type=int)
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS), metavar="NAME")
     parser.add_argument("--json", type=Path, help="results are added to those in the file")
     options = parser.parse_args()
     rows = []
     for checkpoint in options.checkpoints:
         student = load_student(checkpoint)
         dataset, _ = load_dataset(options.ann, options.images, student.classes, options.limit)
-        rows += compare(student, dataset)
+        rows += compare(student, dataset, options.forms)
     print("| student | file | mAP | drop, points | detections | matched | scores within | pixels within |")
     print("|---|---|---|---|---|---|---|---|")
     for row in rows:
@@ -72,8 +81,8 @@ def main() -> None:
         options.json.write_text(json.dumps({**about, "rows": known + rows}, indent=2) + "\n")
 
 
-def compare(student: Student, dataset: Dataset) -> list[dict[str, Any]]:
-    """One row for each form of a student."""
+def compare(student: Student, dataset: Dataset, forms: Sequence[str]) -> list[dict[str, Any]]:
+    """One row for each of some forms of a student."""
     expected = {entry["id"]: simple_test(student, dataset.path(entry)) for entry in dataset.images}
     reference = mean_average_precision(expected, dataset)
     height, width = student.manifest().preprocessing.input_size
@@ -83,15 +92,18 @@ def compare(student: Student, dataset: Dataset) -> list[dict[str, Any]]:
         "pair": list(dict.fromkeys([(height, width), (width, height)])),
         "square": [(side, side)],
         "padded": [(side + PADDING, side + PADDING)],
+        "batch 4, float, square, nms graph": [(side, side)],
     }
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
-        for name, form in FORMS.items():
+        for name in forms:
+            form = FORMS[name]
             target = Path(temporary) / "student.onnx"
             path = export(student.path, target, input_sizes=sizes.get(name, ()), form=form).path
             with OnnxRuntimeBackend(path) as backend:
                 detector = Detector(backend)
-                found = {entry["id"]: detector.detect(read_image(dataset.path(entry))) for entry in dataset.images}
+                batch = OF_ANY if form.batch is None else form.batch
+                found = detect(detector, dataset, batch)
             agreements = [match(triple(expected[image]), triple(found[image])) for image in expected]
             detections = sum(max(one.reference, one.other) for one in agreements)
             value = mean_average_precision(found, dataset)
@@ -99,6 +111,7 @@ def compare(student: Student, dataset: Dataset) -> list[dict[str, Any]]:
                 {
                     "student": student.path.parent.name,
                     "form": name,
+                    "batch": batch,
                     "images": len(dataset.images),
                     "mAP": value,
                     "reference_mAP": reference,
@@ -111,6 +124,20 @@ def compare(student: Student, dataset: Dataset) -> list[dict[str, Any]]:
             )
             print(rows[-1], flush=True)
     return rows
+
+
+def detect(detector: Detector, dataset: Dataset, batch: int) -> dict[int, Detections]:
+    """The detections of each image, by its id."""
+
+    def size(entry: dict[str, Any]) -> tuple[int, int]:
+        return entry["height"], entry["width"]
+
+    found = {}
+    images = sorted(dataset.images, key=lambda entry: detector.canvas(size(entry)))
+    for entries in detector.batches(images, size, batch):
+        several = detector.detect_batch([read_image(dataset.path(entry)) for entry in entries])
+        found.update({entry["id"]: one for entry, one in zip(entries, several, strict=True)})
+    return found
 
 
 def simple_test(student: Student, path: Path) -> Detections:
