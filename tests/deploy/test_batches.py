@@ -23,7 +23,7 @@ from cskd_deploy.exporter.student import load_student
 from cskd_deploy.model.manifest import GraphForm
 
 from .conftest import detect_with_mmdet
-from .students import GRAPHS, student_config, write_checkpoint
+from .students import FAMILIES, student_config, write_checkpoint
 from .test_bench import MANIFEST, Counting
 from .test_export import assert_same, flat, triple
 
@@ -98,7 +98,7 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("family", GRAPHS)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_with_nms_in_the_graph_each_image_of_a_batch_gets_what_simple_test_finds(
     family, formed, checkpoint_of, tmp_path
 ):

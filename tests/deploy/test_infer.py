@@ -93,6 +93,24 @@ def test_images_that_cannot_be_read_are_named_and_the_others_done(deploy, model_
     assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == ["a.jpg", "b.jpg"]
 
 
+def test_the_frames_of_a_video_get_what_they_get_as_images(deploy, model_file, frames, tmp_path):
+    film, pictures = tmp_path / "film.avi", tmp_path / "pictures"
+    pictures.mkdir()
+    first = read_image(frames / "a.jpg")
+    writer = cv2.VideoWriter(str(film), cv2.VideoWriter.fourcc(*"MJPG"), 5, first.shape[1::-1])
+    for image in (first, read_image(frames / "b.jpg"), first[::-1]):
+        writer.write(np.ascontiguousarray(image))
+    writer.release()
+    capture = cv2.VideoCapture(str(film))
+    for number in range(3):
+        cv2.imwrite(str(pictures / f"{number}.png"), capture.read()[1])
+    found = [json.loads(line) for line in deploy("infer", model_file, film, "--json", "-").out.splitlines()]
+    expected = json.loads(deploy("infer", model_file, pictures, "--json", "-").out)["images"]
+    assert len(found) == len(expected) == 3
+    assert [one["detections"] for one in found] == [one["detections"] for one in expected]
+    assert all(one["detections"] for one in found)
+
+
 def test_a_source_without_images_and_a_threshold_below_the_files_own_are_refused(deploy, model_file, frames, tmp_path):
     for source, message in (
         (tmp_path / "nowhere.jpg", "nowhere.jpg does not exist"),

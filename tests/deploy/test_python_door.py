@@ -240,7 +240,6 @@ def test_proposals_of_an_export_are_those_of_the_command(exported, tmp_path):
         ({"precision": "fp16", "target": "cpu"}, "target is for precision int8"),
         ({"keep_float": ["neck"]}, "keep_float is for precision fp16 or int8"),
         ({"calibration_images": "x"}, "calibration_images is for precision fp16 or int8: give"),
-        ({"nms": "graph", "batch": None}, "batch must be 1"),
         ({"nms": "inside"}, "nms is 'inside'"),
         ({"graph_input": "int8"}, "input is 'int8'"),
         ({"batch": 0}, "batch must be positive"),

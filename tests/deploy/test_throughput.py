@@ -159,7 +159,11 @@ def test_streams_share_the_cores_and_leave_pytorch_out(monkeypatch, tmp_path):
         groups, notes = room._streams(subjects, [1, 3, 16], 0, stack)
         assert [len(group) for group in groups] == [3, 16]
         assert opened == [("a.onnx", 2)] * 3 + [("a.onnx", 1)] * 16
-        assert notes == [f"{tmp_path / 'a.pth'} is timed in one stream only: several are for exported files"]
+        assert notes == [
+            "each of 3 streams has a session of 2 threads",
+            f"{tmp_path / 'a.pth'} is timed in one stream only: several are for exported files",
+            "each of 16 streams has a session of 1 thread",
+        ]
         opened.clear()
         room._streams(subjects, [2], 5, stack)
         assert opened == [("a.onnx", 5)] * 2

@@ -12,6 +12,7 @@ from cskd_deploy.errors import CheckFailed
 from cskd_deploy.exporter import verify
 from cskd_deploy.exporter.onnx import export
 from cskd_deploy.exporter.verify import TIE
+from cskd_deploy.model.manifest import GraphForm
 from cskd_train.files.config import config_from_data
 from cskd_train.mm.detector import build_student
 
@@ -59,7 +60,7 @@ def test_a_student_as_it_is_before_training_is_exported(family, tmp_path):
     model = build_student(config_from_data(stored["meta"]["config"]))
     model.init_weights()
     torch.save({**stored, "state_dict": model.state_dict()}, checkpoint)
-    found = export(checkpoint, tmp_path / "student.onnx").verification
+    found = export(checkpoint, tmp_path / "student.onnx", form=GraphForm("uint8", nms="graph", batch=None)).verification
     assert found.matched + found.ties >= found.candidates > 100
 
 

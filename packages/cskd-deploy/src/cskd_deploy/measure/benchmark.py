@@ -154,7 +154,10 @@ def _streams(
             if subject.backend == "pytorch":  # whose threads are the process's
                 notes.append(f"{subject.path} is timed in one stream only: several are for exported files")
                 continue
-            options = {**subject.options, "threads": threads or max(environment.usable_cores() // count, 1)}
+            own = threads or max(environment.usable_cores() // count, 1)
+            if subject.backend != "tensorrt":
+                notes.append(f"each of {count} streams has a session of {own} thread{'s' if own > 1 else ''}")
+            options = {**subject.options, "threads": own}
             backends = [backend_for(subject.path, subject.backend, **options) for _ in range(count)]
             groups.append(stack.enter_context(Streams(backends)))
     return groups, list(dict.fromkeys(notes))
