@@ -92,8 +92,8 @@ def load(
     Args:
         model: a file of `export` (ONNX), a TensorRT engine with its manifest, or a checkpoint, which runs in PyTorch.
         backend: one of `cskd_deploy.backends.NAMES`; by default the one for the file's name.
-        device: "cpu" or "cuda"; by default a GPU where the runtime can use one.
-        threads: of ONNX Runtime and PyTorch; None takes every core that this process may use.
+        device: "cpu" or "cuda", with OpenVINO "cpu", "gpu" or "npu"; by default "cuda" where the runtime can use it.
+        threads: of ONNX Runtime, OpenVINO and PyTorch; None takes every core that this process may use.
         allow_external_data: ONNX: weights may lie in other files below the model's folder.
         buffers: TensorRT: the package that holds GPU memory; by default the first one found.
         trust_engine: TensorRT: load an engine that no manifest vouches for.

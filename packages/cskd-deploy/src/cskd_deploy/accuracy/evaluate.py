@@ -17,7 +17,7 @@ from cskd_data.clean import usable
 from cskd_data.evaluate import load_detections
 from cskd_data.files import check_writable, sha256_of_file, write_atomically
 from cskd_deploy.accuracy.eval import EvaluationResult, detect, differently_padded, load_dataset, measure
-from cskd_deploy.backends import backend_for, backend_name, beside
+from cskd_deploy.backends import NAMES, backend_for, backend_name, beside, device_among
 from cskd_deploy.detect.detector import Detector
 from cskd_deploy.errors import DeployError
 from cskd_deploy.exporter.student import evaluate_student, load_student, torch_device, training_packages
@@ -173,7 +173,8 @@ class _Reference:
             with training_packages("evaluating the reference"):
                 self._device = torch_device(device)
         else:
-            self._detector = Detector(stack.enter_context(backend_for(path, **options)))
+            own = {**options, "device": device_among(backend_name(path), NAMES, options.get("device"))}
+            self._detector = Detector(stack.enter_context(backend_for(path, **own)))
             self._device = self._detector.backend.device
 
     def check(self, dataset: Dataset) -> None:

@@ -11,7 +11,7 @@ import click
 
 from cskd_data.images import list_images
 from cskd_deploy.accuracy.compare import Comparison, compare_images, compare_layers
-from cskd_deploy.backends import NAMES, backend_for, backend_name, beside, runs
+from cskd_deploy.backends import NAMES, backend_for, backend_name, beside, device_among, runs
 from cskd_deploy.backends.base import Backend
 from cskd_deploy.commands.options import runtime_options
 from cskd_deploy.detect.detector import Detector
@@ -67,6 +67,8 @@ def command(
     """
     if layers and any(backend_name(path) != "onnxruntime" for path in (first, second)):
         raise DeployError("--layers compares two ONNX files: export the checkpoint, then compare the files")
+    if layers and "openvino" in backends:
+        raise DeployError("--layers shows what the layers give in ONNX Runtime: leave --backend openvino out")
     names = _names((first, second), backends)
     paths = list_images(images)[:limit]
     with ExitStack() as stack:
@@ -114,8 +116,10 @@ def _open(
 ) -> list[Backend]:
     """Both models, loaded; the exported one first, since it says which canvas a checkpoint's images get, and where."""
     opened: dict[int, Backend] = {}
+    taken = [name or backend_name(path) for name, path in zip(names, paths, strict=True)]
     for place in sorted((0, 1), key=lambda one: backend_name(paths[one]) == "pytorch"):
         own = dict(options)
+        own["device"] = device_among(taken[place], taken, options["device"])
         for other in opened.values():
             own["like"] = other.manifest
             if backend_name(paths[place]) == "pytorch":

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 
 import click
 
-from cskd_deploy.backends import BUFFERS
+from cskd_deploy.backends import BUFFERS, openvino
 from cskd_deploy.backends import onnxruntime_cuda as cuda
 from cskd_deploy.backends.onnxruntime import INSTALL as INSTALL_RUNTIME
 from cskd_deploy.backends.tensorrt import api as tensorrt_api
@@ -40,20 +40,21 @@ def command(as_json: bool) -> None:
 
     What a GPU is used for is tried: ONNX Runtime computes a convolution on it, TensorRT is started.
 
-    Exit code 3 when neither ONNX Runtime nor TensorRT can run a model.
+    Exit code 3 when none of ONNX Runtime, OpenVINO and TensorRT can run a model.
 
     \b
     Example:
       cskd-deploy doctor
     """
     driver = _driver()
-    runtime, tensorrt, buffers = _onnxruntime(), _tensorrt(driver), _buffers()
+    runtime, other, tensorrt, buffers = _onnxruntime(), _openvino(), _tensorrt(driver), _buffers()
     findings = [
         Finding("python", "ok", platform.python_version()),
         Finding("processor", "ok", _processor()),
         *_board(),
         runtime,
         _onnxruntime_cuda(runtime, driver),
+        other,
         _package("torch", "export, --reference", INSTALL),
         _package("cskd_train", "export, --reference", INSTALL, "cskd-train"),
         _package("onnx", "export, search, compare --layers", "pip install 'onnx>=1.16'"),
@@ -70,7 +71,7 @@ def command(as_json: bool) -> None:
             click.echo(f"{finding.state:<7} {finding.name:<12} {finding.detail}")
             if finding.fix:
                 click.echo(f"{'':<20} fix: {finding.fix}")
-    if runtime.state != "ok" and not tensorrt.state == buffers.state == "ok":
+    if "ok" not in (runtime.state, other.state) and not tensorrt.state == buffers.state == "ok":
         raise SystemExit(3)
 
 
@@ -121,6 +122,18 @@ def _onnxruntime_cuda(installed: Finding, driver: Finding) -> Finding:
     if fault is not None:
         return Finding(name, "fault", fault.removesuffix(f". {cuda.INSTALL}"), cuda.INSTALL)
     return Finding(name, "ok", "has computed a convolution on the GPU")
+
+
+def _openvino() -> Finding:
+    """The devices that OpenVINO finds."""
+    version = version_of("openvino")
+    if version is None:
+        return Finding("openvino", "absent", "needed for: --backend openvino", openvino.INSTALL)
+    try:
+        there = openvino.devices(openvino.import_openvino().Core())
+    except Exception as error:  # a broken installation may fail with anything
+        return Finding("openvino", "fault", f"{version} cannot be used: {error}", openvino.INSTALL)
+    return Finding("openvino", "ok" if "cpu" in there else "fault", f"{version}, devices: {', '.join(there) or 'none'}")
 
 
 def _package(module: str, purpose: str, fix: str, distribution: str | None = None) -> Finding:

@@ -10,12 +10,13 @@ from typing import Any, TypeVar
 import click
 
 from cskd_deploy.backends import ENGINE_SUFFIXES
-from cskd_deploy.backends.tensorrt.export import export_engine, read_model
+from cskd_deploy.backends.tensorrt.export import export_engine
 from cskd_deploy.backends.tensorrt.settings import KEYS, BuildSettings, usage
 from cskd_deploy.errors import DeployError
 from cskd_deploy.lower.calibration import calibration_images
 from cskd_deploy.lower.conversion import FP32, PRECISIONS, TARGETS, CalibrationSettings, precision_name
 from cskd_deploy.lower.precision import PrecisionPlan
+from cskd_deploy.model.onnx_file import read_model
 from cskd_deploy.progress import Progress
 
 Command = TypeVar("Command", bound=Callable[..., Any])

@@ -7,11 +7,14 @@ from typing import Any
 
 import click
 
-from cskd_deploy.backends import BUFFERS, DEVICES
+from cskd_deploy.backends import BUFFERS, RUN_DEVICES
 
 _OPTIONS = (
     click.option(
-        "--device", type=click.Choice(DEVICES), help="Where models run. [default: a GPU where the runtime can use one]"
+        "--device",
+        type=click.Choice(RUN_DEVICES),
+        help="Where models run; gpu (Intel's) and npu with --backend openvino. [default: cuda where the runtime can "
+        "use it, else cpu]",
     ),
     click.option("--threads", type=click.IntRange(min=1), help="[default: every core this process may use]"),
     click.option("--allow-external-data", is_flag=True, help="ONNX: read weights from files below the model's folder."),

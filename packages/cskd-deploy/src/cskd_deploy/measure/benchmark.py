@@ -13,7 +13,7 @@ import numpy as np
 
 from cskd_data.files import sha256_of_file
 from cskd_data.images import list_images, read_image
-from cskd_deploy.backends import backend_for, backend_name, beside, runs
+from cskd_deploy.backends import backend_for, backend_name, beside, device_among, runs
 from cskd_deploy.backends.onnxruntime_settings import OrtSettings
 from cskd_deploy.detect.detector import Detector
 from cskd_deploy.errors import DeployError
@@ -130,7 +130,9 @@ def _subjects(files: Sequence[Path], backends: Sequence[str], options: Mapping[s
         names = chosen[path] or ([natural] if not backends or natural == "pytorch" else [])
         if not names:
             raise DeployError(f"{path} runs in {natural}, not in {', '.join(backends)}: change --backend")
-        subjects += [Subject(path, name, dict(options)) for name in dict.fromkeys(names)]
+        for name in dict.fromkeys(names):
+            device = device_among(name, backends, options["device"])
+            subjects.append(Subject(path, name, {**options, "device": device}))
     idle = [name for name in backends if not any(name in names for names in chosen.values())]
     if idle:
         raise DeployError(f"--backend {idle[0]} runs none of the files given: {', '.join(map(str, files))}")

@@ -22,6 +22,7 @@ _MEASURED = (
     "opencv-python",
     "onnxruntime",
     "onnxruntime-gpu",
+    "openvino",
     "torch",
     "tensorrt",
     "tensorrt-cu12",

@@ -10,11 +10,12 @@ import itertools
 import mmap
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from cskd_data.files import check_utf8_name, check_writable
 from cskd_deploy.errors import DeployError
-from cskd_deploy.model.manifest import MANIFEST_KEY, Manifest
+from cskd_deploy.model.manifest import MANIFEST_KEY, Manifest, manifest_from_metadata
 
 MOST_BYTES = 1 << 31  # protobuf's own limit of a message
 MOST_EXTERNAL_BYTES = 1 << 33
@@ -68,6 +69,25 @@ def check_model_file(path: Path, allow_external_data: bool = False) -> int:
             "give --allow-external-data if you know its origin"
         )
     return size + sum(_external_size(path, name) for name in names)
+
+
+def read_model(path: Path, allow_external_data: bool = False) -> tuple[bytes, Manifest]:
+    """The content of an ONNX file of `cskd-deploy export`, and what it says about itself; no runtime is needed.
+
+    Args:
+        allow_external_data: as `check_model_file`; what lies in other files is not read.
+
+    Raises:
+        DeployError: it is missing, damaged, of another kind, or keeps weights in other files.
+        DataError: its name is not UTF-8.
+    """
+    check_model_file(path, allow_external_data)
+    content = path.read_bytes()
+    metadata = metadata_of(content)
+    check_metadata(metadata, path)
+    manifest = manifest_from_metadata(metadata, path)
+    check_manifest(manifest, path)
+    return content, manifest
 
 
 def check_metadata(metadata: Mapping[str, str], path: Path) -> None:
@@ -143,6 +163,9 @@ def _listed(names: list[str]) -> str:
 _MODEL_GRAPH, _MODEL_METADATA, _MODEL_FUNCTION = 7, 14, 25
 _FUNCTION_NODE = 7
 _ENTRY_KEY, _ENTRY_VALUE = 1, 2
+_GRAPH_INPUT, _GRAPH_OUTPUT = 11, 12
+_VALUE_NAME, _VALUE_TYPE, _TYPE_TENSOR = 1, 2, 1
+_TENSOR_TYPE, _TENSOR_SHAPE, _DIMENSION_VALUE = 1, 2, 1
 _GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_SPARSE = 1, 5, 15
 _NODE_OPERATOR, _NODE_ATTRIBUTE = 4, 5
 _ATTRIBUTE_TENSOR, _ATTRIBUTE_GRAPH, _ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS = 5, 6, 10, 11
@@ -161,6 +184,39 @@ def metadata_of(content: bytes | memoryview) -> dict[str, str]:
             entry = {key: bytes(value).decode(errors="replace") for key, value in _fields(part)}
             found[entry.get(_ENTRY_KEY, "")] = entry.get(_ENTRY_VALUE, "")
     return found
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or an output of a graph."""
+
+    name: str
+    type: int  # of onnx.proto's `TensorProto.DataType`
+    shape: tuple[int | None, ...]  # None where a dimension is dynamic
+
+
+def interface_of(content: bytes | memoryview) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """The inputs and the outputs of the main graph of a sound file."""
+    graph = next(part for field, part in _fields(memoryview(content)) if field == _MODEL_GRAPH)
+    found: dict[int, list[Tensor]] = {_GRAPH_INPUT: [], _GRAPH_OUTPUT: []}
+    for field, value in _fields(graph):
+        if field in found:
+            found[field].append(_tensor(value))
+    return tuple(found[_GRAPH_INPUT]), tuple(found[_GRAPH_OUTPUT])
+
+
+def _tensor(value: memoryview) -> Tensor:
+    parts = dict(_fields(value))
+    name = bytes(parts.get(_VALUE_NAME, b"")).decode(errors="replace")
+    tensor = dict(_fields(parts.get(_VALUE_TYPE, memoryview(b"")))).get(_TYPE_TENSOR, memoryview(b""))
+    kind, shape = 0, []
+    for field, part in _fields(tensor, varints=True):
+        if field == _TENSOR_TYPE:
+            kind = _varint(part, 0)[0]
+        elif field == _TENSOR_SHAPE:
+            sizes = [dict(_fields(one, varints=True)).get(_DIMENSION_VALUE) for _, one in _fields(part)]
+            shape = [None if size is None else _varint(size, 0)[0] for size in sizes]
+    return Tensor(name, kind, tuple(shape))
 
 
 def external_files(content: bytes | memoryview) -> set[str]:

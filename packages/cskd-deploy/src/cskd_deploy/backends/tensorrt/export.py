@@ -18,14 +18,8 @@ from cskd_deploy.backends.tensorrt.settings import BuildSettings, trtexec_line
 from cskd_deploy.backends.tensorrt.shapes import profiles_from_lists, written
 from cskd_deploy.backends.tensorrt.worker import run_in_worker
 from cskd_deploy.errors import BackendMissing, DeployError
-from cskd_deploy.model.manifest import AgreementWithFp32, Manifest, manifest_from_metadata
-from cskd_deploy.model.onnx_file import (
-    check_manifest,
-    check_metadata,
-    check_model_file,
-    check_model_output,
-    metadata_of,
-)
+from cskd_deploy.model.manifest import AgreementWithFp32
+from cskd_deploy.model.onnx_file import check_model_output, read_model
 
 ELSEWHERE = (
     "An engine is built on the machine that will run it: copy the ONNX file there and run "
@@ -77,21 +71,6 @@ class EngineResult:
         if manifest.model.agreement is not None and manifest.model.agreement.sha256 == manifest.onnx_sha256:
             lines += [f"  {line}" for line in str(manifest.model.agreement).splitlines()]
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
-
-
-def read_model(onnx: Path) -> tuple[bytes, Manifest]:
-    """The content of an ONNX file of `cskd-deploy export`, and what it says about itself.
-
-    Raises:
-        DeployError: it is missing, damaged, of another kind, or keeps weights in other files.
-    """
-    check_model_file(onnx)
-    content = onnx.read_bytes()
-    metadata = metadata_of(content)
-    check_metadata(metadata, onnx)
-    model = manifest_from_metadata(metadata, onnx)
-    check_manifest(model, onnx)
-    return content, model
 
 
 def require_tensorrt() -> Driver:
