@@ -17,6 +17,7 @@ COMMANDS = {
     "eval": "COCO mAP of an exported model, beside its checkpoint.",
     "compare": "Where two models, or a model and its checkpoint, differ: by image and by layer.",
     "infer": "Detections of an exported model on images: drawn, or as JSON.",
+    "triton": "A model repository of Triton Inference Server for an exported model.",
     "inspect": "What an exported model is and expects.",
     "doctor": "Say what is installed, what is missing, and the fix.",
 }
