@@ -15,6 +15,7 @@ COMMANDS = {
     "search": "Find the layers that INT8 should leave in float.",
     "bench": "Latency of exported models, beside PyTorch.",
     "eval": "COCO mAP of an exported model, beside its checkpoint.",
+    "report": "Every form of a student that this machine can make: size, mAP, speed, in one table.",
     "compare": "Where two models, or a model and its checkpoint, differ: by image and by layer.",
     "infer": "Detections of an exported model on images: drawn, or as JSON.",
     "triton": "A model repository of Triton Inference Server for an exported model.",

@@ -114,6 +114,20 @@ def load_student(checkpoint: Path, config: Path | None = None) -> Student:
         )
 
 
+def split_files(student: Student, split: str) -> tuple[Path | None, Path | None]:
+    """The annotation file of a split of the student's config, and the folder of its images.
+
+    Returns:
+        None, None where the config names none, or several files; no folder where it is looked for beside the file.
+    """
+    with training_packages("reading the config"):
+        data = student.config.get("data", {}).get(split)
+        found = list(importlib.import_module("cskd_train.mm.data_sources").sources(data or ()))
+    if len(found) != 1 or not found[0].ann_file:
+        return None, None
+    return Path(found[0].ann_file), None if found[0].images is None else Path(found[0].images)
+
+
 def evaluate_student(
     student: Student,
     dataset: Dataset,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ def benchmark(
     device: str | None = None,
     threads: int | None = None,
     ort: OrtSettings | None = None,
+    skip: Collection[tuple[Path, str]] = (),
     **options: Any,
 ) -> BenchReport:
     """Time models in turns.
@@ -68,6 +69,7 @@ def benchmark(
         cold: time a process of its own for each model, too.
         force: time files that do different work; what differs is a note.
         progress: as `cskd_deploy.progress.Progress`.
+        skip: files with backends that they do not run in here.
         device, threads, ort, options: of `backends.backend_for`. A checkpoint runs on the device of the first model.
 
     Raises:
@@ -80,7 +82,7 @@ def benchmark(
     options = {**options, "device": device, "threads": threads, "ort": ort}
     # Checkpoints come last: they get their images on the canvases of the first exported file.
     files = sorted([*models, *([reference] if reference else [])], key=lambda path: backend_name(path) == "pytorch")
-    subjects = _subjects(files, backends, options)
+    subjects = [one for one in _subjects(files, backends, options) if (one.path, one.backend) not in skip]
     with contextlib.ExitStack() as stack:
         stack.callback(cv2.setNumThreads, cv2.getNumThreads())
         cv2.setNumThreads(threads)

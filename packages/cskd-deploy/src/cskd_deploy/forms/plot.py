@@ -1,0 +1,45 @@
+"""Latency of every form against its mAP, as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cskd_data.files import write_atomically
+from cskd_deploy.errors import DeployError
+from cskd_deploy.forms.report import Row
+
+
+def plot_rows(rows: Sequence[Row], path: Path) -> None:
+    """Draw the rows that have both into an image file of the kind that its name says, `.svg` or `.png`.
+
+    Raises:
+        DeployError: no row has both, or matplotlib writes no files of this kind.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    points = [
+        (row, row.p50_ms, row.mean_average_precision, row.p90_ms)
+        for row in rows
+        if row.p50_ms is not None and row.mean_average_precision is not None and row.p90_ms is not None
+    ]
+    if not points:
+        raise DeployError(f"--plot {path}: no form has both a latency and mAP")
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes: Any = figure.add_subplot()
+    for row, latency, precision, slow in points:
+        axes.errorbar(latency, precision, xerr=[[0], [max(slow - latency, 0)]], fmt="o", capsize=3)
+        text = f"{row.form}, {row.backend} {row.device}"
+        axes.annotate(text, (latency, precision), xytext=(6, 6), textcoords="offset points", fontsize=8)
+    axes.set_xlabel("milliseconds an image, the whole (median; bar to p90)")
+    axes.set_ylabel("mAP (points)")
+    axes.margins(0.2)
+    axes.grid(alpha=0.3)
+    kind = path.suffix.lstrip(".").lower() or "png"
+    try:
+        write_atomically(path, lambda file: figure.savefig(file, format=kind, dpi=150))
+    except ValueError as error:
+        raise DeployError(f"--plot {path}: {error}") from error
