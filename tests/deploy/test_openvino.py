@@ -21,6 +21,7 @@ from cskd_deploy.commands import doctor
 from cskd_deploy.detect.detector import Detector
 from cskd_deploy.errors import BackendMissing, DeployError
 from cskd_deploy.measure.bench import random_images
+from cskd_deploy.measure.benchmark import benchmark
 
 from .engines import write_graph, write_small_model
 from .students import student_config, write_checkpoint
@@ -282,6 +283,45 @@ def test_beside_openvino_on_a_gpu_other_backends_run_on_the_processor_without_a_
     assert facts["results"][0]["speedup"] is None
     assert device_among("onnxruntime", ["onnxruntime", "openvino"], "cuda") == "cuda"
     assert device_among("onnxruntime", ["onnxruntime"], "gpu") == "gpu"  # which it refuses
+
+
+def test_the_second_model_of_compare_and_the_reference_of_eval_run_on_the_processor_beside_a_gpu(
+    installed, double, deploy, graph, shapes_root, tmp_path
+):
+    double("CPU", "GPU", real=installed)
+    images = shapes_root / "images"
+    given = ("--backend", "openvino", "--device", "gpu", "--json")
+    done = deploy(
+        "compare",
+        graph,
+        graph,
+        "--images",
+        images,
+        "--limit",
+        1,
+        "--backend",
+        "openvino",
+        *given[2:],
+        "--backend",
+        "onnxruntime",
+    )
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["devices"] == ["gpu", "cpu"]
+    copy = shutil.copy(graph, tmp_path / "copy.onnx")
+    data = ("--ann", shapes_root / "annotations" / "val.json", "--images", images, "--limit", 1)
+    done = deploy("eval", graph, *data, "--reference", copy, "--max-drop", 100, *given)
+    assert done.code == 0, done.err
+    assert [json.loads(done.out)[name] for name in ("device", "reference_device")] == ["gpu", "cpu"]
+
+
+def test_a_benchmark_leaves_out_files_in_backends_that_do_not_run_them(installed, graph, tmp_path):
+    copy = Path(shutil.copy(graph, tmp_path / "copy.onnx"))
+    names = ("openvino", "onnxruntime")
+    report = benchmark(
+        [graph, copy], backends=names, skip={(copy, "openvino")}, duration=0, iterations=1, warmup=0, cold=False
+    )
+    pairs = [(one.path, one.backend) for one in report.results]
+    assert pairs == [(str(graph), "openvino"), (str(graph), "onnxruntime"), (str(copy), "onnxruntime")]
 
 
 @pytest.mark.parametrize(
