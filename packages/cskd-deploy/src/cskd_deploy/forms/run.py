@@ -194,7 +194,7 @@ class _Run:
     def _pictures(self) -> dict[str, Any] | None:
         """The calibration images, as far as another file is made of others."""
         calibration = self._settings.calibration
-        if calibration is None:
+        if calibration is None or calibration.images is None:
             return None
         classes = tuple(self._dataset.classes)
         paths = calibration_images(calibration.images, calibration.count, calibration.annotations, classes)
