@@ -6,9 +6,9 @@ Pages that no table names stand in one of their own at the end; a pattern that n
 from __future__ import annotations
 
 import re
-from fnmatch import filter as matching
 
 from sphinx.application import Sphinx
+from sphinx.util.matching import patfilter
 
 TABLE = re.compile(r"(?<=```\{toctree\}\n).*?(?=```)", re.DOTALL)
 PLACE = "<!-- other pages -->"
@@ -17,13 +17,14 @@ PLACE = "<!-- other pages -->"
 def _complete(app: Sphinx, name: str, source: list[str]) -> None:
     if name != "index":
         return
+    app.env.note_reread()  # with every build: pages come and go
     others = app.env.found_docs - {"index"}
 
     def without_empty_patterns(table: re.Match[str]) -> str:
         entries = table.group().splitlines(keepends=True)
         for entry in entries:
-            others.difference_update(matching(sorted(others), entry.strip()))
-        return "".join(one for one in entries if "*" not in one or matching(sorted(app.env.found_docs), one.strip()))
+            others.difference_update(patfilter(others, entry.strip()))
+        return "".join(one for one in entries if "*" not in one or patfilter(app.env.found_docs, one.strip()))
 
     text = TABLE.sub(without_empty_patterns, source[0])
     table = "\n".join(["```{toctree}", ":caption: More", ":hidden:", "", *sorted(others), "```"]) if others else ""

@@ -16,7 +16,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[2]
 DOCS = REPOSITORY / "docs"
 PAGES = sorted(
-    [*DOCS.glob("*.md"), *DOCS.glob("results/*.md"), REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md"]
+    [*DOCS.glob("*.md"), *DOCS.glob("results/**/*.md"), REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md"]
 )
 
 
