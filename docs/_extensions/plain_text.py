@@ -30,7 +30,7 @@ def _options(app: Sphinx, ctx: click.Context, lines: list[str]) -> None:
 
 
 def _docstring(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
-    """An example that is no session of the interpreter is code all the same."""
+    """An example without prompts is code all the same."""
     for index, line in enumerate(lines):
         if line.strip() == "Example:" and not lines[index + 1].lstrip().startswith(">>>"):
             indent = line[: len(line) - len(line.lstrip())] + "    "
@@ -41,7 +41,7 @@ def _docstring(app: Sphinx, what: str, name: str, thing: Any, options: Any, line
 
 
 def _name(group: click.Group) -> None:
-    """A group calls its commands by its own names, sphinx-click by theirs."""
+    """Give each command the name that its group has for it: sphinx-click prints the name of the command itself."""
     context = click.Context(group)
     for name in group.list_commands(context):
         command = group.get_command(context, name)
