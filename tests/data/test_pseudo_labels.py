@@ -9,7 +9,7 @@ import pytest
 
 from cskd_data import DataError, evaluate, read
 from cskd_data.merge import merge
-from cskd_data.operating_point import best_f1
+from cskd_data.operating_point import best_f1, score_curve
 from cskd_data.unlabelled import read_unlabelled
 
 from .test_evaluate import random_set
@@ -113,6 +113,9 @@ def test_the_threshold_is_that_of_the_best_f1_of_all(seed, tmp_path):
     point = best_f1(dataset, detections)
     found = {score: by_hand(dataset, detections, score) for score in {one["score"] for one in detections}}
     assert found[point.threshold] == (pytest.approx(point.precision), pytest.approx(point.recall))
+    curve = score_curve(dataset, detections)
+    assert list(curve.scores) == sorted(found, reverse=True)
+    assert list(zip(curve.precision, curve.recall, strict=True)) == [pytest.approx(found[one]) for one in curve.scores]
     harmonic = {score: 2 * p * r / (p + r) for score, (p, r) in found.items() if p + r}
     assert point.f1 == pytest.approx(max(harmonic.values()))
     assert point.threshold == max(score for score, f1 in harmonic.items() if f1 == pytest.approx(point.f1))

@@ -31,18 +31,60 @@ class OperatingPoint:
         return 2 * self.precision * self.recall / (self.precision + self.recall)
 
 
+@dataclass(frozen=True)
+class ScoreCurve:
+    """What the detections of at least a score are worth, for every score that one has, the highest first.
+
+    Attributes:
+        scores: (N,), falling.
+        precision: (N,) share of the detections of at least that score that are right.
+        recall: (N,) share of the boxes that they find.
+    """
+
+    scores: np.ndarray
+    precision: np.ndarray
+    recall: np.ndarray
+
+    @property
+    def f1(self) -> np.ndarray:
+        """(N,) harmonic means of precision and recall; 0 where nothing is right."""
+        both = self.precision + self.recall
+        return np.divide(2 * self.precision * self.recall, both, out=np.zeros_like(both), where=both > 0)
+
+    @property
+    def best(self) -> OperatingPoint:
+        """The score with the highest F1, of equal ones the higher score. There has to be a detection that is right."""
+        place = int(np.argmax(self.f1))
+        return OperatingPoint(float(self.scores[place]), float(self.precision[place]), float(self.recall[place]))
+
+
 def best_f1(dataset: Dataset, detections: Detections) -> OperatingPoint:
-    """The score with the highest F1 = 2 TP / (detections + boxes), counted over all classes at once.
+    """The score with the highest F1 = 2 TP / (detections + boxes), counted over all classes at once: see `score_curve`.
+
+    Raises:
+        DataError: as `score_curve`; no detection is right.
+    """
+    curve = score_curve(dataset, detections)
+    if not curve.recall.any():
+        raise DataError(
+            f"no detection is right on {dataset.source} (IoU of at least {IOU}), so that no threshold can be chosen: "
+            "train the detector longer"
+        )
+    return curve.best
+
+
+def score_curve(dataset: Dataset, detections: Detections) -> ScoreCurve:
+    """Precision and recall from each score on, counted over all classes at once.
 
     Detections are matched by pycocotools at IoU 0.5: in each image and class the highest score first, each box once,
-    at most 100; what lies on a crowd does not count. Of equal F1 the higher score is taken.
+    at most 100; what lies on a crowd does not count.
 
     Args:
         dataset: with boxes drawn by people.
         detections: in COCO's results format with the user's own ids, of all scores.
 
     Raises:
-        DataError: the data set is pseudo-labelled or has no box that counts; no detection is right.
+        DataError: the data set is pseudo-labelled or has no box that counts.
     """
     dataset.refuse_as_truth()
     if not dataset.countable:
@@ -58,14 +100,7 @@ def best_f1(dataset: Dataset, detections: Detections) -> OperatingPoint:
     counting = [~one["dtIgnore"][0].astype(bool) for one in matches]
     scores = np.concatenate([np.asarray(one["dtScores"])[kept] for one, kept in zip(matches, counting, strict=True)])
     right = np.concatenate([one["dtMatches"][0][kept] > 0 for one, kept in zip(matches, counting, strict=True)])
-    if not right.any():
-        raise DataError(
-            f"no detection is right on {dataset.source} (IoU of at least {IOU}), so that no threshold can be chosen: "
-            "train the detector longer"
-        )
     order = np.argsort(-scores, kind="stable")
     scores, hits = scores[order], np.cumsum(right[order])
-    f1 = 2 * hits / (np.arange(1, len(scores) + 1) + dataset.countable)
-    f1[:-1][scores[:-1] == scores[1:]] = -1  # detections of one score are in or out together
-    best = int(np.argmax(f1))
-    return OperatingPoint(float(scores[best]), float(hits[best] / (best + 1)), float(hits[best] / dataset.countable))
+    last = np.append(scores[:-1] != scores[1:], True)[: len(scores)]  # detections of one score are in or out together
+    return ScoreCurve(scores[last], (hits / np.arange(1, len(scores) + 1))[last], (hits / dataset.countable)[last])
