@@ -155,6 +155,27 @@ class Distiller(nn.Module):
                 terms |= self._roi_terms(self.roi, recording, (student, teacher), batch)
         return terms
 
+    def compared_pyramids(self, images: Tensor, seen_by_teacher: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
+        """What the pyramid term compares, level by level: the adapted student's features and the teacher's.
+
+        Args:
+            images, seen_by_teacher: (B, 3, H, W), the same images as each of the two is given them.
+
+        Returns:
+            Stride -> (B, C, H, W) of both; without a pyramid term nothing.
+        """
+        if self.pyramid is None:
+            return {}
+        student = self._student[0]
+        with self.watch() as recording:
+            self._family.infer(student, images)
+        sides = self._family.read(student, recording), self.teacher.observe(seen_by_teacher)
+        own, other = (
+            [side.pyramid[level] for level in levels] for side, levels in zip(sides, self._levels, strict=True)
+        )
+        levels = zip(self._strides, self.pyramid.adapters, own, other, strict=True)
+        return {stride: (adapter(one), two) for stride, adapter, one, two in levels}
+
     def _roi_terms(
         self, roi: RoiTerm, recording: Recording, observations: tuple[Observation, Observation], batch: Batch
     ) -> dict[str, Tensor]:

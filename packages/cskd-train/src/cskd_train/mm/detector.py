@@ -127,6 +127,16 @@ class DistilledDetector(nn.Module):
         """The teacher as a detector of its own, on images as the student's pipeline gives them."""
         return TeacherAsDetector(self.distiller.teacher.detector, self._normalizations)
 
+    def compared_pyramids(self, img: Tensor, img_metas: list[dict[str, Any]]) -> dict[int, tuple[Tensor, Tensor]]:
+        """By stride, the adapted student's and the teacher's features (B, C, H, W) of each level that is compared.
+
+        Args:
+            img: (B, 3, H, W), in the normalisation of the student's pipeline.
+        """
+        shapes = [meta["img_shape"][:2] for meta in img_metas]
+        seen = renormalize(img, *self._normalizations, shapes) if self._normalizations else img
+        return self.distiller.compared_pyramids(img, seen)
+
     def forward(
         self, img: Tensor, img_metas: list[dict[str, Any]], own_weight: float = 1, **targets: Any
     ) -> dict[str, Any]:
