@@ -9,8 +9,10 @@ if TYPE_CHECKING:
     from cskd_train.api import evaluate, train
     from cskd_train.project.distill import distill
     from cskd_train.project.new import new
+    from cskd_train.report.card import write_card
+    from cskd_train.report.write import write_report
 
-__all__ = ["distill", "evaluate", "new", "train"]
+__all__ = ["distill", "evaluate", "new", "train", "write_card", "write_report"]
 __version__ = "0.2.0"
 
 _FROM = {
@@ -18,6 +20,8 @@ _FROM = {
     "evaluate": "cskd_train.api",
     "new": "cskd_train.project.new",
     "train": "cskd_train.api",
+    "write_card": "cskd_train.report.card",
+    "write_report": "cskd_train.report.write",
 }
 
 

@@ -21,6 +21,8 @@ COMMANDS = {
     "run": "Train a detector, alone or distilled from a teacher.",
     "test": "COCO mAP of a checkpoint.",
     "pseudo-label": "Label pictures with what a teacher finds on them.",
+    "report": "Write one HTML file on a run, or on several.",
+    "card": "Write a model card beside a student's weights.",
     "table": "Published figures, and what was measured.",
     "show": "Draw what several detectors find, side by side.",
     "data": "Check, convert, split, clean, show and generate data sets.",

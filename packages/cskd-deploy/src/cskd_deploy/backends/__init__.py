@@ -11,7 +11,7 @@ from cskd_deploy.errors import DeployError
 from cskd_deploy.model.manifest import Manifest
 
 ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
-CHECKPOINT_SUFFIXES = (".pth", ".pt")
+CHECKPOINT_SUFFIXES = (".pth", ".pt", ".safetensors")
 # The backends, and the devices that each of them runs on.
 DEVICES_OF = {
     "onnxruntime": ("cpu", "cuda"),

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from cskd_data.files import write_atomically
 from cskd_train.errors import TrainError
 from cskd_train.files.foreign import STAND_INS, layout_of, unwrap
+from cskd_train.files.tensors import is_tensors, read_tensors
 from cskd_train.stored import current_config
 
 FORMAT = "cskd"
@@ -115,6 +116,8 @@ def read(path: str | Path) -> dict[str, Any]:
     file = Path(path).expanduser()
     if not file.is_file():
         raise TrainError(f"checkpoint {file}: no such file (looked in {Path.cwd()})")
+    if is_tensors(file):
+        return read_tensors(file)
     try:
         with torch.serialization.safe_globals(STAND_INS):
             contents = torch.load(file, map_location="cpu", weights_only=True)
@@ -149,7 +152,7 @@ def _why_unreadable(file: Path, error: Exception) -> str:
         )
     if isinstance(error, pickle.UnpicklingError) and head[:1] == b"\x80":
         return f"refused: {text.splitlines()[0]}"
-    return "is not a PyTorch checkpoint, or is damaged. Expected a .pth file of cskd-train or mmdet"
+    return "is not a PyTorch checkpoint, or is damaged. Expected a .pth file of cskd-train or mmdet, or .safetensors"
 
 
 def sha256(path: str | Path) -> str:

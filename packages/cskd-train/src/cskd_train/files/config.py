@@ -10,12 +10,20 @@ from mmcv import Config
 
 from cskd_train.errors import TrainError
 from cskd_train.files.chain import read_chain
+from cskd_train.files.json_form import config_from_json, config_to_json
 from cskd_train.files.locate import resolve_config_path
 from cskd_train.files.once import follow_classes, set_once
 from cskd_train.files.overrides import apply_overrides
 from cskd_train.files.reading import read_config
 from cskd_train.files.variables import resolve_references
-from cskd_train.stored import current_config
+
+__all__ = [
+    "config_from_data",
+    "config_to_data",
+    "config_to_json",
+    "load_config",
+    "refuse_lost_tuples",
+]
 
 
 def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
@@ -32,11 +40,11 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     """
     file, overrides = resolve_config_path(path), dict(overrides or {})
     config = read_config(file)
-    data, rest = _with_tuples(config_to_data(config)), overrides
+    data, rest = config_from_json(config_to_data(config)), overrides
     chain = read_chain(file)
     if chain is not None:
         data, rest = set_once(
-            data, chain, overrides, lambda bound: _with_tuples(config_to_data(read_config(file, bound)))
+            data, chain, overrides, lambda bound: config_from_json(config_to_data(read_config(file, bound)))
         )
     apply_overrides(data, rest)
     data = resolve_references(data)
@@ -67,43 +75,6 @@ def _plain(value: Any, path: str) -> Any:
     )
 
 
-_TUPLES = "tuples_as_lists"
-
-
-def config_to_json(data: Mapping[str, Any]) -> dict[str, Any]:
-    """What `config_to_data` gave, for a JSON file that `load_config` reads as the same config.
-
-    JSON has no tuples, and mmdet tells them from lists (`img_scale`): where they were stands in a key of its own.
-    """
-    return {**data, _TUPLES: list(_tuples(data, ""))}
-
-
-def _tuples(value: Any, path: str) -> Iterator[str]:
-    """The dotted keys of all tuples, each after what it holds."""
-    items = (
-        value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, (list, tuple)) else ()
-    )
-    for key, item in items:
-        yield from _tuples(item, f"{path}.{key}" if path else str(key))
-    if isinstance(value, tuple):
-        yield path
-
-
-def _with_tuples(data: dict[str, Any]) -> dict[str, Any]:
-    """The config of a file that `config_to_json` made; any other as it is. What is no list any more stays as it is."""
-    paths = data.pop(_TUPLES, None)
-    if not isinstance(paths, list):
-        return data
-    for path in paths:
-        *parents, last = str(path).split(".")
-        holder: Any = data
-        for key in parents:
-            holder = _item(holder, key)
-        if isinstance(found := _item(holder, last), list):
-            holder[int(last) if isinstance(holder, list) else last] = tuple(found)
-    return current_config(data)
-
-
 def refuse_lost_tuples(cfg: Config) -> None:
     """Refuse a config with the size of images in a list: mmdet, which wants a tuple, refuses it without a word.
 
@@ -131,13 +102,6 @@ def _lists_of_size(value: Any, path: str) -> Iterator[tuple[str, list[Any]]]:
             yield from ((where, one) for one in (item, *item) if isinstance(one, list) and isinstance(one[0], int))
         else:
             yield from _lists_of_size(item, where)
-
-
-def _item(holder: Any, key: str) -> Any:
-    """What a dict or a list has at a key; None where it has nothing."""
-    if isinstance(holder, list):
-        return holder[int(key)] if key.isdecimal() and int(key) < len(holder) else None
-    return holder.get(key) if isinstance(holder, dict) else None
 
 
 def config_from_data(data: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Config:
