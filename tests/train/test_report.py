@@ -24,6 +24,7 @@ from cskd_train.files.config import config_from_data
 from cskd_train.mm.detector import build_distilled
 from cskd_train.mm.plain import build_without_pretrained
 from cskd_train.report import detected, write
+from cskd_train.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH
 from cskd_train.report.detected import Found
 from cskd_train.report.guidance import distance, guidance
 from cskd_train.report.matches import on_images
@@ -110,7 +111,7 @@ def test_the_lines_of_the_curves_go_through_their_values(page, found, shapes_roo
     svg = page.source[page.source.index('aria-label="Precision over recall"') :]
     lines = re.findall(r'<polyline points="([^"]+)" class="line line(\d)"', svg[: svg.index("</svg>")])
     drawn = [
-        ((float(x) - 46) / (420 - 44 - 46), (250 - 36 - float(y)) / (250 - 36 - 24))
+        ((float(x) - LEFT) / (WIDTH - RIGHT - LEFT), (HEIGHT - BOTTOM - float(y)) / (HEIGHT - BOTTOM - TOP))
         for x, y in (point.split(",") for point in {colour: line for line, colour in lines}["0"].split())
     ]
     assert len(drawn) > 5
@@ -214,7 +215,7 @@ def test_a_run_under_way_is_reported_as_far_as_it_is(runs, tmp_path, command_lin
 
 def test_runs_beside_each_other_are_compared(runs, tmp_path, command_line):
     copy = shutil.copytree(runs, tmp_path / "other")
-    code, out, error = command_line("report", runs, copy, "--output", tmp_path / "page.html", "--images", 0, "--json")
+    code, out, error = command_line("report", runs, copy, "--output", tmp_path / "page.html", "--images", 1, "--json")
     assert code == 0, error
     page = Page(tmp_path / "page.html")
     names = list(page.table("Overview"))
@@ -222,6 +223,8 @@ def test_runs_beside_each_other_are_compared(runs, tmp_path, command_line):
                      "other (student distilled)"]  # fmt: skip
     assert {"distilled (student distilled)", "other (student distilled)"} <= {*page.table("mAP by epoch")["1"]}
     assert [one["name"] for one in json.loads(out)["detectors"]] == names
+    assert list(page.table("AP of each class")["mean (mAP)"]) == names
+    assert {"Guidance: distilled", "Guidance: other"} <= {*page.text}
 
 
 def test_the_table_of_the_exported_forms_is_read_tolerantly(runs, tmp_path, command_line):

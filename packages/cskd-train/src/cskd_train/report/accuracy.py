@@ -183,8 +183,15 @@ def detections(found: Sequence[Found], images: Sequence[int], why: str, pictures
             on_image: OnImage = of_detector[number]
             caption = f"{one.detector.name}: {on_image}"
             shown.append(_column(one.data, image, on_image.boxes, pictures, caption))
-        content += [element("h3", image["file_name"]), element("div", shown, class_="row")]
+        content += [
+            element("h3", image["file_name"]),
+            _row(shown),
+        ]
     return content
+
+
+def _row(shown: Sequence[Html]) -> Html:
+    return element("div", shown, class_="row", style=f"--columns:{len(shown)}")
 
 
 def _column(
@@ -216,5 +223,5 @@ def guidance(looked: Callable[[], Sequence[Guidance]], pictures: Pictures) -> li
             picture = pictures.drawn(one.file, [], f"guidance at stride {stride}", over)
             shown.append(figure(picture, caption=f"stride {stride}: mean {values.mean():.3f}, most {values.max():.3f}"))
             rows.append([one.file.name, stride, metric(values.mean()), metric(values.max())])
-        content.append(element("div", shown, class_="row"))
+        content.append(_row(shown))
     return [*content, folded("As figures", table(["image", "stride", "mean", "most"], rows))]

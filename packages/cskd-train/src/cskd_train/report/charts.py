@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from cskd_train.report.markup import Html, element, figure, joined
 
 WIDTH, HEIGHT = 420, 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 44, 24, 36
+LEFT, RIGHT, TOP, BOTTOM = 56, 44, 24, 36
 _DASHES = (None, "7 3", "2 3", "9 3 2 3", "12 4", "4 4 1 4")
 COLOURS = 8
 """How many colours `style` has; a series of a higher number takes one of them again."""
@@ -71,8 +71,8 @@ def line_chart(series: Sequence[Series], x: Axis, y: Axis, *, caption: Any, alt:
     """
     shown = [one for one in series if one.points]
     values = [point for one in shown for point in (*one.points, *one.marks)]
-    across = _Scale(x, [point[0] for one in shown if not one.level for point in one.points], _LEFT, WIDTH - _RIGHT)
-    up = _Scale(y, [point[1] for point in values], HEIGHT - _BOTTOM, _TOP)
+    across = _Scale(x, [point[0] for one in shown if not one.level for point in one.points], LEFT, WIDTH - RIGHT)
+    up = _Scale(y, [point[1] for point in values], HEIGHT - BOTTOM, TOP)
     content = [*_grid(across, up, x, y)]
     for place, one in enumerate(shown):
         content += _line(one, across, up, _DASHES[place % len(_DASHES)])
@@ -196,16 +196,16 @@ class _Scale:
 
 
 def _grid(across: _Scale, up: _Scale, x: Axis, y: Axis) -> list[Html]:
-    bottom, right = HEIGHT - _BOTTOM, WIDTH - _RIGHT
+    bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
     content = []
     for value in up.ticks(5):
         at = _number(up(value))
-        content.append(element("line", x1=_LEFT, x2=right, y1=at, y2=at, class_="grid"))
-        content.append(_label(_LEFT - 5, up(value) + 4, tick(value), class_="tick", anchor="end"))
+        content.append(element("line", x1=LEFT, x2=right, y1=at, y2=at, class_="grid"))
+        content.append(_label(LEFT - 5, up(value) + 4, tick(value), class_="tick", anchor="end"))
     for value in across.ticks(6):
         content.append(_label(across(value), bottom + 15, tick(value), class_="tick", anchor="middle"))
-    content.append(element("line", x1=_LEFT, x2=right, y1=bottom, y2=bottom, class_="axis"))
-    content.append(_label((_LEFT + right) / 2, HEIGHT - 4, x.title, class_="tick", anchor="middle"))
+    content.append(element("line", x1=LEFT, x2=right, y1=bottom, y2=bottom, class_="axis"))
+    content.append(_label((LEFT + right) / 2, HEIGHT - 4, x.title, class_="tick", anchor="middle"))
     content.append(_label(2, 11, y.title, class_="tick"))
     return content
 
@@ -241,12 +241,12 @@ def _apart(points: Sequence[Point]) -> list[Point]:
 
 def _end_labels(series: Sequence[Series], up: _Scale) -> list[Html]:
     """The last value of each line beside its end, moved where two would cover each other."""
-    ends = dict.fromkeys((one.points[-1][1], one.colour % COLOURS) for one in series)
+    ends = dict.fromkeys((round(one.points[-1][1], 3), one.colour % COLOURS) for one in series)
     placed: list[Html] = []
     last = -math.inf
     for value, colour in sorted(ends, reverse=True):
-        last = min(max(up(value) + 4, last + 12), HEIGHT - _BOTTOM + 6)
-        placed.append(_label(WIDTH - _RIGHT + 4, last, f"{value:.3f}", class_=f"tick text{colour}"))
+        last = min(max(up(value) + 4, last + 14), HEIGHT - BOTTOM + 6)
+        placed.append(_label(WIDTH - RIGHT + 4, last, f"{value:.3f}", class_=f"tick text{colour}"))
     return placed
 
 

@@ -55,34 +55,50 @@ class Pictures:
             over: what lies between the picture and its boxes.
         """
         name, (width, height) = self.add(file)
-        letter = max(width, height) / 22
-        content = [element("use", href=f"#{name}"), *over]
-        for one in boxes:
-            content.append(_box(one, letter, lettered=len(boxes) <= _MOST_LETTERED))
+        in_front = sorted(boxes, key=lambda one: (one.right, one.score or 0.0))
+        content = [element("use", href=f"#{name}"), *over, *map(_box, in_front)]
+        if len(boxes) <= _MOST_LETTERED:
+            content += _names(in_front[::-1], width, height)
         return element(
             "svg", joined(content), viewBox=f"0 0 {width} {height}", class_="picture", role="img", aria_label=alt
         )
 
 
-def _box(one: Marked, letter: float, lettered: bool) -> Html:
+def _box(one: Marked) -> Html:
     x, y, w, h = (round(float(value), 1) for value in one.box)
-    said = one.name if one.score is None else f"{one.name} {one.score:.2f}"
     shape = {"x": x, "y": y, "width": max(w, 0), "height": max(h, 0)}
-    content = [
-        element("rect", **shape, class_="under"),
-        element(
-            "rect",
-            element("title", said),
-            **shape,
-            class_="right" if one.right else "wrong",
-            stroke_dasharray=None if one.right else "6 4",
-        ),
-    ]
-    if lettered:
-        at = y - letter / 4 if y > letter else y + letter
-        kind = f"name {'right' if one.right else 'wrong'}"
-        content.append(element("text", said, x=x, y=round(at, 1), font_size=round(letter, 1), class_=kind))
-    return joined(content)
+    dash = None if one.right else "6 4"
+    drawn = element("rect", element("title", _said(one)), **shape, class_=_kind(one), stroke_dasharray=dash)
+    return joined([element("rect", **shape, class_="under"), drawn])
+
+
+def _names(boxes: Sequence[Marked], width: int, height: int) -> list[Html]:
+    """What boxes are, at their upper left corner or below what stands there already, where there is room for it."""
+    letter = max(width, height) / 22
+    taken: list[tuple[float, float, float]] = []
+    drawn = []
+    for one in boxes:
+        said = _said(one)
+        long = 0.62 * letter * len(said)
+        x = min(max(float(one.box[0]), 0.0), max(width - long, 0.0))
+        top = float(one.box[1]) - letter / 4
+        for line in range(4):
+            y = max(top, letter) + line * letter * 1.1
+            free = all(abs(y - other) >= letter or x + long <= left or right <= x for left, right, other in taken)
+            if free and y <= height:
+                taken.append((x, x + long, y))
+                at = {"x": round(x, 1), "y": round(y, 1), "font_size": round(letter, 1)}
+                drawn.append(element("text", said, **at, class_=f"name {_kind(one)}"))
+                break
+    return drawn
+
+
+def _said(one: Marked) -> str:
+    return one.name if one.score is None else f"{one.name} {one.score:.2f}"
+
+
+def _kind(one: Marked) -> str:
+    return "right" if one.right else "wrong"
 
 
 def shrunk(image: np.ndarray, side: int = SIDE, most: int = MOST_BYTES) -> bytes:

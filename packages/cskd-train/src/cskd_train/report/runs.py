@@ -250,7 +250,7 @@ def _teacher_of(run: ReadRun) -> Detector | None:
     config = (run.config.get("distill") or {})["teacher"].get("config")
     if file is None:
         return Detector(TEACHER, TEACHER, None, None, config, COLOURS[TEACHER])
-    own = _read(file.parent)
+    own = _beside(file.parent)
     return Detector(TEACHER, TEACHER, own, file, config, COLOURS[TEACHER])
 
 
@@ -265,8 +265,16 @@ def _alone_of(run: ReadRun) -> Detector | None:
         seed = run.result.get("seed", run.config.get("seed") or 0)
         alone = find_student_alone(run.folder, run.config, seed, images, World())
         folder = None if alone is None else alone.folder
-    found = _read(folder) if folder is not None else None
+    found = _beside(folder) if folder is not None else None
     return None if found is None else _of_run(found, ALONE)
+
+
+def _beside(folder: Path) -> ReadRun | None:
+    """The run in a folder that another run names; None where there is none that can be read."""
+    try:
+        return _read(folder)
+    except TrainError:
+        return None
 
 
 def located(path: str, work_dir: Path) -> Path | None:

@@ -40,7 +40,9 @@ nav ul{{display:flex;flex-wrap:wrap;gap:.2rem 1rem;list-style:none;padding:0;mar
 .scroll{{overflow-x:auto;margin:.6rem 0}}
 table{{border-collapse:collapse;font-size:.9rem}}
 th,td{{padding:.25rem .6rem;text-align:left;border-bottom:1px solid var(--rule);vertical-align:top}}
-td,th{{overflow-wrap:normal}}
+td{{overflow-wrap:normal}}
+td+td:not(.number){{overflow-wrap:anywhere}}
+th.number{{white-space:normal;min-width:3.2rem;max-width:9rem;overflow-wrap:anywhere}}
 th{{font-weight:600;white-space:nowrap}}
 td.number,th.number{{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}}
 .charts{{display:grid;gap:1rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));align-items:start}}
@@ -57,7 +59,8 @@ svg.chart .tick{{fill:var(--pale)}}
 .legend{{display:flex;flex-wrap:wrap;gap:.1rem .9rem;list-style:none;margin:0 0 .3rem;padding:0;font-size:.85rem}}
 .legend svg{{vertical-align:middle}}
 .pictures{{display:grid;gap:.7rem;grid-template-columns:repeat(auto-fill,minmax(min(100%,10rem),1fr))}}
-.row{{display:grid;gap:.5rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,9.5rem),1fr));margin:.4rem 0 1.2rem}}
+.row{{display:grid;gap:.5rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,9.5rem),1fr));
+max-width:calc(var(--columns)*24rem);margin:.4rem 0 1.2rem}}
 .picture{{display:block;width:100%;height:auto;background:var(--card)}}
 .picture rect{{fill:none;stroke-width:2;vector-effect:non-scaling-stroke}}
 .picture rect.under{{stroke:#fff;stroke-width:4}}

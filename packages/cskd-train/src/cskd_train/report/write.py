@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from cskd_train.report.markup import Html, element, joined
 from cskd_train.report.pictures import Pictures
 from cskd_train.report.runs import Detector, Subject, read_subjects, stated_root, unique
 from cskd_train.report.style import STYLE
+from cskd_train.tables.work_dirs import validation_of
 
 NAME, CACHE = "report.html", "report_cache"
 IMAGES = 500
@@ -120,12 +122,13 @@ class _Page:
     def html(self) -> str:
         several = len(self.subjects) > 1
         self._logs(several)
+        groups: dict[str, list[Subject]] = {}
         for subject in self.subjects:
-            self._looked_at(subject, f": {subject.title}" if several else "")
-        for (source, rows), subject in zip(self.forms, self.subjects, strict=True):
-            title = f"Exported forms: {subject.title}" if several else "Exported forms"
-            self._add(title, deployed.section(source, rows))
-            self.figures.setdefault("forms", []).append({"of": subject.title, "rows": rows})
+            groups.setdefault(validation_of(subject.run.config) or str(subject.folder), []).append(subject)
+        for group in groups.values():
+            names = " and ".join(subject.title for subject in group)
+            self._looked_at(group, f": {names}" if len(groups) > 1 else "")
+        self._exported(several)
         self._add("Time", training.time(self.detectors))
         return self._whole()
 
@@ -133,7 +136,10 @@ class _Page:
         self._sections.append((f"section{len(self._sections)}", title, content))
 
     def _logs(self, several: bool) -> None:
-        said = [element("p", sentence) for one in self.subjects for sentence in training.sentences(one)]
+        said = []
+        for one in self.subjects:
+            said += [element("h3", one.title)] if several else []
+            said += [element("p", sentence) for sentence in training.sentences(one)]
         self._add("Overview", [training.overview(self.detectors), *said])
         for subject in self.subjects:
             self._add(f"Recipe: {subject.title}" if several else "Recipe", training.recipe(subject))
@@ -142,26 +148,39 @@ class _Page:
         curves = [piece for run, name in runs for piece in (element("h3", name), *training.losses(run, name))]
         self._add("Losses and learning rate", curves)
 
-    def _looked_at(self, subject: Subject, title: str) -> None:
-        moved = _moved(subject)
+    def _exported(self, several: bool) -> None:
+        content: list[Html] = []
+        for (source, rows), subject in zip(self.forms, self.subjects, strict=True):
+            if source is not None:
+                head = [element("h3", subject.title)] if several else []
+                content += [*head, *deployed.section(source, rows)]
+        self._add("Exported forms", content or deployed.section(None, []))
+        self.figures["forms"] = [
+            {"of": subject.title, "rows": rows} for (_, rows), subject in zip(self.forms, self.subjects, strict=True)
+        ]
+
+    def _looked_at(self, group: Sequence[Subject], title: str) -> None:
+        """The sections on runs that have the same validation images."""
+        subject, moved = group[0], _moved(group[0])
         self._add(f"Data{title}", accuracy.data(_splits(subject, moved, self.asked), self.pictures))
-        looked = look(subject.detectors, subject.main, moved, self.asked)
+        looked = look(unique(group), subject.main, moved, self.asked)
         self.missing += looked.missing
         head = accuracy.looked_at(looked, self.asked.split)
         if not looked.found:
             self._add(f"Accuracy{title}", head)
             return
         found = looked.found
-        self.figures["looked_at"].append(_measured(subject, looked, self.asked.split))
+        self.figures["looked_at"].append(_measured(group, looked, self.asked.split))
         self._add(f"Precision, recall and threshold{title}", [*head, *accuracy.curves(found)])
         self._add(f"AP of each class{title}", accuracy.classes(found))
         self._add(f"Errors by kind{title}", accuracy.errors(found))
         why, images = accuracy.chosen_images(found)
         self._add(f"Detections beside the truth{title}", accuracy.detections(found, images, why, self.pictures))
-        if subject.run.distilled:
-            shown = images[: accuracy.MAPS]
-            maps = accuracy.guidance(lambda: guidance(subject, moved, shown, self.asked), self.pictures)
-            self._add(f"Guidance{title}", maps)
+        for one in group:
+            if one.run.distilled:
+                name = f": {one.title}" if len(self.subjects) > 1 else ""
+                looking = partial(guidance, one, _moved(one), images[: accuracy.MAPS], self.asked)
+                self._add(f"Guidance{name}", accuracy.guidance(looking, self.pictures))
 
     def _whole(self) -> str:
         title = " and ".join(subject.title for subject in self.subjects)
@@ -203,7 +222,7 @@ def _figures(one: Detector) -> dict[str, Any]:
     return about
 
 
-def _measured(subject: Subject, looked: Looked, split: str) -> dict[str, Any]:
+def _measured(group: Sequence[Subject], looked: Looked, split: str) -> dict[str, Any]:
     assert looked.data is not None
     of_each = {
         one.detector.name: {
@@ -215,7 +234,7 @@ def _measured(subject: Subject, looked: Looked, split: str) -> dict[str, Any]:
         for one in looked.found
     }
     return {
-        "of": subject.title,
+        "of": [one.title for one in group],
         "split": split,
         "images": len(looked.data.images),
         "in_all": looked.of,
