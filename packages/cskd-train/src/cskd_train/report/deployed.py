@@ -1,8 +1,9 @@
 """The exported forms of a student, from what cskd-deploy has written beside the run.
 
-`cskd-deploy report` writes `report.json`: a list of rows, or an object with such a list. A row has `form`, `MB`, `mAP`
-(in [0, 1]), `drop` (points), `p50`, `p90` (milliseconds), `images/s`, `device`, `agreement`; any other key with a
-number or text is shown too, and one that is not there is a dash. A project has `eval.json` and `bench.json` instead.
+`cskd-deploy report` writes `report.json`: a list of rows, or an object with such a list. A row has `form`, `backend`,
+`device`, `size_bytes` or `MB`, `mean_average_precision` (points) or `mAP` (in [0, 1]), `drop` (points), `p50_ms`,
+`p90_ms`, `images_per_second`, `agreement`, `fault`; any other key with a number or text is shown too, and one that is
+not there is a dash. A project has `eval.json` and `bench.json` instead.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from cskd_train.report.runs import Subject
 from cskd_train.tables.measured import UnreadableError, read_json
 
 REPORT = "report.json"
-_KNOWN = ("form", "MB", "mAP", "drop", "p50", "p90", "images/s", "device", "agreement")
+_KNOWN = ("form", "backend", "device", "MB", "mAP", "drop", "agreement", "p50", "p90", "images/s", "speedup")
+_LEFT_OUT = ("file", "file_sha256", "sha256")
 _TITLES = {"p50": "p50 ms", "p90": "p90 ms", "drop": "drop, points"}
-_DIGITS = {"mAP": 3, "drop": 2, "MB": 1, "p50": 1, "p90": 1, "images/s": 1}
+_DIGITS = {"mAP": 3, "drop": 2, "MB": 1, "p50": 1, "p90": 1, "images/s": 1, "agreement": 3, "speedup": 2}
 _SAME = {
     "name": "form", "size_mb": "MB", "mb": "MB", "megabytes": "MB", "map": "mAP", "bbox_map": "mAP",
     "drop_points": "drop", "images_per_second": "images/s", "p50_ms": "p50", "p90_ms": "p90",
@@ -72,7 +74,11 @@ def _rows(file: Path) -> list[Row]:
 
 
 def _named(row: Mapping[str, Any]) -> Row:
-    return {_SAME.get(str(key).lower(), str(key)): value for key, value in row.items()}
+    named = {_SAME.get(str(key).lower(), str(key)): value for key, value in row.items() if key not in _LEFT_OUT}
+    for key, title, unit in (("size_bytes", "MB", 1e-6), ("mean_average_precision", "mAP", 0.01)):
+        if _is_number(value := named.pop(key, None)):
+            named.setdefault(title, value * unit)
+    return named
 
 
 def _of_project(folder: Path) -> tuple[Path | None, list[Row]]:
@@ -83,7 +89,8 @@ def _of_project(folder: Path) -> tuple[Path | None, list[Row]]:
         evaluated, timed = map(read_json, files)
         rows = [
             {
-                "form": f"{one['backend']} {one.get('precision') or ''}".strip(),
+                "form": one.get("precision") or "fp32",
+                "backend": one["backend"],
                 "MB": one["size_bytes"] / 1e6,
                 "mAP": evaluated["metrics"]["bbox_mAP"] if one["backend"] != "pytorch" else None,
                 "drop": evaluated.get("drop_points") if one["backend"] != "pytorch" else None,
@@ -107,11 +114,19 @@ def section(file: Path | None, rows: Sequence[Row]) -> list[Html]:
     shown += [key for row in rows for key, value in row.items() if key not in (*_KNOWN, *shown) and _is_plain(value)]
     shown = list(dict.fromkeys(shown))
     body = [[_said(key, row.get(key)) for key in shown] for row in rows]
-    return [table([_TITLES.get(key, key) for key in shown], body), element("p", f"From {file}.", class_="pale")]
+    text = sum(key in _KNOWN[:3] for key in shown)
+    return [
+        table([_TITLES.get(key, key) for key in shown], body, text_columns=text),
+        element("p", f"From {file}.", class_="pale"),
+    ]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _is_plain(value: Any) -> bool:
-    return isinstance(value, (str, int, float)) and not isinstance(value, bool)
+    return isinstance(value, str) or _is_number(value)
 
 
 def _said(key: str, value: Any) -> str:
