@@ -244,10 +244,12 @@ def test_the_table_of_the_exported_forms_is_read_tolerantly(runs, tmp_path, comm
     assert shown["ONNX INT8"]["MB"] == "3.9"
     assert shown["ONNX INT8"]["mAP"] == "-"
     of_deploy = {"form": "int8-cpu", "file": "a.onnx", "backend": "openvino", "device": "cpu", "size_bytes": 4_230_000,
-                 "file_sha256": "00", "mean_average_precision": 31.06, "drop": 0.15, "agreement": 0.9876, "p50_ms": 8.04,
-                 "p90_ms": 9.46, "images_per_second": 121.34, "speedup": 2.515, "requires": [], "fault": None}  # fmt: skip
-    (tmp_path / "report.json").write_text(json.dumps({"notes": ["x"], "rows": [of_deploy, {**of_deploy, "form": "b"}]}))
-    code, _, error = command_line("report", runs, "--output", page, "--images", 0, "--deploy", tmp_path / "report.json")
+                 "file_sha256": "00", "mean_average_precision": 31.06, "drop": 0.15, "agreement": 0.9876,
+                 "p50_ms": 8.04, "p90_ms": 9.46, "images_per_second": 121.34, "speedup": 2.515, "requires": [],
+                 "fault": None}  # fmt: skip
+    rows = [of_deploy, {**of_deploy, "form": "b"}]
+    (written := tmp_path / "report.json").write_text(json.dumps({"notes": ["x"], "rows": rows}))
+    code, _, error = command_line("report", runs, "--output", page, "--images", 0, "--deploy", written)
     assert code == 0, error
     assert Page(page).table("Exported forms")["int8-cpu"] == {
         "backend": "openvino", "device": "cpu", "MB": "4.2", "mAP": "0.311", "drop, points": "0.15",
