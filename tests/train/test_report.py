@@ -213,6 +213,42 @@ def test_a_run_under_way_is_reported_as_far_as_it_is(runs, tmp_path, command_lin
     assert page.table("Data")["images"]["val"] == "6"
 
 
+def test_a_teacher_of_which_only_the_checkpoint_is_there_has_the_map_that_the_run_knows(runs, tmp_path):
+    copy = shutil.copytree(runs.parent, tmp_path / "runs")
+    for name in ("log.jsonl", "result.json"):
+        (copy / "teacher" / name).unlink()
+    config = (copy / "distilled" / "config.json").read_text().replace(str(runs.parent), str(copy))
+    (copy / "distilled" / "config.json").write_text(config)
+    page = Page(cskd_train.write_report(copy / "distilled", images=1, device="cpu").file)
+    known = json.loads((copy / "distilled" / "result.json").read_text())["teacher"]["val_bbox_mAP"]
+    assert page.table("Overview")["teacher"]["mAP"] == f"{known:.3f}"
+    assert page.table("Overview")["teacher"]["AP50"] == "-"
+    assert list(page.table("AP of each class")["circle"]) == list(NAMES)
+
+
+def test_a_project_that_was_moved_is_reported_by_its_data_where_they_are(runs, shapes_root, tmp_path):
+    """The old data are still there; the new ones lack three validation images."""
+    project = tmp_path / "project"
+    for role, name in {"teacher": "teacher", "student": "alone", "distilled": "distilled"}.items():
+        shutil.copytree(runs.parent / name, project / "work_dirs" / role)
+    (project / "distilled.py").touch()
+    (project / "work_dirs" / "distill.json").write_text(json.dumps({"root": str(shapes_root.parent)}))
+    annotations = shutil.copytree(shapes_root, project / shapes_root.name) / VAL
+    data = json.loads(annotations.read_text())
+    kept = {image["id"] for image in data["images"][:3]}
+    data["images"] = data["images"][:3]
+    data["annotations"] = [one for one in data["annotations"] if one["image_id"] in kept]
+    annotations.write_text(json.dumps(data))
+    report = cskd_train.write_report(project, device="cpu")
+    assert report.file == project / "report.html"
+    assert report.missing == []
+    assert report.figures["looked_at"][0]["in_all"] == 3
+    page = Page(report.file)
+    assert page.table("Data")["images"]["val"] == "3"
+    assert "stride 8" in page.text["Guidance"]
+    assert list(page.table("Overview")) == list(NAMES)
+
+
 def test_runs_beside_each_other_are_compared(runs, tmp_path, command_line):
     copy = shutil.copytree(runs, tmp_path / "other")
     code, out, error = command_line("report", runs, copy, "--output", tmp_path / "page.html", "--images", 1, "--json")

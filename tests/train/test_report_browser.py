@@ -104,7 +104,7 @@ def test_in_the_dark_it_is_dark(page, tmp_path):
     assert luminance(found["tick"]) > 140
 
 
-def test_on_paper_it_is_light_though_the_screen_is_dark(page, tmp_path):
+def test_on_paper_it_is_light_and_without_its_links(page, tmp_path):
     out = tmp_path / "page.pdf"
     words = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
              "--blink-settings=preferredColorScheme=0", f"--print-to-pdf={out}", page.file.as_uri()]  # fmt: skip
@@ -117,3 +117,5 @@ def test_on_paper_it_is_light_though_the_screen_is_dark(page, tmp_path):
     filled = [tuple(map(float, one)) for one in re.findall(rb"([\d.]+) ([\d.]+) ([\d.]+) rg\b", drawn)]
     assert any(max(one) < 0.15 for one in filled)  # ink
     assert not [one for one in filled if max(one) < 0.15 and one[0] != one[2]]  # the paper of the dark is bluish
+    assert content.count(b"/Page\n") >= 3
+    assert b"/Subtype /Link" not in content

@@ -1,1 +1,1 @@
-"""What people look at: pictures of what detectors find."""
+"""What people look at: a page on a run, a model card, pictures of what detectors find."""

@@ -25,15 +25,16 @@ def metric(value: Any, digits: int = 3) -> str:
     return f"{value:.{digits}f}" if isinstance(value, (int, float)) and value >= 0 else "-"
 
 
-def overview(detectors: Sequence[Detector]) -> Html:
-    """Every detector's best epoch on its validation split."""
+def overview(detectors: Sequence[Detector], subjects: Sequence[Subject]) -> Html:
+    """Every detector's best epoch on its validation split; of a teacher without a run, what its students' runs say."""
+    taught = {subject.teacher.name: subject.run.teacher.get("val_bbox_mAP") for subject in subjects if subject.teacher}
     tested = any(one.run is not None and one.run.test for one in detectors)
     head = ["", *_TITLES, *(["test mAP"] if tested else []), "best epoch", "epochs", "seed", "time"]
     rows = []
     for one in detectors:
         run = one.run
         if run is None:
-            rows.append([one.name, *["-"] * (len(head) - 1)])
+            rows.append([one.name, metric(taught.get(one.name)), *["-"] * (len(head) - 2)])
             continue
         best, result = run.best, run.result
         figures = [metric(best.get(name)) for name in METRICS]

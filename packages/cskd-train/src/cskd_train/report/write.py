@@ -140,7 +140,7 @@ class _Page:
         for one in self.subjects:
             said += [element("h3", one.title)] if several else []
             said += [element("p", sentence) for sentence in training.sentences(one)]
-        self._add("Overview", [training.overview(self.detectors), *said])
+        self._add("Overview", [training.overview(self.detectors, self.subjects), *said])
         for subject in self.subjects:
             self._add(f"Recipe: {subject.title}" if several else "Recipe", training.recipe(subject))
         self._add("mAP by epoch", training.precision_by_epoch(self.detectors, self.subjects))
