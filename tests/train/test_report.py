@@ -30,6 +30,7 @@ from cskd_train.report.guidance import distance, guidance
 from cskd_train.report.matches import on_images
 from cskd_train.report.pictures import MOST_BYTES, shrunk
 from cskd_train.report.runs import Detector, read_subject
+from cskd_train.report.words import recipe
 
 from .reported import Page, a_run, make_runs
 
@@ -147,6 +148,53 @@ def test_figures_in_the_page_are_those_of_the_report(page, report):
     assert json.loads(json.dumps({**report.figures, "missing": list(report.missing)}, default=str)) == page.figures
     assert page.figures["looked_at"][0]["images"] == 6
     assert report.missing == []
+
+
+def test_the_phases_add_up_to_the_time_of_the_run(page, runs):
+    for title, name in NAMES.items():
+        result = json.loads((runs.parent / name / "result.json").read_text())
+        (one,) = [one for one in page.figures["detectors"] if one["name"] == title]
+        assert sum(one["phases"].values()) == pytest.approx(result["seconds"], abs=1e-6)
+        training, waiting = one["phases"]["training"], one["phases"]["waiting for data"]
+        assert waiting / (training + waiting) == pytest.approx(result["data_share"], abs=1e-6)
+        assert one["phases"]["teacher check"] == pytest.approx(result["teacher"].get("seconds", 0.0))
+    assert list(page.table("Time")) == list(NAMES)
+
+
+def test_the_recipe_is_told_in_words():
+    said = " ".join(
+        recipe(
+            {
+                "model": {
+                    "type": "FCOS",
+                    "backbone": {
+                        "type": "ResNet",
+                        "depth": 18,
+                        "init_cfg": {"type": "Pretrained", "checkpoint": "a.pth"},
+                    },
+                    "neck": {"type": "FPN", "out_channels": 64},
+                },
+                "data": {
+                    "samples_per_gpu": 4,
+                    "train": {
+                        "dataset": {"pipeline": [{"type": "Resize", "img_scale": [(8, 4), (6, 3)]}, {"type": "Mosaic"}]}
+                    },
+                },
+                "optimizer": {"type": "SGD", "lr": 0.02, "momentum": 0.9},
+                "lr_config": {"policy": "step", "step": [3, 5], "warmup": "linear", "warmup_iters": 7},
+                "runner": {"max_epochs": 6},
+                "distill": {"teacher": {"checkpoint": "t.pth"}, "tower": None, "prediction": (1, 0.5)},
+            }
+        )
+    )
+    assert said == (
+        "The detector is an FCOS with a ResNet-18 backbone and an FPN neck of 64 channels. Pretrained weights come "
+        "from a.pth; the rest starts at random. Images are scaled to 8 x 4 or 6 x 3, keeping their shape; changed by "
+        "Mosaic. A step takes 4 images a process: SGD with learning rate 0.02, momentum 0.9. It is trained for 6 "
+        "epochs, the learning rate rises over the first 7 steps (linear), and is multiplied by 0.1 after epoch 3, 5. "
+        "It learns under a frozen teacher, t.pth. Terms of the distillation: tower: left out, prediction: 1/0.5; what "
+        "is not named has the published weights."
+    )
 
 
 def test_detections_are_kept_and_made_again_for_another_checkpoint(runs, tmp_path, monkeypatch):

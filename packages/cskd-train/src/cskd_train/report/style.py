@@ -42,9 +42,9 @@ table{{border-collapse:collapse;font-size:.9rem}}
 th,td{{padding:.25rem .6rem;text-align:left;border-bottom:1px solid var(--rule);vertical-align:top}}
 td{{overflow-wrap:normal}}
 td+td:not(.number){{overflow-wrap:anywhere}}
-th.number{{white-space:normal;min-width:3.2rem;max-width:9rem;overflow-wrap:anywhere}}
 th{{font-weight:600;white-space:nowrap}}
 td.number,th.number{{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}}
+th.number{{white-space:normal;overflow-wrap:normal}}
 .charts{{display:grid;gap:1rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));align-items:start}}
 figure{{margin:0;break-inside:avoid;min-width:0}}
 .charts>figure{{max-width:44rem;background:var(--card);padding:.7rem;border-radius:.4rem}}

@@ -192,7 +192,7 @@ def time(detectors: Sequence[Detector]) -> list[Html]:
     )  # fmt: skip
     head = ["", *PHASES, "in all", "images/s"]
     figures = [
-        [one.name, *map(duration, values), duration(sum(values)), _given(one.run.result.get("images_per_second"))]
+        [one.name, *map(duration, values), duration(sum(values)), _rate(one.run)]
         for one, values in rows
         if one.run is not None
     ]
@@ -200,6 +200,11 @@ def time(detectors: Sequence[Detector]) -> list[Html]:
     if unfinished:
         content.append(note(f"Under way, the time of evaluations is not known yet: {', '.join(unfinished)}."))
     return content
+
+
+def _rate(run: ReadRun) -> str:
+    rate = run.result.get("images_per_second")
+    return f"{rate:.1f}" if _is_number(rate) else "-"
 
 
 def _given(value: Any) -> str:
