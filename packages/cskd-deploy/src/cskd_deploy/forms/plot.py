@@ -10,9 +10,13 @@ from cskd_data.files import write_atomically
 from cskd_deploy.errors import DeployError
 from cskd_deploy.forms.report import Row
 
+MARKERS = {"pytorch": "s", "onnxruntime": "o", "openvino": "^", "tensorrt": "D"}
+
 
 def plot_rows(rows: Sequence[Row], path: Path) -> None:
     """Draw the rows that have both into an image file of the kind that its name says, `.svg` or `.png`.
+
+    A colour is a form, a marker a backend: forms of one mAP lie close to each other.
 
     Raises:
         DeployError: no row has both, or matplotlib writes no files of this kind.
@@ -27,16 +31,24 @@ def plot_rows(rows: Sequence[Row], path: Path) -> None:
     ]
     if not points:
         raise DeployError(f"--plot {path}: no form has both a latency and mAP")
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(9, 5), layout="constrained")
     FigureCanvasAgg(figure)
     axes: Any = figure.add_subplot()
+    colours = {form: f"C{place}" for place, form in enumerate(dict.fromkeys(row.form for row, *_ in points))}
     for row, latency, precision, slow in points:
-        axes.errorbar(latency, precision, xerr=[[0], [max(slow - latency, 0)]], fmt="o", capsize=3)
-        text = f"{row.form}, {row.backend} {row.device}"
-        axes.annotate(text, (latency, precision), xytext=(6, 6), textcoords="offset points", fontsize=8)
+        axes.errorbar(
+            latency,
+            precision,
+            xerr=[[0], [max(slow - latency, 0)]],
+            fmt=MARKERS[row.backend],
+            color=colours[row.form],
+            capsize=3,
+            label=f"{row.form}, {row.backend} {row.device}",
+        )
+    figure.legend(loc="outside right upper", fontsize=8)
     axes.set_xlabel("milliseconds an image, the whole (median; bar to p90)")
     axes.set_ylabel("mAP (points)")
-    axes.margins(0.2)
+    axes.margins(0.1)
     axes.grid(alpha=0.3)
     kind = path.suffix.lstrip(".").lower() or "png"
     try:
