@@ -28,8 +28,8 @@ def command(work_dir: Path, output: Path | None, as_json: bool, **options: Any) 
 
     \b
     Examples:
-      cskd-train card cells --output cells_model --license apache-2.0
-      cskd-train test cells_model/model.safetensors
+      cskd-train card work_dirs/retinanet_r18_shapes --output model --license apache-2.0
+      cskd-train test model/model.safetensors
     """
     from cskd_train.report.card import write_card
 

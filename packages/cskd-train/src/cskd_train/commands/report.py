@@ -42,13 +42,13 @@ def command(
     threshold, AP of each class, errors by kind, detections beside the truth, guidance maps, and where the time went.
 
     Detections are made from best.pth, of the teacher and the student alone too where their files are there, and kept
-    in report_cache beside the page.
+    in report_cache, beside report.html.
 
     \b
     Examples:
       cskd-train report work_dirs/retinanet_r18_shapes
-      cskd-train report cells --split test
-      cskd-train report work_dirs/seed0 work_dirs/seed1 --output seeds.html --images 100
+      cskd-train report work_dirs/retinanet_r18_shapes --split test --images 100
+      cskd-train report work_dirs/retinanet_r50_shapes work_dirs/retinanet_r18_shapes --output compared.html
     """
     from rich.console import Console
 

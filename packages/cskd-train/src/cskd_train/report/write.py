@@ -30,7 +30,7 @@ from cskd_train.report.runs import Detector, Subject, read_subjects, stated_root
 from cskd_train.report.style import STYLE
 from cskd_train.tables.work_dirs import validation_of
 
-NAME, CACHE = "report.html", "report_cache"
+NAME = "report.html"
 IMAGES = 500
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
@@ -101,7 +101,9 @@ def write_report(
                 tasks[name] = bar.add_task(name, total=of)
             bar.update(tasks[name], completed=done, total=of)
 
-        asked = Asked(split, images, settings or {}, choose_device(device), file.parent / CACHE, progress)
+        asked = Asked(
+            split, images, settings or {}, choose_device(device), file.with_name(f"{file.stem}_cache"), progress
+        )
         page = _Page(subjects, forms, asked)
         content = page.html()
     write_atomically(file, lambda opened: opened.write(content.encode()))
