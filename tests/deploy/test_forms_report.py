@@ -17,7 +17,6 @@ import cskd_deploy
 from cskd_data.images import read_image
 from cskd_deploy.errors import BackendMissing, CheckFailed, DeployError
 from cskd_deploy.forms import run as forms
-from cskd_deploy.forms.agreement import agreement
 from cskd_deploy.forms.plot import plot_rows
 from cskd_deploy.forms.record import Record
 from cskd_deploy.forms.report import Row
@@ -386,41 +385,3 @@ def test_a_picture_without_points_and_of_an_unknown_kind(tmp_path):
         plot_rows([row], tmp_path / "a.xyz")
     plot_rows([row], tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
-
-
-# Agreement
-
-
-def detections(path: Path, *rows: tuple[int, Any, list[float], float]) -> Path:
-    names = ("image_id", "category_id", "bbox", "score")
-    path.write_text(json.dumps([dict(zip(names, row, strict=True)) for row in rows]))
-    return path
-
-
-BOX, FAR = [10.0, 10.0, 20.0, 20.0], [70.0, 70.0, 20.0, 20.0]
-
-
-@pytest.mark.parametrize(
-    ("other", "share"),
-    [
-        ([(1, "a", BOX, 0.8), (2, "b", BOX, 0.6)], 1.0),
-        (
-            [(2, "b", BOX, 0.55), (1, "a", [11.0, 10.0, 20.0, 20.0], 0.85), (1, "a", FAR, 0.2)],
-            1.0,
-        ),  # the last: too weak
-        ([(1, "a", BOX, 0.8), (2, "b", BOX, 0.25)], 0.6667),  # scores too far apart: one of three has no partner
-        ([(1, "b", BOX, 0.8), (2, "b", BOX, 0.6)], 0.5),  # another class
-        ([(1, "a", FAR, 0.8), (2, "b", BOX, 0.6)], 0.5),
-        ([(3, "a", BOX, 0.8), (2, "b", BOX, 0.6)], 0.5),  # another image
-        ([], 0.0),
-    ],
-)
-def test_agreement_is_the_share_of_detections_with_a_partner(other, share, tmp_path):
-    reference = detections(tmp_path / "a.json", (1, "a", BOX, 0.8), (2, "b", BOX, 0.6))
-    assert agreement(reference, detections(tmp_path / "b.json", *other)) == pytest.approx(share, abs=1e-4)
-
-
-def test_without_detections_there_is_no_agreement(tmp_path):
-    weak = detections(tmp_path / "a.json", (1, "a", BOX, 0.1))
-    assert agreement(weak, detections(tmp_path / "b.json")) is None
-    assert np.isfinite(agreement(weak, detections(tmp_path / "c.json", (1, "a", BOX, 0.9))))
