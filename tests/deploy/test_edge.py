@@ -104,7 +104,8 @@ def test_doctor_says_what_is_absent_and_the_fix(edge_deploy):
 
 def test_doctor_finds_both_onnxruntime_packages(deploy, monkeypatch):
     real = environment.version_of
-    monkeypatch.setattr(doctor, "version_of", lambda name: "1.2.3" if name == "onnxruntime-gpu" else real(name))
+    others = {"onnxruntime-gpu": "1.2.3", "openvino": None}  # OpenVINO would run a model in its place
+    monkeypatch.setattr(doctor, "version_of", lambda name: others[name] if name in others else real(name))
     done = deploy("doctor")
     assert done.code == 3
     assert "both installed" in done.out
