@@ -18,6 +18,7 @@ NOT_RUN = {
     r"mmdet::": "needs the network: checkpoints of the zoo; covered by tests/train/test_start.py",
     r"https?://": "needs the network; covered by tests/train/test_downloads.py",
     r"configs/(cskd|student|teacher)/": "needs COCO; covered by tests/train/test_recipes.py",
+    r"camera:\d|--mlperf|traffic\.mp4": "needs a camera, a film or ten minutes; covered by tests/deploy/test_video.py",
     r"--format trt|\.engine|--cuda-graph|\.plan": "needs TensorRT; covered by tests/deploy/test_tensorrt_export.py",
 }
 

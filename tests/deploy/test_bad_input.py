@@ -37,7 +37,7 @@ COMMANDS = {
     "bench": [],
     "inspect": [],
     "eval": ["--ann", "nowhere.json", "--images", "nowhere"],
-    "infer": [__file__],
+    "infer": [Path(__file__).parents[2] / "docs" / "images" / "detections.png"],
 }
 
 

@@ -114,6 +114,7 @@ def export(
     progress(f"simplifying {len(traced.graph.node)} nodes")
     model = _simplified(traced)
     _attach(model, manifest)
+    _name_candidates(model, manifest)
     progress(f"verifying against mmdet in PyTorch, on {device}")
     with tempfile.TemporaryDirectory() as folder:
         tried = Path(folder) / "tried.onnx"
@@ -263,6 +264,16 @@ def _attach(model: Any, manifest: Manifest) -> None:
     for key, value in manifest.to_metadata().items():
         entry = model.metadata_props.add()
         entry.key, entry.value = key, value
+
+
+def _name_candidates(model: Any, manifest: Manifest) -> None:
+    """Say how many boxes a two-stage student gives, which the exporter's shape inference loses."""
+    form = manifest.graph
+    if form.proposals is None or form.nms == "graph":
+        return
+    for value in model.graph.output:
+        if not value.name.startswith(CANDIDATE):
+            value.type.tensor_type.shape.dim[1].dim_value = form.proposals * len(manifest.classes)
 
 
 def _drop_candidates(model: Any) -> None:
