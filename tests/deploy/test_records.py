@@ -173,20 +173,22 @@ def findings(done: Any) -> dict[str, dict[str, str]]:
 
 
 @pytest.mark.parametrize(
-    ("runtime", "tensorrt", "buffers", "code"),
+    ("runtime", "other", "tensorrt", "buffers", "code"),
     [
-        ("ok", "absent", "absent", 0),
-        ("absent", "ok", "ok", 0),
-        ("fault", "ok", "ok", 0),
-        ("absent", "ok", "absent", 3),  # an engine needs both
-        ("absent", "fault", "ok", 3),
-        ("fault", "absent", "absent", 3),
+        ("ok", "absent", "absent", "absent", 0),
+        ("absent", "ok", "absent", "absent", 0),
+        ("absent", "absent", "ok", "ok", 0),
+        ("fault", "fault", "ok", "ok", 0),
+        ("absent", "absent", "ok", "absent", 3),  # an engine needs both
+        ("absent", "absent", "fault", "ok", 3),
+        ("fault", "fault", "absent", "absent", 3),
     ],
 )
 def test_doctor_is_exit_code_3_only_where_no_runtime_can_run_a_model(
-    runtime, tensorrt, buffers, code, deploy, monkeypatch
+    runtime, other, tensorrt, buffers, code, deploy, monkeypatch
 ):
-    for name, state in (("_onnxruntime", runtime), ("_tensorrt", tensorrt), ("_buffers", buffers)):
+    states = {"_onnxruntime": runtime, "_openvino": other, "_tensorrt": tensorrt, "_buffers": buffers}
+    for name, state in states.items():
         finding = doctor.Finding(name.strip("_"), state, "")
         monkeypatch.setattr(doctor, name, lambda *_, finding=finding: finding)
     monkeypatch.setattr(doctor, "_package", lambda name, *_: doctor.Finding(name, "absent", ""))
