@@ -228,7 +228,7 @@ def record_of(
         "split": run.split,
         "test": dict(test["metrics"]),
         "errors": dict(test["errors"]),
-        "curve": curve_of(work_dir / "log.jsonl", processor_minutes if result["device"] == "CPU" else None),
+        "curve": curve_of(work_dir / "log.jsonl", processor_minutes if on_processor(result["device"]) else None),
         "improving": result["improving"],
         "processor_minutes": round(processor_minutes * run.epochs, 3),
         "seconds": result["seconds"],
@@ -257,6 +257,11 @@ def curve_of(log: Path, minutes: float | None = None) -> list[dict[str, float]]:
             until = seconds / 60 if minutes is None else minutes * record["epoch"]
             curve.append({"epoch": record["epoch"], "minutes": round(until, 3), "mAP": record["bbox_mAP"]})
     return curve
+
+
+def on_processor(device: str) -> bool:
+    """Whether a run's device, as its result.json names it, is a processor."""
+    return device.startswith("CPU")
 
 
 def read(records: Path) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ import click
 from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).parent))
-from gain import TEACHER, read
+from gain import TEACHER, on_processor, read
 
 ALONE = "alone"
 BEGIN, END = "<!-- benchmarks/gain_table.py: begin -->", "<!-- benchmarks/gain_table.py: end -->"
@@ -106,7 +106,7 @@ def rows_of(records: Sequence[Mapping[str, Any]], split: str = "test") -> Iterat
 
 def _minutes(record: Mapping[str, Any]) -> float:
     """Of processor time for a run on a processor, else those that passed."""
-    return float(record["processor_minutes"] if record["device"] == "CPU" else record["seconds"] / 60)
+    return float(record["processor_minutes"] if on_processor(record["device"]) else record["seconds"] / 60)
 
 
 def _points(record: Mapping[str, Any], split: str) -> float:
@@ -130,8 +130,7 @@ def tables(records: Sequence[Mapping[str, Any]]) -> str:
         lines += [_line(row) for row in rows_of(own)]
         lines += ["", *errors_of(own), ""]
         facts = {
-            f"{one['processor']} ({', '.join(one['instructions'])}), {one['device']}, threads {one['threads']}, commit "
-            f"{one['commit'][:10]}."
+            f"{one['processor']} ({', '.join(one['instructions'])}), {one['device']}, commit {one['commit'][:10]}."
             for one in own
         }
         lines += [*sorted(facts), ""]

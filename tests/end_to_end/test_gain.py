@@ -69,7 +69,7 @@ def done(gain, monkeypatch):
         folder.mkdir(parents=True, exist_ok=True)
         metrics = {"bbox_mAP": 0.3}
         result = {"best": metrics, "last": metrics, "best_epoch": 2, "improving": True, "seconds": seconds_of(words)}
-        (folder / "result.json").write_text(json.dumps({**result, "device": "CPU"}))
+        (folder / "result.json").write_text(json.dumps({**result, "device": "CPU (x86_64, 1 threads)"}))
         log = [
             {"mode": "train", "epoch": 1, "iter": 10, "time": 1.5},
             {"mode": "train", "epoch": 1, "iter": 30, "time": 3.0},
@@ -250,13 +250,16 @@ def test_a_study_that_the_plan_has_not_is_refused(gain, plan, tmp_path):
     assert "there is no study 'lastng'; the plan has lasting" in result.output
 
 
+DEVICE = "CPU (x86_64, 1 threads)"  # as a run's result.json has it
+
+
 def record(method, seed, value, epochs=8, processor="one", **more):
     metrics = {"bbox_mAP": value / 100}
     curve = [{"epoch": epoch, "minutes": epoch * 2.0 + seed, "mAP": value / 100 * epoch / 2} for epoch in (1, 2)]
     return {
         "study": "lasting", "data": "shapes", "detector": "RetinaNet R18", "method": method, "epochs": epochs,
         "seed": seed, "val": metrics, "test": {"bbox_mAP": value / 100 - 0.01}, "split": "test", "curve": curve,
-        "improving": None, "seconds": 500.0, "processor_minutes": 2.0, "device": "CPU", "commit": "abc", "threads": 1,
+        "improving": None, "seconds": 500.0, "processor_minutes": 2.0, "device": DEVICE, "commit": "abc", "threads": 1,
         "processor": processor, "instructions": ["avx2"], "errors": {"ap": value, "dap": {"both": 10 - value / 4}},
         **more,
     }  # fmt: skip
@@ -275,6 +278,13 @@ def test_gains_are_taken_seed_by_seed_with_the_interval_of_their_mean(table):
     assert "| 8 | cskd | 3 | 15.0 ± 2.0 | 14.0 ± 2.0 | +3.0 | -2.0 to +8.0 | 2.0 |" in text
 
 
+def test_the_page_of_the_repository_is_made_from_its_records(table):
+    results = BENCHMARKS.parent / "docs" / "results"
+    page, records = (results / "gain.md").read_text(), table.read(results / "gain.jsonl")
+    assert table.section(records) in page
+    assert all((results / f"gain_{one['study']}.svg").is_file() for one in records)
+
+
 def test_what_errors_cost_is_a_mean_over_the_seeds_after_most_epochs(table):
     records = [record("teacher", 0, 40), record("alone", 0, 8), record("alone", 0, 12, epochs=24)]
     records += [record("alone", 1, 20, epochs=24), record("cskd", 0, 24, epochs=24)]
@@ -283,7 +293,7 @@ def test_what_errors_cost_is_a_mean_over_the_seeds_after_most_epochs(table):
         "| alone | 16.0 | 6.0 |",
         "| cskd | 24.0 | 4.0 |",
     ]
-    assert "\none (avx2), CPU, threads 1, commit abc.\n" in table.tables(records)
+    assert "\none (avx2), CPU (x86_64, 1 threads), commit abc.\n" in table.tables(records)
 
 
 def test_minutes_are_those_of_the_clock_on_a_gpu(table):
