@@ -26,6 +26,10 @@ from cskd_deploy.measure.benchmark import benchmark
 from .engines import write_graph, write_small_model
 from .students import student_config, write_checkpoint
 
+# A process in which these tests had run ended twice in a segmentation fault, at the next child process that it started,
+# after hundreds of other tests. Alone it never did; the cause is not known. So they have a process of their own.
+pytestmark = pytest.mark.reliability
+
 CLASSES = ("circle", "square", "triangle")
 SIZES = ((96, 128), (128, 96))  # of images: lying, upright
 ONE_RUN = ("--duration", 0, "--iterations", 1, "--warmup", 0, "--no-cold")
