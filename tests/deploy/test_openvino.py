@@ -26,8 +26,8 @@ from cskd_deploy.measure.benchmark import benchmark
 from .engines import write_graph, write_small_model
 from .students import student_config, write_checkpoint
 
-# A process in which these tests had run ended twice in a segmentation fault, at the next child process that it started,
-# after hundreds of other tests. Alone it never did; the cause is not known. So they have a process of their own.
+# A process in which tests/train/test_distill.py and then these have run ends in a segmentation fault at the next child
+# process that it starts; without the former it does not. The cause is not known, so `make test` is without OpenVINO.
 pytestmark = pytest.mark.reliability
 
 CLASSES = ("circle", "square", "triangle")

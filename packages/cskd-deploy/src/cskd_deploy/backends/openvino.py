@@ -63,7 +63,7 @@ class OpenVinoBackend(Backend):
         self.size_bytes = check_model_file(self.path, self._allow_external_data)
         _, self.manifest = read_model(self.path, self._allow_external_data)
         self._outputs = needed_outputs(self.manifest)
-        core = new_core(runtime)
+        core = runtime.Core()
         _check_device(core, self.device)
         self._refuse_dynamic_on_npu()
         model = self._loaded(lambda: core.read_model(str(self.path)))
@@ -143,16 +143,6 @@ def import_openvino() -> Any:
         return importlib.import_module("openvino")
     except Exception as error:  # a broken installation may fail with anything
         raise BackendMissing(f"OpenVINO cannot be imported ({error}). Install it: {INSTALL}") from error
-
-
-_KEPT: dict[type, Any] = {}
-
-
-def new_core(runtime: Any) -> Any:
-    """An `openvino.Core`. The first one is kept to the end of the process, so that its plugins are never unloaded."""
-    core = runtime.Core()
-    _KEPT.setdefault(type(core), core)
-    return core
 
 
 def devices(core: Any) -> list[str]:
