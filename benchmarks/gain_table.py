@@ -118,7 +118,7 @@ def tables(records: Sequence[Mapping[str, Any]]) -> str:
     lines = []
     for study in dict.fromkeys(one["study"] for one in records):
         own = [one for one in records if one["study"] == study]
-        lines += [f"### {study}: {own[0]['data']}, {_detector(own)}", ""]
+        lines += [f"## {study}: {own[0]['data']}, {_detector(own)}", ""]
         for teacher in (one for one in own if one["method"] == TEACHER):
             lines.append(
                 f"Teacher: {teacher['epochs']} epochs, {_points(teacher, 'val'):.1f} on val, "
