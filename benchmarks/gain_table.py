@@ -167,7 +167,7 @@ def _detector(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def bands(records: Sequence[Mapping[str, Any]], across: str) -> dict[tuple[str, int], list[tuple[float, Spread]]]:
-    """(method, epochs) -> mAP over `epoch` or `minutes` of the seeds together, each at the mean of theirs."""
+    """(method, epochs) -> mAP over `epoch` or `minutes` of the seeds together, each at their mean."""
     curves: dict[tuple[str, int], list[Any]] = {}
     for one in records:
         if one["method"] != TEACHER:

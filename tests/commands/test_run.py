@@ -30,4 +30,6 @@ def test_the_commands_of_a_page_run_in_their_order_and_leave_what_they_name(buil
     with world.inside(folder):
         for command in RUN:
             if command.where == where:
-                world.run(command)
+                code, stray, said = world.run(command)
+                assert code == 0, f"{command}\n{said}"
+                assert not stray, f"{command}\nleft {stray}"

@@ -113,7 +113,7 @@ def _new_pair(graph: Any, tensor: str, ranges: Ranges) -> list[Any]:
 
 
 def _round_scales(graph: Any) -> None:
-    """Make every scale one that FP16 has, and round integer weights anew for theirs."""
+    """Make every scale one that FP16 has, and round integer weights anew for their new scales."""
     from onnx import numpy_helper
 
     constants = {tensor.name: tensor for tensor in graph.initializer}
