@@ -52,9 +52,7 @@ demo: env
 test: env
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
-# OpenVINO is no part of the environment: see tests/deploy/test_openvino.py.
 reliability: env
-	@$(PIP) openvino
 	$(BIN)/python -m pytest -m reliability tests $(PYTEST_ARGS)
 
 lint: env

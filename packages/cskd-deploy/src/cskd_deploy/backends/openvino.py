@@ -7,6 +7,7 @@ and dequantises it layer by layer.
 from __future__ import annotations
 
 import importlib
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -59,11 +60,10 @@ class OpenVinoBackend(Backend):
         self._outputs: list[str] = []
 
     def load(self) -> None:
-        runtime = import_openvino()
+        core = core_of(import_openvino())
         self.size_bytes = check_model_file(self.path, self._allow_external_data)
         _, self.manifest = read_model(self.path, self._allow_external_data)
         self._outputs = needed_outputs(self.manifest)
-        core = runtime.Core()
         _check_device(core, self.device)
         self._refuse_dynamic_on_npu()
         model = self._loaded(lambda: core.read_model(str(self.path)))
@@ -143,6 +143,21 @@ def import_openvino() -> Any:
         return importlib.import_module("openvino")
     except Exception as error:  # a broken installation may fail with anything
         raise BackendMissing(f"OpenVINO cannot be imported ({error}). Install it: {INSTALL}") from error
+
+
+@lru_cache
+def core_of(runtime: Any) -> Any:
+    """The process's one `openvino.Core`, which is never freed.
+
+    OpenVINO's processor plugin gives the thread that loads it a stack for signal handlers, and unmaps it when its core
+    is freed. Of two cores freed in the order in which they were made, the second puts the first one's stack back, which
+    is no longer mapped: the next signal that Python handles (Ctrl-C, the end of a child process) kills the process.
+    Seen with OpenVINO 2026.4.1.
+
+    Args:
+        runtime: the `openvino` module.
+    """
+    return runtime.Core()
 
 
 def devices(core: Any) -> list[str]:

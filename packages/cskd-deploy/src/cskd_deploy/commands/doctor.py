@@ -130,7 +130,7 @@ def _openvino() -> Finding:
     if version is None:
         return Finding("openvino", "absent", "needed for: --backend openvino", openvino.INSTALL)
     try:
-        there = openvino.devices(openvino.import_openvino().Core())
+        there = openvino.devices(openvino.core_of(openvino.import_openvino()))
     except Exception as error:  # a broken installation may fail with anything
         return Finding("openvino", "fault", f"{version} cannot be used: {error}", openvino.INSTALL)
     return Finding("openvino", "ok" if "cpu" in there else "fault", f"{version}, devices: {', '.join(there) or 'none'}")

@@ -1,13 +1,15 @@
-"""The options of every command that runs a model: they are arguments of `backends.backend_for`."""
+"""Options that several commands have: of running a model (arguments of `backends.backend_for`), and of calibration."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
 
 from cskd_deploy.backends import BUFFERS, RUN_DEVICES
+from cskd_deploy.lower.conversion import CalibrationSettings
 
 _OPTIONS = (
     click.option(
@@ -29,3 +31,34 @@ def runtime_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
+
+
+def calibration_options(required: bool, help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command `calibration_images`, `calibration_ann` and `calibration_count`.
+
+    Args:
+        required: whether the images must be named.
+        help: what they are for.
+    """
+    a_path = click.Path(path_type=Path)
+    options = (
+        click.option("--calibration-images", required=required, type=a_path, metavar="DIR", help=help),
+        click.option(
+            "--calibration-ann", type=a_path, metavar="FILE", help="Only those images that this COCO file lists."
+        ),
+        click.option(
+            "--calibration-count",
+            type=click.IntRange(min=1),
+            default=CalibrationSettings.count,
+            show_default=True,
+            metavar="N",
+            help="At most so many images, spread over the folder.",
+        ),
+    )
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add

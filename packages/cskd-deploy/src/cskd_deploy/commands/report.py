@@ -9,6 +9,7 @@ import click
 
 from cskd_data.files import check_writable
 from cskd_deploy.backends import RUN_DEVICES
+from cskd_deploy.commands.options import calibration_options
 from cskd_deploy.errors import DeployError
 from cskd_deploy.forms.plot import plot_rows
 from cskd_deploy.forms.run import JSON, TEXT, Settings, report_forms
@@ -30,20 +31,8 @@ A_PATH = click.Path(path_type=Path)
 )
 @click.option("--images", type=A_PATH, help="Folder of its images.  [default: beside the file]")
 @click.option("--limit", type=click.IntRange(min=1), help="Evaluate on the first N images only.")
-@click.option(
-    "--calibration-images",
-    type=A_PATH,
-    metavar="DIR",
-    help="INT8 is calibrated on them, not those of --ann.  [default: what the config names as train]",
-)
-@click.option("--calibration-ann", type=A_PATH, metavar="FILE", help="Only those images that this COCO file lists.")
-@click.option(
-    "--calibration-count",
-    type=click.IntRange(min=1),
-    default=CalibrationSettings.count,
-    show_default=True,
-    metavar="N",
-    help="At most so many images, spread over the folder.",
+@calibration_options(
+    required=False, help="INT8 is calibrated on them, not those of --ann.  [default: what the config names as train]"
 )
 @click.option("--input-size", "input_sizes", nargs=2, type=int, multiple=True, metavar="H W", help="As of export.")
 @click.option(

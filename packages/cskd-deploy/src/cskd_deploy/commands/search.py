@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from cskd_deploy.commands.options import calibration_options
 from cskd_deploy.lower.conversion import TARGETS, CalibrationSettings, precision_name
 from cskd_deploy.lower.search import SearchSettings, search_int8
 from cskd_deploy.progress import Progress
@@ -16,22 +17,7 @@ A_PATH = click.Path(path_type=Path)
 
 @click.command()
 @click.argument("model", metavar="FP32.onnx", type=A_PATH)
-@click.option(
-    "--calibration-images",
-    required=True,
-    type=A_PATH,
-    metavar="DIR",
-    help="Images like those it will see, not those of --ann.",
-)
-@click.option("--calibration-ann", type=A_PATH, metavar="FILE", help="Only those images that this COCO file lists.")
-@click.option(
-    "--calibration-count",
-    type=click.IntRange(min=1),
-    default=CalibrationSettings.count,
-    show_default=True,
-    metavar="N",
-    help="At most so many images, spread over the folder.",
-)
+@calibration_options(required=True, help="Images like those it will see, not those of --ann.")
 @click.option(
     "--ann", required=True, type=A_PATH, help="COCO file, or the folder of another format, to measure mAP on."
 )
