@@ -24,10 +24,13 @@ A study of the plan:
     after_teacher        commands once the teacher is there
     epochs, seeds        of the students
     set, test            for --set: of all its runs; of `cskd-train test` alone (another data set, say), with `split`
-    methods              name -> config, and `set` of its own; or `like`, another method, and what `set` changes in it
+    methods              name -> config, and `set` of its own; or `like`, another method, and what `set` changes in it;
+                         or `best_of`, "STUDY:PREFIX": of that study's methods whose names begin so the one with the
+                         best mean mAP on val, by the records
 
 Commands, and values that are text, are as on a command line, with $VARIABLES of the environment, {root} (the
-repository), {folder} (of the study's runs) and {teacher} (its best checkpoint).
+repository), {folder} (of the study's runs) and {teacher} (its best checkpoint). A command is one of cskd-train, or a
+script of the repository.
 """
 
 from __future__ import annotations
@@ -36,11 +39,12 @@ import json
 import os
 import resource
 import shlex
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +73,7 @@ class Run:
         split: on which the best checkpoint is evaluated at the end, beside `val`.
         test: for `--set` there.
         teacher_of: the study whose teacher its students have.
+        chosen: the method of another study that it is, as `STUDY/METHOD`, where it is the best of several.
     """
 
     study: str
@@ -82,6 +87,7 @@ class Run:
     settings: Mapping[str, Any] = field(default_factory=dict)
     test: Mapping[str, Any] = field(default_factory=dict)
     teacher_of: str = ""
+    chosen: str = ""
 
     @property
     def name(self) -> str:
@@ -95,7 +101,7 @@ class Run:
 
 
 def runs_of(plan: Mapping[str, Any], study: str | None = None) -> Iterator[Run]:
-    """The runs of a plan in the order in which they are taken, each study's teacher first.
+    """The runs of a plan in the order in which they are taken, each study's teacher first; see `decided` for `best_of`.
 
     Raises:
         click.UsageError: there is no study of that name.
@@ -121,8 +127,8 @@ def runs_of(plan: Mapping[str, Any], study: str | None = None) -> Iterator[Run]:
             )
         for epochs in one["epochs"]:
             for seed in one["seeds"]:
-                for method in one["methods"]:
-                    config, own = method_of(one["methods"], method)
+                for method, how in one["methods"].items():
+                    config, own = ("", {}) if "best_of" in how else method_of(one["methods"], method)
                     yield Run(
                         method=method,
                         detector=one["detector"],
@@ -139,6 +145,48 @@ def method_of(methods: Mapping[str, Any], name: str) -> tuple[str, dict[str, Any
     one = methods[name]
     config, settings = method_of(methods, one["like"]) if "like" in one else (one["config"], {})
     return config, {**settings, **one.get("set", {})}
+
+
+def decided(run: Run, plan: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> Run:
+    """A run with config and settings of the method that is the best of several, where its plan says so.
+
+    Raises:
+        click.UsageError: a method of its study, this one or another, cannot be decided by the records.
+    """
+    methods = plan["studies"][run.study]["methods"]
+    best = {name: best_of(how["best_of"], plan, records, run) for name, how in methods.items() if "best_of" in how}
+    if run.method not in best:
+        return run
+    study, method = best[run.method]
+    config, settings = method_of(plan["studies"][study]["methods"], method)
+    settings = {**run.settings, **settings, **methods[run.method].get("set", {})}
+    return replace(run, config=config, settings=settings, chosen=f"{study}/{method}")
+
+
+def best_of(wanted: str, plan: Mapping[str, Any], records: Sequence[Mapping[str, Any]], run: Run) -> tuple[str, str]:
+    """Study and name of the method with the best mean mAP on val; of equals the first in the plan.
+
+    Args:
+        wanted: `STUDY:PREFIX`, what the names of the methods begin with.
+        run: whose study asks, for the message.
+
+    Raises:
+        click.UsageError: the plan has no such method, or a run of one has no record.
+    """
+    study, _, prefix = wanted.partition(":")
+    if study not in plan["studies"] or not any(name.startswith(prefix) for name in plan["studies"][study]["methods"]):
+        raise click.UsageError(f"{run.study} takes the best of {wanted!r}, and the plan has no such method")
+    values: dict[str, list[float]] = {}
+    recorded = {key_of(one): one for one in records}
+    for one in runs_of(plan, study):
+        if one.method != TEACHER and one.method.startswith(prefix):
+            if one.key not in recorded:
+                raise click.UsageError(
+                    f"{run.study} takes the best of {wanted!r}, and {one.name} has no record yet: begin with "
+                    f"--study {study}"
+                )
+            values.setdefault(one.method, []).append(recorded[one.key]["val"]["bbox_mAP"])
+    return study, max(values, key=lambda name: statistics.fmean(values[name]))
 
 
 def command_of(run: Run, work_dir: Path, teacher: Path | None) -> list[str]:
@@ -182,15 +230,13 @@ def filled(text: str, folder: Path) -> str:
 
 
 def execute(words: Sequence[str]) -> str:
-    """Run one command of cskd-train with this interpreter; gives its standard output.
+    """Run one command of cskd-train, or a script, with this interpreter; gives its standard output.
 
     Raises:
         subprocess.CalledProcessError: it failed; what it said is on the terminal.
     """
-    done = subprocess.run(
-        [sys.executable, "-m", words[0].replace("-", "_"), *words[1:]], stdout=subprocess.PIPE, text=True, check=True
-    )
-    return done.stdout
+    program = [str(ROOT / words[0])] if words[0].endswith(".py") else ["-m", words[0].replace("-", "_")]
+    return subprocess.run([sys.executable, *program, *words[1:]], stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 def processor_seconds() -> float:
@@ -220,6 +266,7 @@ def record_of(
         "data": run.data,
         "detector": run.detector,
         "method": run.method,
+        **({"chosen": run.chosen} if run.chosen else {}),
         "epochs": run.epochs,
         "seed": run.seed,
         "val": dict(result["best"]),
@@ -308,7 +355,8 @@ def main(plan: Path, work_dir: Path, records: Path, study: str | None, budget: s
         if left <= 0 or (expected or 0) > left:
             click.echo(f"{run.name}{lasts}: {duration(max(left, 0))} are left; the same command goes on")
             return
-        click.echo(f"{run.name}{lasts}")
+        run = decided(run, content, done)
+        click.echo(f"{run.name}{lasts}" + (f", {run.chosen}" if run.chosen else ""))
         teacher = work_dir / run.teacher_of / TEACHER / "best.pth"
         if run.method != TEACHER and not teacher.exists():
             raise click.UsageError(f"{run.name}: {run.teacher_of} has no teacher yet: begin with that study")

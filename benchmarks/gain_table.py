@@ -128,6 +128,10 @@ def tables(records: Sequence[Mapping[str, Any]]) -> str:
         lines += ["", "| epochs | method | n | val mAP | test mAP | against alone | 95 % interval | minutes |"]
         lines.append("|---|---|---|---|---|---|---|---|")
         lines += [_line(row) for row in rows_of(own)]
+        chosen = dict.fromkeys((one["method"], one["chosen"]) for one in own if "chosen" in one)
+        if chosen:
+            best = ", ".join(f"{method} is {found}" for method, found in chosen)
+            lines += ["", f"Found best on val before: {best}."]
         lines += ["", *errors_of(own), ""]
         facts = {
             f"{one['processor']} ({', '.join(one['instructions'])}), {one['device']}, commit {one['commit'][:10]}."

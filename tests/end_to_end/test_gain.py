@@ -6,6 +6,7 @@ import importlib
 import json
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import tomllib
 from click.testing import CliRunner
 
 from cskd_core.plan import DistillPlan, PyramidPlan
+from cskd_data.unlabelled import read_unlabelled
 from cskd_train.files.config import load_config
 from cskd_train.files.overrides import parse_overrides
 
@@ -101,33 +103,160 @@ def test_the_teacher_is_first_and_a_seed_has_its_methods_together(gain):
     ]
 
 
-def test_the_plan_of_the_repository_names_configs_that_there_are(gain):
-    runs = list(gain.runs_of(tomllib.loads((BENCHMARKS / "gain.toml").read_text())))
+@pytest.fixture
+def runs_of_the_repository(gain):
+    """The runs of the repository's plan; of rivals' weights the later in the plan were the better ones."""
+    content = tomllib.loads((BENCHMARKS / "gain.toml").read_text())
+    records = [found(one, number / 1000) for number, one in enumerate(gain.runs_of(content, "rival_weights"))]
+    return [gain.decided(run, content, records) for run in gain.runs_of(content)]
+
+
+def found(run, precision):
+    """What `best_of` reads of a run's record."""
+    return {**dict(zip(("study", "method", "epochs", "seed"), run.key, strict=True)), "val": {"bbox_mAP": precision}}
+
+
+def test_the_plan_of_the_repository_names_configs_that_there_are(gain, runs_of_the_repository):
+    runs = runs_of_the_repository
     assert len(runs) > 10
     teachers = {run.study for run in runs if run.method == "teacher"}
     assert all(run.teacher_of in teachers and (gain.ROOT / run.config).is_file() for run in runs)
     assert len({run.key for run in runs}) == len({run.name for run in runs}) == len(runs)
 
 
-def test_the_settings_of_the_repositorys_plan_are_known(gain, tmp_path, monkeypatch):
+def config_of(gain, run, folder):
+    words = gain.command_of(run, folder / run.name, folder / "teacher.pth")
+    return load_config(words[2], parse_overrides(words[words.index("--set") + 1 :: 2] if "--set" in words else []))
+
+
+def test_the_settings_of_the_repositorys_plan_are_known(gain, runs_of_the_repository, tmp_path, monkeypatch):
     monkeypatch.setenv("CSKD_CARDS", str(tmp_path))
     plans = {}
-    for run in gain.runs_of(tomllib.loads((BENCHMARKS / "gain.toml").read_text())):
+    for run in runs_of_the_repository:
         if run.seed == 0 or run.seed == 9:
-            words = gain.command_of(run, tmp_path / run.name, tmp_path / "teacher.pth")
-            cfg = load_config(
-                words[2], parse_overrides(words[words.index("--set") + 1 :: 2] if "--set" in words else [])
-            )
+            cfg = config_of(gain, run, tmp_path)
             assert cfg.runner.max_epochs == run.epochs
             assert bool(cfg.get("distill")) == (run.method not in ("teacher", "alone"))
             if cfg.get("distill"):
                 plans[run.study, run.method] = DistillPlan.parse(cfg.distill)
     assert plans["rival_weights", "cwd_25"].pyramid == PyramidPlan(kind="cwd", weight=25)
+    assert [plans["rivals", name].pyramid for name in ("mse", "pkd", "cwd")] == [
+        PyramidPlan(kind="mse", weight=100), PyramidPlan(kind="pkd", weight=10), PyramidPlan(kind="cwd", weight=25),
+    ]  # fmt: skip
+    assert plans["rivals", "pyramid"] == plans["rival_weights", "pyramid_3"]
     assert plans["parts", "unguided"].loss.guidance_min == 2
     parts = [plans["parts", name] for name in ("pyramid", "pyramid_towers", "pyramid_towers_prediction", "cskd")]
     assert [[bool(plan.tower), bool(plan.prediction), bool(plan.assistant)] for plan in parts] == [
         [False, False, False], [True, False, False], [True, True, False], [True, True, True],
     ]  # fmt: skip
+
+
+def sets_of(cfg):
+    """Names of the folders whose annotation files a config reads, but for what a teacher has labelled."""
+    splits = [cfg.data[split] for split in ("train", "val", "test") if split in cfg.data]
+    files = [Path(split.get("data_root", ""), split.ann_file) for split in splits]
+    return {(file.parents[1] if file.parent.name == "annotations" else file.parent).name for file in files}
+
+
+def test_every_set_that_the_repositorys_plan_names_is_frozen(gain, runs_of_the_repository, tmp_path, monkeypatch):
+    for name in ("bccd", "cards"):
+        monkeypatch.setenv(f"CSKD_{name.upper()}", str(tmp_path / name))
+    named = set()
+    # One run of each study and of whatever else is set of its data.
+    runs = {
+        (run.study, *(f"{key}={run.settings[key]}" for key in run.settings if "data" in key)): run
+        for run in runs_of_the_repository
+    }
+    for run in runs.values():
+        named |= sets_of(config_of(gain, run, tmp_path))
+        named |= sets_of(config_of(gain, replace(run, settings={**run.settings, **run.test}), tmp_path))
+    for study in tomllib.loads((BENCHMARKS / "gain.toml").read_text())["studies"].values():
+        for words in map(str.split, study.get("prepare", [])):
+            named |= {Path(words[3]).name} if words[1:3] == ["data", "shapes"] else set()
+            named |= {Path(words[words.index("--out") + 1]).name} if "--out" in words else set()
+    frozen = BENCHMARKS.parent / "docs" / "results" / "sets"
+    assert {"shapes_unlabelled", "cards_quarter", "bccd"} <= named
+    assert named == {file.stem for file in frozen.glob("*.sha256")}
+    page = (frozen / "README.md").read_text()
+    assert [name for name in named if f"[{name}.sha256]({name}.sha256)" not in page] == []
+
+
+BEST_OF = """
+[studies.rivals]
+data = "shapes"
+detector = "RetinaNet R18"
+prepare = ["cskd-train data shapes here"]
+teacher = "lasting"
+epochs = [4]
+seeds = [0]
+methods.alone = { config = "configs/demo/retinanet_r18_shapes.py" }
+methods.best = { best_of = "weights:cskd_", set = { "data.samples_per_gpu" = 2 } }
+
+[studies.weights]
+data = "shapes"
+detector = "RetinaNet R18"
+teacher = "lasting"
+epochs = [8]
+seeds = [0, 1]
+methods.cskd = { config = "configs/demo/cskd_retina_r50_distill_r18_shapes.py" }
+methods.cskd_1 = { like = "cskd", set = { "distill.pyramid.full" = "(1, 1)" } }
+methods.cskd_2 = { like = "cskd", set = { "distill.pyramid.full" = "(2, 2)" } }
+methods.cskd_3 = { like = "cskd", set = { "distill.pyramid.full" = "(3, 3)" } }
+"""
+
+
+def test_a_method_is_the_best_of_another_studys_by_the_mean_of_its_seeds(gain, plan, done, tmp_path):
+    plan.write_text(PLAN + BEST_OF)
+    content = tomllib.loads(plan.read_text())
+    val = {"cskd": (0.9, 0.9), "cskd_1": (0.1, 0.4), "cskd_2": (0.3, 0.3), "cskd_3": (0.39, 0.0)}
+    records = [found(one, val[one.method][one.seed]) for one in gain.runs_of(content, "weights")]
+    lines = [json.dumps({**one, "seconds": 1.0}) + "\n" for one in records]
+    (tmp_path / "gain.jsonl").write_text("".join(lines))
+    (tmp_path / "runs" / "lasting" / "teacher").mkdir(parents=True)
+    (tmp_path / "runs" / "lasting" / "teacher" / "best.pth").touch()
+
+    assert "rivals/best_4_seed0, weights/cskd_2\n" in run(gain, plan, tmp_path, "--study", "rivals")
+
+    (words,) = [words for words in done if words[1] == "run" and "rivals/best_4" in " ".join(words)]
+    assert words[2].endswith("configs/demo/cskd_retina_r50_distill_r18_shapes.py")
+    assert {"distill.pyramid.full=(2, 2)", "data.samples_per_gpu=2"} <= set(words)
+    alone, best = gain.read(tmp_path / "gain.jsonl")[-2:]
+    assert (best["method"], best["chosen"]) == ("best", "weights/cskd_2")
+    assert "chosen" not in alone
+
+
+def test_a_study_is_not_begun_before_what_it_takes_the_best_of_is_recorded(gain, plan, done, tmp_path):
+    plan.write_text(PLAN + BEST_OF)
+    content = tomllib.loads(plan.read_text())
+    records = [found(one, 0.1) for one in gain.runs_of(content, "weights") if one.key != ("weights", "cskd_3", 8, 1)]
+    (tmp_path / "gain.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
+    words = [str(plan), "--work-dir", str(tmp_path / "runs"), "--records", str(tmp_path / "gain.jsonl")]
+    assert "rivals/best_4_seed0\n" in CliRunner().invoke(gain.main, [*words, "--dry-run"]).output
+    for prefix, why in (
+        ("weights:cskd_", "and weights/cskd_3_8_seed1 has no record yet: begin with --study weights"),
+        ("weights:csdk_", "and the plan has no such method"),
+        ("wieghts:cskd_", "and the plan has no such method"),
+    ):
+        plan.write_text(PLAN + BEST_OF.replace("weights:cskd_", prefix))
+        result = CliRunner().invoke(gain.main, [*words, "--study", "rivals"])
+        assert (result.exit_code, done) == (2, [])
+        assert f"rivals takes the best of '{prefix}', {why}" in " ".join(result.output.split())
+
+
+def test_the_labels_of_a_file_are_taken_out_by_a_script_of_the_repository(gain, tmp_path):
+    (tmp_path / "photographs").mkdir()
+    (tmp_path / "photographs" / "a.jpg").touch()
+    content = {
+        "info": {"image_root": "photographs"},
+        "images": [{"id": 4, "file_name": "a.jpg", "width": 8, "height": 6}],
+        "categories": [{"id": 1, "name": "ace"}],
+        "annotations": [{"id": 1, "image_id": 4, "category_id": 1, "bbox": [1, 1, 2, 2]}],
+    }
+    (tmp_path / "rest.json").write_text(json.dumps(content))
+    gain.execute(["benchmarks/without_labels.py", str(tmp_path / "rest.json")])
+    dataset = read_unlabelled(tmp_path / "rest_unlabelled.json", ["ace", "king"])
+    assert [dataset.path(image) for image in dataset.images] == [tmp_path / "photographs" / "a.jpg"]
+    assert (list(dataset.annotations), dataset.classes) == ([], ("ace", "king"))
 
 
 def test_epochs_stretch_the_schedule_and_a_distilled_run_learns_of_the_studys_teacher(gain, tmp_path):
@@ -294,6 +423,12 @@ def test_what_errors_cost_is_a_mean_over_the_seeds_after_most_epochs(table):
         "| cskd | 24.0 | 4.0 |",
     ]
     assert "\none (avx2), CPU (x86_64, 1 threads), commit abc.\n" in table.tables(records)
+
+
+def test_what_was_found_best_stands_under_the_table(table):
+    records = [record("alone", 0, 8), record("mse", 0, 12, chosen="weights/mse_10"), record("alone", 1, 8)]
+    assert "\n\nFound best on val before: mse is weights/mse_10.\n\n" in table.tables(records)
+    assert "Found best" not in table.tables(records[::2])
 
 
 def test_minutes_are_those_of_the_clock_on_a_gpu(table):
