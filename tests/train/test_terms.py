@@ -68,7 +68,7 @@ def test_a_term_that_is_zero_all_the_time_is_named_with_its_key():
 def test_a_term_with_a_single_weight_is_named_with_it():
     (warning,) = warnings_of(watch(pyramid={"kind": "pkd", "weight": 6}), loss_pyramid_full=3.0, loss_pyramid_pkd=0.0)
     assert warning.endswith("--set distill.pyramid.weight=0")
-    (warning,) = warnings_of(watch(pyramid={"kind": "pkd", "weight": 6}), loss_pyramid_pkd=30.0)
+    (warning,) = warnings_of(watch(pyramid={"kind": "pkd", "weight": 6}), loss_pyramid_pkd=60.0)
     assert warning.endswith("lower distill.pyramid.weight, which is 6.0")
     assert warnings_of(watch(pyramid={"kind": "pkd", "weight": 0}), loss_pyramid_pkd=0.0) == []
 
@@ -80,13 +80,13 @@ def test_a_term_that_was_once_more_than_zero_or_is_meant_to_be_zero_is_not_named
     assert warnings_of(watch(pyramid={"roi": (0, 0)}), loss_pyramid_roi=0.0) == []
 
 
-def test_a_term_beyond_ten_times_the_detectors_own_loss_is_named_with_its_weight():
-    (warning,) = warnings_of(watch(tower={"cls": (20, 5)}), loss_tower_cls=30.0)
+def test_a_term_beyond_thirty_times_the_detectors_own_loss_is_named_with_its_weight():
+    (warning,) = warnings_of(watch(tower={"cls": (20, 5)}), loss_tower_cls=60.0)
     assert warning.startswith(
-        "loss_tower_cls is 20 times the detector's own loss (30 and 1.5, up to step 12): the stud"
+        "loss_tower_cls is 40 times the detector's own loss (60 and 1.5, up to step 12): the stud"
     )
     assert warning.endswith("lower distill.tower.cls, which is (20.0, 5.0)")
-    assert warnings_of(watch(), loss_assistant_cls=16.0)[0].endswith("leave it out: --set distill.assistant=None")
+    assert warnings_of(watch(), loss_assistant_cls=46.0)[0].endswith("leave it out: --set distill.assistant=None")
 
 
 def test_a_term_that_adapters_of_random_weights_make_large_at_first_is_not_named():
@@ -95,7 +95,7 @@ def test_a_term_that_adapters_of_random_weights_make_large_at_first_is_not_named
     assert warnings_of(watched, range(6, 12)) == []
     watched = watch(11)
     assert warnings_of(watched, range(1, 6)) == []
-    assert len(warnings_of(watched, range(6, 12), loss_pyramid_full=16.0)) == 1
+    assert len(warnings_of(watched, range(6, 12), loss_pyramid_full=46.0)) == 1
 
 
 def test_a_hundred_steps_are_looked_at_and_nothing_is_said_twice():
@@ -108,13 +108,13 @@ def test_a_hundred_steps_are_looked_at_and_nothing_is_said_twice():
 @pytest.mark.parametrize("stopped_after", [20, 75])
 def test_what_was_taken_in_goes_through_a_checkpoint(stopped_after):
     first, second, third = watch(100), watch(100), watch(100)
-    warnings_of(first, range(1, stopped_after + 1), loss_pyramid_full=100.0, loss_tower_cls=1e-9)
+    warnings_of(first, range(1, stopped_after + 1), loss_pyramid_full=200.0, loss_tower_cls=1e-9)
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     found = warnings_of(
-        second, range(stopped_after + 1, 101), loss_pyramid_full=20.0, loss_tower_cls=0.0, loss_tower_reg=0.0
+        second, range(stopped_after + 1, 101), loss_pyramid_full=50.0, loss_tower_cls=0.0, loss_tower_reg=0.0
     )
     assert [warning.split()[0] for warning in found] == ["loss_tower_reg", "loss_pyramid_full"]
-    assert f"({60 if stopped_after == 75 else 20} and 1.5, up to step 100)" in found[1]
+    assert f"({125 if stopped_after == 75 else 50} and 1.5, up to step 100)" in found[1]
     third.load_state_dict(second.state_dict())
     assert warnings_of(third, [101], loss_pyramid_full=0.0) == []
 
