@@ -15,13 +15,14 @@ DEMO := $(RUNS)/demo
 # The demo's epochs follow from it and from what a step takes here.
 BUDGET ?= 10m
 
-.PHONY: help env demo test reliability lint docs golden bench gpu clean
+.PHONY: help env demo test test-fast reliability lint docs golden bench gpu clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make env          the environment alone, in $(VENV); the other targets make it where they need it"
 	@echo "make demo         from nothing to a distilled, exported and measured detector, in about ten minutes of training; BUDGET=1h for more"
 	@echo "make test         the whole test suite"
+	@echo "make test-fast    the part of it that takes under three minutes"
 	@echo "make reliability  the long tests: kills, old versions, other Pythons, an emulated processor (over half an hour)"
 	@echo "make lint         ruff and mypy"
 	@echo "make docs         the documentation as a site in docs/_build/html; warnings are errors"
@@ -51,6 +52,9 @@ demo: env
 
 test: env
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+
+test-fast: env
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow and not reliability" $(PYTEST_ARGS)
 
 reliability: env
 	$(BIN)/python -m pytest -m reliability tests $(PYTEST_ARGS)

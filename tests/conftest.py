@@ -11,6 +11,17 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+# Files of tests that take more than about four seconds on a quiet core (`pytest --durations=0`, summed by file).
+SLOW = {str(Path(__file__).parent / name) for name in (Path(__file__).parent / "slow.txt").read_text().split()}
+
+
+def pytest_collection_modifyitems(items):
+    """Whatever lies in a slow file is `slow`: `make test-fast` leaves it out."""
+    for item in items:
+        if str(item.path) in SLOW:
+            item.add_marker(pytest.mark.slow)
+
+
 def pytest_runtest_setup(item):
     """The one rule for `gpu`: such a test runs where torch sees a GPU, and says why it does not elsewhere."""
     if item.get_closest_marker("gpu"):

@@ -114,6 +114,7 @@ def test_a_file_that_does_not_fit_ends_the_run_before_its_first_step(tuned, trai
     assert not (tmp_path / "w" / "last.pth").exists()
 
 
+@pytest.mark.reliability
 def test_two_processes_start_from_the_same_rows(trained, shapes_root, tiny_config, tmp_path):
     init = trained / "best.pth"
     data = ("--set", f"data_root={shapes_root}", "--batch-size", 2, "--workers", 0, "--device", "cpu", "--epochs", 1)

@@ -91,6 +91,7 @@ def test_nothing_of_the_processes_stays_behind(undisturbed):
     assert ended.seconds < 60  # with processes that load images, which the run has to end itself
 
 
+@pytest.mark.reliability
 def test_a_killed_process_is_started_again_and_the_run_ends_as_if_undisturbed(train, undisturbed, tmp_path):
     """The save before step 8 is that of step 6: step 7 is taken twice."""
     kill = {"type": "Disturb", "action": ["SIGKILL"], "step": 8, "rank": 1, "once": str(tmp_path / "once")}

@@ -236,6 +236,7 @@ def test_a_resumed_run_skips_the_same_and_ends_as_the_undisturbed_one(small_runs
     assert "cannot be used, 2 faults" in str(refused)
 
 
+@pytest.mark.reliability
 def test_two_processes_skip_the_same_and_say_it_once(spoiled, tiny_config, tmp_path):
     root, names = spoiled
     ended = command(
