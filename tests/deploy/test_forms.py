@@ -9,6 +9,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -119,6 +120,10 @@ def test_nms_in_the_graph_gives_a_fixed_number_of_detections(family, formed, exp
             "boxes": (1, 100, 4),
             "scores": (1, 100),
             "labels": (1, 100),
+        }
+        declared = onnx.load(inside.path).graph.output
+        assert {value.name: tuple(one.dim_value for one in value.type.tensor_type.shape.dim) for value in declared} == {
+            name: values.shape for name, values in outputs.items()
         }
         assert (np.diff(outputs["scores"][0]) <= 0).all()
         assert_same(triple(Detector(outside).detect(image)), triple(detector.detect(image)))

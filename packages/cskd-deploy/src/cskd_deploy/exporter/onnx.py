@@ -114,7 +114,7 @@ def export(
     progress(f"simplifying {len(traced.graph.node)} nodes")
     model = _simplified(traced)
     _attach(model, manifest)
-    _name_candidates(model, manifest)
+    _size_outputs(model, manifest)
     progress(f"verifying against mmdet in PyTorch, on {device}")
     with tempfile.TemporaryDirectory() as folder:
         tried = Path(folder) / "tried.onnx"
@@ -266,14 +266,24 @@ def _attach(model: Any, manifest: Manifest) -> None:
         entry.key, entry.value = key, value
 
 
-def _name_candidates(model: Any, manifest: Manifest) -> None:
-    """Say how many boxes a two-stage student gives, which the exporter's shape inference loses."""
+def _size_outputs(model: Any, manifest: Manifest) -> None:
+    """Say how many images and boxes the outputs have, where the exporter's shape inference loses it.
+
+    That is behind NMS in the graph, and behind the proposals of a two-stage student.
+    """
     form = manifest.graph
-    if form.proposals is None or form.nms == "graph":
+    if form.nms == "graph":
+        count = manifest.postprocessing.max_per_image
+    elif form.proposals is not None:
+        count = form.proposals * len(manifest.classes)
+    else:
         return
     for value in model.graph.output:
         if not value.name.startswith(CANDIDATE):
-            value.type.tensor_type.shape.dim[1].dim_value = form.proposals * len(manifest.classes)
+            images, boxes = value.type.tensor_type.shape.dim[:2]
+            boxes.dim_value = count
+            if form.batch:
+                images.dim_value = form.batch
 
 
 def _drop_candidates(model: Any) -> None:
