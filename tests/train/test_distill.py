@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,11 +20,13 @@ from cskd_train.engine.step import TrainStep
 from cskd_train.engine.timing import Cost
 from cskd_train.errors import TrainError
 from cskd_train.files.checkpoints import load_checkpoint
-from cskd_train.project import deployed
+from cskd_train.project import deployed, shown
 from cskd_train.project import distill as module
 from cskd_train.project.budget import duration, fitting_epochs, parse_duration, slowdown
 from cskd_train.project.distill import distill
 from cskd_train.project.outcome import Distilled, Row
+
+from .reported import Page
 
 TINY = Path(__file__).parent / "tiny_retinanet.py"
 TERMS = "pyramid=dict(full=(1, 0.5), roi=(1, 0.5)), tower=dict(cls=(1, 0.5)), prediction=(1, 0.5), assistant=True"
@@ -62,7 +65,7 @@ def whole(shapes_root, tmp_path_factory):
 @pytest.fixture
 def project(whole, tmp_path):
     """The same project before its first call, free to be changed."""
-    folder = shutil.copytree(whole[0], tmp_path / "cells", ignore=shutil.ignore_patterns("work_dirs"))
+    folder = shutil.copytree(whole[0], tmp_path / "cells", ignore=shutil.ignore_patterns("work_dirs", "report*"))
     for name in ("student.onnx", "detections.png"):
         (folder / name).unlink()
     return folder
@@ -76,7 +79,9 @@ def done(whole, tmp_path):
 
 @pytest.fixture
 def no_deploy(monkeypatch):
+    """Nothing after the test split: no file is exported, and the report is empty."""
     monkeypatch.setattr(deployed, "installed", lambda: False)
+    monkeypatch.setattr(shown, "write_report", lambda folder, **_: (folder / "report.html").touch())
 
 
 def files_of(folder):
@@ -104,6 +109,54 @@ def test_the_table_has_what_was_measured(whole):
         assert Path(file).is_file(), file
         assert file in text
     assert not outcome.test_is_val
+
+
+def test_a_page_of_all_three_lies_in_the_project_and_the_next_command_is_its_own(whole):
+    folder, outcome = whole
+    page = Page(folder / "report.html")
+    names = ["teacher", "student alone", "student distilled"]
+    assert [*page.table("Overview")] == [*page.table("AP of each class")["circle"]] == names
+    assert [*page.table("Exported forms")]
+    assert outcome.report == outcome.files[-1] == str(folder / "report.html")
+    assert str(outcome).endswith(f"  cskd-train report {folder}")
+    assert f"Next, open {folder / 'report.html'}:" in str(outcome)
+    without = str(replace(outcome, report=None))
+    assert without.endswith(f"  cskd-train report {folder}")
+    assert "Next, open" not in without
+
+
+def test_a_report_that_fails_is_a_warning_and_the_next_call_makes_it(done, no_deploy, command_line, monkeypatch):
+    def failing(*_, **__):
+        raise ValueError("no font")
+
+    monkeypatch.setattr(shown, "write_report", failing)
+    code, out, err = command_line("distill", done)  # without the file that the old page shows
+    assert code == 0
+    assert "warning: no report was written: ValueError: no font\n" in err
+    assert out.endswith(f"  cskd-train report {done}\n")
+    assert "open" not in out
+    assert not (done / "report.html").exists()
+    monkeypatch.undo()
+    monkeypatch.setattr(deployed, "installed", lambda: False)
+    assert distill(done).report == str(done / "report.html")
+    assert [*Page(done / "report.html").table("Overview")] == ["teacher", "student alone", "student distilled"]
+
+
+def test_a_signal_in_the_report_leaves_no_half_of_it(done, monkeypatch):
+    """The report takes a signal for a detector that cannot be looked at."""
+    write = shown.write_report
+
+    def stopped(*arguments, **options):
+        with pytest.raises(Interrupted):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return write(*arguments, **{**options, "images": 0})
+
+    (done / "report.html").unlink()
+    monkeypatch.setattr(shown, "write_report", stopped)
+    with pytest.raises(Interrupted, match="stopped by SIGTERM"):
+        distill(done)
+    assert not (done / "report.html").exists()
+    assert (done / "detections.png").exists()
 
 
 def test_a_second_call_makes_nothing_again(whole):
@@ -218,7 +271,7 @@ def test_a_budget_shortens_all_runs_alike(project, no_deploy, monkeypatch):
         (project / name).write_text(f"{text}runner = dict(max_epochs=20)\nlr_config = dict(step=[10, 18])\n")
     monkeypatch.setattr(module, "measure", lambda *_: Cost(1.0, 6, 4.0))  # 10 s an epoch
     monkeypatch.setattr(deployed, "SECONDS", 0.0)
-    outcome = distill(project, budget=(4 * 3 * 10 + 16) / 0.95)
+    outcome = distill(project, budget=(5 * 3 * 10 - 1 + 16 + 12) / 0.95)  # three tests, one of the file, the report
     assert outcome.rows[0].epochs == 4
     students = {row.epochs for row in outcome.rows[1:]}
     assert len(students) == 1

@@ -22,8 +22,8 @@ def command(folder: Path, no_baseline: bool, as_json: bool, **options: Any) -> N
 
     The data are checked; the teacher, the student alone and the student under the teacher are trained; their best
     epochs are measured on the test split; the distilled student is exported, evaluated and timed by cskd-deploy, where
-    that is installed; a table says how all compare. What is done is not done again: stopped at any point, by a signal
-    or a power cut, the same command goes on.
+    that is installed; a table says how all compare, and DIR/report.html shows it. What is done is not done again:
+    stopped at any point, by a signal or a power cut, the same command goes on.
 
     With --budget every run keeps the same share of its epochs, as many as fit by what the first steps take; its
     learning rate falls at the same shares of them.

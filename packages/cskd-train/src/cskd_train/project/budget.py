@@ -12,6 +12,9 @@ from cskd_train.errors import TrainError
 RESERVE = 0.05
 """Share of the time that is left for what was not measured: checkpoints, a machine that slows down as it warms up."""
 
+REPORT_IMAGES = 100
+"""The most validation images on which the detectors of `report.html` are looked at; `cskd-train report` takes more."""
+
 _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 
 

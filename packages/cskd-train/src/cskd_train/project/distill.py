@@ -36,12 +36,11 @@ from cskd_train.files.overrides import assignments, move_root
 from cskd_train.files.settings import check_settings
 from cskd_train.mm.data_sources import sources
 from cskd_train.mm.families import export_note
-from cskd_train.project import deployed
+from cskd_train.project import deployed, shown
 from cskd_train.project.budget import RESERVE, duration, fitting_epochs, parse_duration, schedule, slowdown
 from cskd_train.project.data import test_source, untaught_labels
 from cskd_train.project.outcome import Distilled, Row, named
 from cskd_train.project.state import State, read_json, refuse_other_settings
-from cskd_train.report.side_by_side import draw_side_by_side
 from cskd_train.results import RunResult
 from cskd_train.stored import current_config
 
@@ -134,7 +133,7 @@ class _Way:
 
     def _step(self, what: str) -> None:
         self.number += 1
-        say(self.console, f"\n== {self.number}/{len(self.roles) + 3} {what}")
+        say(self.console, f"\n== {self.number}/{len(self.roles) + 4} {what}")
 
     def _config(self, role: str) -> Config:
         cfg = load_config(self.root / f"{role}.py")
@@ -246,8 +245,10 @@ class _Way:
         """Seconds of the budget for the runs that have not begun."""
         assert self.state.budget is not None
         spent = sum(self._spent(role) for role in self.roles if role not in costs)
-        tests = sum(cost.evaluation for cost in costs.values()) + costs["distilled"].evaluation
-        return self.state.budget * (1 - RESERVE) - spent - tests - deployed.SECONDS
+        once = sum(cost.evaluation for cost in costs.values())
+        images = sum(len(one.read().images) for one in sources(self.configs["distilled"].data.get("val") or ()))
+        after = once + costs["distilled"].evaluation + once * shown.share(images)
+        return self.state.budget * (1 - RESERVE) - spent - after - deployed.SECONDS
 
     def _spent(self, role: str) -> float:
         """Seconds of a run: what it took, or will take in all where it is under way."""
@@ -357,21 +358,15 @@ class _Way:
         self.state.make("bench", files.bench, best, lambda: deployed.bench(files, best, self.test, quiet))
         return files.read()
 
-    def _picture(self) -> Path:
-        """Detections of each detector beside the truth."""
-        out = self.root / "detections.png"
-        best = [self._best(role) for role in self.roles]
-        data = {"data.test": config_to_data(self.configs["distilled"].data.test)}
-
-        def draw() -> None:
-            draw_side_by_side(best, out, titles=[ROLES[role] for role in self.roles], split="test", overrides=data)
-
-        self.state.make("detections.png", out, best[-1], draw)
-        return out
-
     def _outcome(
         self, results: Mapping[str, RunResult], test: Mapping[str, dict[str, Any]], file: deployed.Measured | None
     ) -> Distilled:
+        self._step("picture and report")
+        best = {ROLES[role]: self._best(role) for role in self.roles}
+        picture = shown.picture(self.root, self.state, best, config_to_data(self.configs["distilled"].data.test))
+        if file is not None:
+            best["the file"] = self._best("distilled")
+        report = shown.report(self.root, self.state, best, self.device, self.console)
         rows = tuple(
             Row(
                 role,
@@ -384,9 +379,11 @@ class _Way:
             )
             for role, result in results.items()
         )
-        made = [*(self._best(role) for role in self.roles), self._picture()]
+        made = [*(self._best(role) for role in self.roles), picture]
         if file is not None:
             made += [file.path, file.eval_file, file.bench_file]
+        if report is not None:
+            made.append(report)
         return Distilled(
             folder=str(self.root),
             seed=results["distilled"].seed,
@@ -397,4 +394,5 @@ class _Way:
             file=None if file is None else file.to_dict(),
             budget=self.state.budget,
             files=tuple(map(str, made)),
+            report=None if report is None else str(report),
         )

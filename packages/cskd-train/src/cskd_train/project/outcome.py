@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from cskd_train.project.budget import duration
+from cskd_train.project.budget import REPORT_IMAGES, duration
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Distilled:
     file: Mapping[str, Any] | None  # path, sha256, mAP, latency; None without cskd-deploy
     budget: float | None  # seconds
     files: tuple[str, ...]
+    report: str | None = None  # None where the page could not be written
 
     @property
     def gain(self) -> float | None:
@@ -83,7 +85,18 @@ class Distilled:
         if self.file is not None:
             times = [("", "p50 ms", "p90 ms", "images/s", "MB"), *map(_latency, self.file["latency"])]
             lines += ["", "Latency, one image at a time:", "", *_aligned(times), f"on {self.file['where']}"]
-        return "\n".join([*lines, "", "What was made:", *(f"  {file}" for file in self.files)])
+        lines += ["", "What was made:", *(f"  {file}" for file in self.files), "", *self._next()]
+        return "\n".join(lines)
+
+    def _next(self) -> list[str]:
+        command = shlex.join(["cskd-train", "report", self.folder])
+        if self.report is None:
+            return ["Next, curves, errors by kind, and what each detects, in one page:", f"  {command}"]
+        return [
+            f"Next, open {self.report}: curves, errors by kind, and what each detects on at most {REPORT_IMAGES} "
+            "validation images. On more of them:",
+            f"  {command}",
+        ]
 
     def _sentences(self) -> list[str]:
         lines = []

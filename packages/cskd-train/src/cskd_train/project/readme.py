@@ -48,6 +48,8 @@ In this folder:
     cskd-deploy eval student.onnx --ann data/{test}.json --images {shlex.quote(images)} \\
         --reference work_dirs/distilled/best.pth --max-drop 0.2
 
+    cskd-train report .                # 5. report.html: curves, errors by kind, detections
+
 `--dry-run` shows what a run will be, `--resume` goes on with one that was stopped, `--epochs N` makes it longer.
 Images stay where they are: `data/*.json` say where, seen from here. `classes`, `image_scale` and the batch stand in
 `dataset.py`, once for all.
