@@ -37,6 +37,7 @@ from run import of_log
 
 ROOT = Path(__file__).parents[1]
 FAMILIES = ("RetinaNet", "FasterRCNN")
+PACKAGES = ("cskd-core", "cskd-data", "cskd-train", "cskd-deploy")
 BATCH_SIZE = 4
 Measure = Callable[[Path, Path], float]  # a tree, an empty folder -> so much a second
 
@@ -135,7 +136,7 @@ def compared(measure: Measure, baseline: Path, rounds: int, scratch: Path) -> di
 
 def in_tree(tree: Path, threads: int, *arguments: str) -> None:
     """Run the interpreter on a tree's own packages."""
-    paths = [str(tree / "packages" / package / "src") for package in ("cskd-core", "cskd-train", "cskd-deploy")]
+    paths = [str(tree / "packages" / package / "src") for package in PACKAGES]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(
         [sys.executable, *arguments], cwd=tree, env=environment, capture_output=True, text=True, check=False

@@ -16,7 +16,10 @@ PAGES = [
     *sorted(ROOT.glob("*.md")),
     *(path for path in sorted((ROOT / "docs").rglob("*.md")) if "_build" not in path.parts),
 ]
-PROGRAMS = ("cskd-train", "cskd-deploy", "python", "pip", "make", "git", "torchrun", "srun", "docker", "trtexec", ".")
+PROGRAMS = (
+    "cskd-train", "cskd-deploy", "python", "cd", "pip", "make", "git", "torchrun", "srun", "docker", "trtexec",
+    "tritonserver", "sha256sum", "."
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from . import shell
 from .not_run import NOT_RUN, reason
 from .pages import ROOT, Command, commands_of, fault, of_help, of_pages
 
@@ -65,8 +66,30 @@ def test_every_reason_not_to_run_a_command_is_of_one_and_the_test_that_it_names_
             assert (ROOT / path).is_file(), f"{pattern}: {path}"
 
 
+@pytest.mark.parametrize(
+    ("text", "short"),
+    [
+        (
+            "cskd-train run CONFIG --epochs 9",
+            f"cskd-train run {shell.STANDS_FOR['CONFIG']} --epochs 2",
+        ),
+        ("cskd-train run mine.py --gpus 2", "cskd-train run mine.py --gpus 2 --epochs 1 --device cpu"),
+        ("cskd-deploy bench a.onnx --duration 15", "cskd-deploy bench a.onnx --duration 0.2"),
+        ("cskd-deploy bench a.onnx --mlperf", "cskd-deploy bench a.onnx --mlperf"),
+        ("cskd-deploy infer a.onnx *.txt $NAME/x", "cskd-deploy infer a.onnx 1.txt 2.txt there/x"),
+        ("python benchmarks/step.py runs/{a,b}_cards/best.pth", "python benchmarks/step.py runs/a_cards/best.pth"),
+    ],
+)
+def test_what_takes_long_is_cut_short_and_what_a_shell_reads_is_read(text, short, tmp_path, monkeypatch):
+    monkeypatch.setenv("NAME", "there")
+    monkeypatch.chdir(tmp_path)
+    for name in ("2.txt", "1.txt"):
+        (tmp_path / name).touch()
+    assert shell.short_form(Command("page", text)) == short.split()
+
+
 def test_what_is_no_command_of_this_project_has_a_reason():
-    others = [command for command in PAGES if command.program not in ("cskd-train", "cskd-deploy")]
+    others = [command for command in PAGES if command.program not in shell.PROGRAMS]
     assert not [str(command) for command in others if reason(command) is None]
 
 

@@ -2,115 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import glob
-import io
 import json
 import os
-import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
-from .pages import ROOT, Command
+import cv2
 
-# What a page writes for the reader's own.
-STANDS_FOR = {
-    "CONFIG": "configs/demo/retinanet_r18_shapes.py",
-    "CHECKPOINT": "work_dirs/student/best.pth",
-    "FILE": "out.json",
-    "DIR": "work_dirs/dir",
-}
-SHORT = {
-    "cskd-train run": ("--epochs", "1"),
-    "cskd-deploy bench": ("--duration", "0.2"),
-    "cskd-train data shapes": ("--images", "16", "--val-images", "8"),
-}
-# Files that a command writes where its words name none.
-UNNAMED = {"cskd-train data show": "contact_sheet.png", "cskd-train show": "detections.png"}
-
-
-def call(words: list[str]) -> tuple[int, str, str]:
-    """Run a command of either program in this process; gives its exit code, standard output and standard error."""
-    from cskd_deploy.cli import main as deploy
-    from cskd_train.cli import main as train
-
-    out, error = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
-        try:
-            {"cskd-train": train, "cskd-deploy": deploy}[words[0]](words[1:])
-            code = 0
-        except SystemExit as stopped:
-            code = int(stopped.code or 0)
-    return code, out.getvalue(), error.getvalue()
-
-
-def run(command: Command) -> tuple[int, list[str], str]:
-    """Run a command in the present folder, in its shortest form; `$VARIABLES` and patterns as a shell reads them.
-
-    Returns:
-        Its exit code, the files it left that its words do not name, and the end of what it printed.
-    """
-    words = [STANDS_FOR.get(word, word) for word in command.words]
-    words = [
-        found for word in words for found in (sorted(glob.glob(word)) if "*" in word else [os.path.expandvars(word)])
-    ]
-    for name, more in SHORT.items():
-        if " ".join(words).startswith(name) and more[0] not in words:
-            words += more
-    _make_room(words)
-    before = files()
-    code, out, error = call(words)
-    if command.output:
-        Path(command.output).write_text(out)
-    stray = sorted(path for path in files() - before if not expected(path, [*words, command.output or ""]))
-    return code, stray, f"{out[-2000:]}\n{error[-2000:]}"
-
-
-def _make_room(words: list[str]) -> None:
-    """Take away what a command makes anew, and would not write over."""
-    made = words[3] if words[:3] == ["cskd-train", "data", "shapes"] else None
-    if words[:2] == ["cskd-train", "run"] and "--resume" not in words and "--dry-run" not in words:
-        made = words[words.index("--work-dir") + 1] if "--work-dir" in words else f"work_dirs/{Path(words[2]).stem}"
-    if made:
-        shutil.rmtree(made, ignore_errors=True)
-
-
-def files() -> set[str]:
-    """All files under the present folder."""
-    return {os.path.join(folder, name).removeprefix("./") for folder, _, names in os.walk(".") for name in names}
-
-
-def expected(path: str, words: list[str]) -> bool:
-    """Whether a command may leave this file: in its work dir, where its words say, or beside a file that they name."""
-    if words[:2] == ["cskd-train", "run"] and "--work-dir" not in words:
-        return path.startswith(f"work_dirs/{Path(words[2]).stem}/")
-    unnamed = {name for command, name in UNNAMED.items() if " ".join(words).startswith(command)}
-    if path in unnamed:
-        return True
-    named = [value for word in words[2:] for value in (word, word.partition("=")[2]) if re.match(r"[\w./-]+$", value)]
-    return any(
-        path == name or path.startswith((f"{name.rstrip('/')}/", Path(name).with_suffix("").as_posix()))
-        for name in named
-    )
-
-
-@contextlib.contextmanager
-def inside(folder: Path) -> Iterator[None]:
-    """In another folder for a while."""
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
+from .pages import ROOT
+from .shell import call, inside
 
 
 def build(folder: Path) -> None:
     """Data sets of every form, configs, a trained teacher and student of one epoch, and the student's files."""
     folder.mkdir(exist_ok=True)
-    for name in ("configs", "benchmarks", "packages", "docs"):
+    for name in ("configs", "benchmarks", "packages"):
         (folder / name).symlink_to(ROOT / name)
+    shutil.copytree(ROOT / "docs" / "results", folder / "docs" / "results")
     with inside(folder):
         _data()
         _configs()
@@ -125,16 +33,29 @@ def build(folder: Path) -> None:
         _done(
             ["cskd-train", "run", "configs/bccd/retinanet_r18_bccd.py", "--epochs", "1", "--set", "data_root=data/bccd"]
         )
+        for name in ("retinanet", "gfl", "faster_rcnn"):
+            config = f"configs/cards/{name}_r18_cards.py"
+            _done(["cskd-train", "run", config, "--epochs", "1", "--work-dir", f"work_dirs/{name}_cards"])
+        shutil.copytree("work_dirs/retinanet_cards", "work_dirs/retinanet_r18_cards")
         shutil.copy("work_dirs/teacher/best.pth", "teacher.pth")
+        shutil.copy("work_dirs/student/best.pth", "best.pth")
         shutil.copytree("work_dirs/student", "work_dirs/cskd_gfl_r50_distill_r18_shapes")
         data = ["--calibration-images", "data/shapes/images", "--calibration-ann", "data/shapes/annotations/train.json"]
         for words in (
             ["export", "--checkpoint", "work_dirs/student/best.pth", "--output", "student.onnx"],
+            ["export", "--checkpoint", "best.pth", "--batch", "any", "--output", "any.onnx"],
             ["export", "--onnx", "student.onnx", "--precision", "int8", *data, "--output", "student_int8.onnx"],
         ):
             _done(["cskd-deploy", *words])
         shutil.copy("student.onnx", "faster.onnx")
         _done(["cskd-train", "test", "work_dirs/student/best.pth", "--out", "detections.json"])
+
+
+def fresh(built: Path, folder: Path) -> None:
+    """A copy of what was built; checkpoints and images, which nothing writes into, are links."""
+    keep = (".pth", ".jpg")
+    link = lambda of, to: (os.link if of.endswith(keep) else shutil.copy2)(of, to)  # noqa: E731
+    shutil.copytree(built, folder, symlinks=True, copy_function=link)
 
 
 def _done(words: list[str]) -> None:
@@ -168,6 +89,10 @@ def _data() -> None:
     Path("data/mine/annotations.json").write_text(json.dumps(train))
     shutil.copytree("data/shapes/images", "photographs")
     shutil.copytree("data/shapes/images", "photos")
+    film = cv2.VideoWriter("traffic.mp4", cv2.VideoWriter.fourcc(*"mp4v"), 10, (128, 128))
+    for image in val["images"]:
+        film.write(cv2.imread(f"data/shapes/images/{image['file_name']}"))
+    film.release()
     _done(
         [
             "cskd-train",
@@ -242,7 +167,8 @@ def _yolo(root: str, **splits: dict) -> None:
 
 def _configs() -> None:
     Path("mine.py").write_text('_base_ = ["configs/demo/retinanet_r18_shapes.py"]\n')
-    Path("teacher.py").write_text('_base_ = ["configs/demo/retinanet_r50_shapes.py"]\n')
+    # What one epoch makes of the teacher has to be right somewhere too.
+    Path("teacher.py").write_text('_base_ = ["configs/demo/retinanet_r50_shapes.py"]\nload_from = "teacher.pth"\n')
     Path("distilled.py").write_text(
         '_base_ = ["configs/demo/cskd_retina_r50_distill_r18_shapes.py"]\n'
         'distill = dict(teacher=dict(checkpoint="work_dirs/teacher/best.pth"))\n'

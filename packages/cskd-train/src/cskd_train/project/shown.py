@@ -59,8 +59,8 @@ def report(root: Path, state: State, best: Mapping[str, Path], device: str, cons
     out = root / NAME
 
     def make() -> None:
-        out.unlink(missing_ok=True)
         try:
+            out.unlink(missing_ok=True)
             with stop_on_signals() as stop:
                 write_report(root, images=REPORT_IMAGES, device=device, console=console)
                 if stop.requested():  # a page names what it could not have, a stopped detection too
