@@ -264,14 +264,32 @@ def test_a_failing_export_says_how_to_go_on(done, command_line, monkeypatch):
     assert "the same command goes on from here" in err.replace("\n", " ")
 
 
-def test_a_budget_shortens_all_runs_alike(project, no_deploy, monkeypatch):
-    """Students stay equally long, and the rate falls at the same shares."""
+def let_last(project, monkeypatch):
+    """Twenty epochs of 10 s for each."""
     for name in ("teacher.py", "student.py"):
         text = (project / name).read_text()
         (project / name).write_text(f"{text}runner = dict(max_epochs=20)\nlr_config = dict(step=[10, 18])\n")
-    monkeypatch.setattr(module, "measure", lambda *_: Cost(1.0, 6, 4.0))  # 10 s an epoch
+    monkeypatch.setattr(module, "measure", lambda *_: Cost(1.0, 6, 4.0))
     monkeypatch.setattr(deployed, "SECONDS", 0.0)
-    outcome = distill(project, budget=(5 * 3 * 10 - 1 + 16 + 12) / 0.95)  # three tests, one of the file, the report
+
+
+@pytest.mark.parametrize(("share", "epochs"), [(1, 4), (0, 5)])
+def test_tests_and_report_have_their_share_of_the_budget(share, epochs, project, monkeypatch):
+    """A second too few for five epochs, after three tests, one of the file, and the report of three detectors."""
+    assert [shown.share(images) for images in (6, 100, 400)] == [1, 1, 0.25]
+    let_last(project, monkeypatch)
+    monkeypatch.setattr(shown, "share", lambda images: share if images == 6 else None)
+    monkeypatch.setattr(module._Way, "_train", lambda *_: (_ for _ in ()).throw(TrainError("far enough")))
+    with pytest.raises(TrainError, match="far enough"):
+        distill(project, budget=(5 * 3 * 10 - 1 + 4 * 4 + 3 * 4) / 0.95)
+    chosen = json.loads((project / "work_dirs/distill.json").read_text())["epochs"]
+    assert chosen == dict.fromkeys(("teacher", "student", "distilled"), epochs)
+
+
+def test_a_budget_shortens_all_runs_alike(project, no_deploy, monkeypatch):
+    """Students stay equally long, and the rate falls at the same shares."""
+    let_last(project, monkeypatch)
+    outcome = distill(project, budget=(4 * 3 * 10 + 16 + 12) / 0.95)
     assert outcome.rows[0].epochs == 4
     students = {row.epochs for row in outcome.rows[1:]}
     assert len(students) == 1
