@@ -172,4 +172,5 @@ def _configs() -> None:
     Path("distilled.py").write_text(
         '_base_ = ["configs/demo/cskd_retina_r50_distill_r18_shapes.py"]\n'
         'distill = dict(teacher=dict(checkpoint="work_dirs/teacher/best.pth"))\n'
+        'data = dict(unlabeled=dict(ann_file="../unlabeled.json", share=0.5, weight=0.5))\n'
     )
