@@ -13,6 +13,7 @@ import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 CONFIGS = BENCHMARKS.parent / "configs"
+RESULTS = BENCHMARKS.parent / "docs" / "results"
 PAGE = """# Speed
 
 <!-- benchmarks/deploy.py: begin -->
@@ -121,6 +122,14 @@ def test_the_goal_is_that_of_the_instructions_of_the_processor(benchmark, monkey
     text = module["section"]([{**row, "instructions": flags.split(), "environment": facts}])
     assert "| GFL | INT8, `cpu` | 1.0 | 3.0 | 4.0 | 3.25 | 2.50 | 0.100 | 2.0 | 50.00 | -0.25 |" in text
     assert f"is {goal} here; last file of each: GFL 2.50." in text
+
+
+def test_the_page_of_the_repository_is_made_from_its_lines(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    module, page = runpy.run_path(str(BENCHMARKS / "deploy.py")), RESULTS / "latency.md"
+    rows = [json.loads(line) for line in page.with_suffix(".jsonl").read_text().splitlines()]
+    text = page.read_text()
+    assert module["with_table"](text, module["section"](rows, page.with_suffix(".jsonl"))) == text
 
 
 def test_what_cannot_be_run_is_refused_before_it_runs(benchmark, tmp_path):
