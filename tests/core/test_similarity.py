@@ -128,9 +128,10 @@ def test_module_equals_function():
     assert torch.equal(module(student, teacher, mask), masked_cosine_guided_loss(student, teacher, mask, (2.0, 0.3)))
 
 
-def test_nothing_flows_to_the_teacher():
+@pytest.mark.parametrize("guidance_min", [None, 0.1])
+def test_nothing_flows_to_the_teacher(guidance_min):
     student, teacher = (x.requires_grad_() for x in worked_example())
-    cosine_guided_loss(student, teacher).backward()
+    cosine_guided_loss(student, teacher, options=LossOptions(guidance_min=guidance_min)).backward()
     assert teacher.grad is None
     assert student.grad is not None
 
@@ -252,21 +253,22 @@ def test_detached_guidance_gives_the_same_loss_and_the_gradient_of_the_worked_ex
 
 
 @pytest.mark.parametrize("eps_mode", ["separate", "product"])
-@pytest.mark.parametrize("detach", [False, True])
-def test_the_backward_written_by_hand_is_the_one_that_autograd_finds(detach, eps_mode):
+@pytest.mark.parametrize(("detach", "count_outside"), [(False, True), (True, True), (False, False)])
+def test_the_backward_written_by_hand_is_the_one_that_autograd_finds(detach, count_outside, eps_mode):
     gradients = []
     for bound in (None, 0.0):  # a bound of 0 bounds nothing, and is left to autograd
         student, teacher = random_pair((2, 3, 4, 5))
         student[0, :, 0, 0] = 0  # a position without a norm
         student = student.requires_grad_()
-        mask = (torch.arange(20).reshape(4, 5) % 3 > 0).double().expand(2, 4, 5)
+        mask = (torch.arange(20).reshape(4, 5) % 3 > 0).double().repeat(2, 1, 1)
+        mask[1] = 0  # nothing in the second image
         variants = [
             Variant((1.3, 0.7)),
             Variant((1, 0.5), mask),
             Variant((2, 0.1), 1 - mask),
             Variant((1, 1), None, 9.0),
         ]
-        options = LossOptions(detach_guidance=detach, guidance_min=bound, eps_mode=eps_mode)
+        options = LossOptions(detach, guidance_min=bound, count_outside=count_outside, eps_mode=eps_mode)
         losses = cosine_guided_losses(student, teacher, variants, options)
         (losses * torch.tensor([1.0, -0.3, 2.0, 0.5])).sum().backward()
         gradients.append(torch.cat([student.grad.flatten(), losses.detach()]))
@@ -323,6 +325,9 @@ def test_the_product_clamp_differs_only_for_vectors_that_are_nearly_zero():
     tiny = torch.full((1, 1, 1, 1), 1e-5, dtype=torch.float64)
     assert cosine_guided_loss(tiny, tiny, (0.0, 1.0)).item() == pytest.approx(0, abs=1e-12)
     assert cosine_guided_loss(tiny, tiny, (0.0, 1.0), options=options).item() == pytest.approx(2 * (1 - 1e-4))
+    vector = tiny.flatten(1)
+    assert cosine_guided_vector_loss(vector, vector, (0.0, 1.0)).item() == pytest.approx(0, abs=1e-12)
+    assert cosine_guided_vector_loss(vector, vector, (0.0, 1.0), options).item() == pytest.approx(1 - 1e-4)
 
 
 def test_vectors_of_the_worked_example():

@@ -158,7 +158,9 @@ def test_bench_prints_percentiles_throughput_size_and_the_ratio_to_pytorch(deplo
         assert result["milliseconds"]["total"]["mean"] == pytest.approx(parts, rel=1e-6)
     assert exported["size_bytes"] == model_file.stat().st_size
     assert exported["detections_per_image"] > 1
-    assert 0 < exported["overhead"] < 1
+    medians = {stage: times["p50"] for stage, times in exported["milliseconds"].items()}
+    around = medians["preprocess"] + medians["postprocess"]
+    assert exported["overhead"] == pytest.approx(around / (around + medians["inference"]))
     expected = reference["milliseconds"]["inference"]["p50"] / exported["milliseconds"]["inference"]["p50"]
     assert facts["speedup"]["inference"] == pytest.approx(expected)
     assert facts["environment"]["threads"] >= 1

@@ -10,10 +10,10 @@ from cskd_train.files.config import config_to_data
 from cskd_train.mm.detector import build_distilled, build_student
 from cskd_train.mm.plain import build_without_pretrained
 
-IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+IMAGES = torch.randn(2, 3, 96, 64, generator=torch.Generator().manual_seed(0))
 METAS = [
-    {"img_shape": (64, 60, 3), "pad_shape": (64, 64, 3), "scale_factor": 1.0},
-    {"img_shape": (64, 64, 3), "pad_shape": (64, 64, 3), "scale_factor": 1.0},
+    {"img_shape": (90, 60, 3), "pad_shape": (96, 64, 3), "scale_factor": 1.0},
+    {"img_shape": (96, 64, 3), "pad_shape": (96, 64, 3), "scale_factor": 1.0},
 ]
 BOXES = [torch.tensor([[4.0, 6.0, 40.0, 50.0]]), torch.tensor([[10.0, 10.0, 60.0, 30.0], [0.0, 0.0, 16.0, 16.0]])]
 LABELS = [torch.tensor([1]), torch.tensor([0, 3])]

@@ -13,11 +13,11 @@ from cskd_train.mm.detector import DistilledDetector
 from cskd_train.mm.families import family_of
 from cskd_train.mm.plain import build_without_pretrained
 
-IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+IMAGES = torch.randn(2, 3, 96, 64, generator=torch.Generator().manual_seed(0))
 # The first image fills less than half of the canvas: its anchors in the padding beyond column 32 are not valid.
 METAS = [
-    {"img_shape": (60, 30, 3), "pad_shape": (64, 32, 3), "scale_factor": 1.0},
-    {"img_shape": (64, 64, 3), "pad_shape": (64, 64, 3), "scale_factor": 1.0},
+    {"img_shape": (90, 30, 3), "pad_shape": (96, 32, 3), "scale_factor": 1.0},
+    {"img_shape": (96, 64, 3), "pad_shape": (96, 64, 3), "scale_factor": 1.0},
 ]
 BOXES = [torch.tensor([[4.0, 6.0, 28.0, 50.0]]), torch.tensor([[10.0, 10.0, 60.0, 30.0], [0.0, 0.0, 16.0, 16.0]])]
 LABELS = [torch.tensor([1]), torch.tensor([0, 3])]

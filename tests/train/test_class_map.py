@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 
@@ -99,16 +100,27 @@ def test_what_is_kept_predicts_as_before_in_the_new_order(narrow_model, family, 
 
 def test_a_cut_detector_still_detects_and_knows_its_classes(narrow_model, family):
     detector = random_detector(narrow_model(family))
+    meta = {"img_shape": (160, 90, 3), "ori_shape": (160, 90, 3), "scale_factor": 1.0, "flip": False}
+    image = {"img": [torch.randn(1, 3, 160, 96)], "img_metas": [[meta]], "return_loss": False}
+    test = detector.test_cfg.rcnn if family == "FasterRCNN" else detector.test_cfg
+    test.update(
+        nms_pre=10_000, max_per_img=10_000, nms={"type": "nms", "iou_threshold": 1.1}
+    )  # every box of every class
+    (whole,) = detector(**image)
     keep_classes(detector, (2, 0, 2))
     head = detector.roi_head.bbox_head if family == "FasterRCNN" else detector.bbox_head
     assert detector.CLASSES == ("truck", "car", "truck")
     assert head.num_classes == 3
     assert family == "FasterRCNN" or head.cls_out_channels == 3
     assert not any(parameter.requires_grad for parameter in detector.parameters())
-    meta = {"img_shape": (160, 160, 3), "ori_shape": (160, 160, 3), "scale_factor": 1.0, "flip": False}
-    (boxes,) = detector(return_loss=False, img=[torch.randn(1, 3, 160, 160)], img_metas=[[meta]])
-    assert len(boxes) == 3
-    assert sum(map(len, boxes)) > 0
+    (boxes,) = detector(**image)
+    found, expected = ([np.array(sorted(map(tuple, one))) for one in by_class] for by_class in (boxes, whole))
+    assert len(found) == 3
+    assert len(found[0]) > 3
+    np.testing.assert_array_equal(found[0], found[2])
+    if family != "FasterRCNN":  # whose scores are a softmax over other classes now
+        for kept, before in zip(found, (2, 0, 2), strict=True):
+            np.testing.assert_allclose(kept, expected[before], rtol=1e-4, atol=1e-3)
 
 
 def test_boxes_that_all_classes_share_stay(narrow_model):

@@ -12,7 +12,6 @@ from cskd_core.similarity import WeightPair
 from cskd_train.mm import families
 from cskd_train.mm.plain import build_without_pretrained
 
-from . import pairs
 from .narrow import narrow
 from .pairs import PYRAMID, TERMS, pair, step
 
@@ -33,19 +32,6 @@ SCALES = {
 }
 OF_FAMILY = [(family, weight) for family in TERMS for weight in SCALES if SCALES[weight] & TERMS[family]]
 FAMILIES = list(TERMS)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def upright_images():
-    """Higher than wide, and the first one narrower than the canvas."""
-    metas = [
-        {"img_shape": (90, 30, 3), "pad_shape": (96, 32, 3), "scale_factor": 1.0},
-        {"img_shape": (96, 64, 3), "pad_shape": (96, 64, 3), "scale_factor": 1.0},
-    ]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pairs, "IMAGES", torch.randn(2, 3, 96, 64, generator=torch.Generator().manual_seed(5)))
-        patch.setattr(pairs, "METAS", metas)
-        yield
 
 
 def plan_of(**pairs):

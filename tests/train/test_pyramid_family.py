@@ -78,8 +78,8 @@ def test_what_is_compared_at_a_stride_is_the_same_stride_of_the_teacher(narrow_m
     model.distiller.pyramid.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[:2]))
     model(**BATCH)
     student, teacher = seen[0]
-    sizes = [64 // stride for stride in (8, 16, 32, 64)]
-    assert [level.shape[2] for level in student] == [level.shape[2] for level in teacher] == sizes
+    sizes = [(12, 8), (6, 4), (3, 2), (2, 1)]  # of 96 x 64 pixels, at strides of 8 to 64
+    assert [level.shape[2:] for level in student] == [level.shape[2:] for level in teacher] == sizes
     pyramid = model.distiller.teacher.detector.extract_feat(BATCH["img"])
     assert all(torch.equal(one, other) for one, other in zip(teacher, pyramid[1:], strict=True))
 
@@ -172,7 +172,7 @@ def test_towers_are_compared_whatever_the_classes(narrow_model, save_teacher):
 def test_a_detector_of_masks_teaches_and_is_no_student(narrow_model, save_teacher):
     model = under(narrow_model("FasterRCNN"), save_teacher(mask()))
     assert distilled_terms(model(**BATCH)) == PYRAMID
-    meta = {**BATCH["img_metas"][0], "ori_shape": (64, 60, 3)}
+    meta = {**BATCH["img_metas"][0], "ori_shape": (90, 60, 3)}
     (boxes,) = model.taught_by()(img=[BATCH["img"][:1]], img_metas=[[meta]], return_loss=False, rescale=True)
     assert [found.shape[1] for found in boxes] == [5] * 4
     with pytest.raises(

@@ -104,8 +104,11 @@ def test_the_result_holds_what_was_measured(trained):
     assert result["last"]["bbox_mAP"] == evaluations[-1]["bbox_mAP"]
     assert result["best"]["bbox_mAP"] == max(record["bbox_mAP"] for record in evaluations)
     assert (result["epochs"], result["iterations"], result["seed"], result["distilled"]) == (2, 6, 0, False)
-    assert result["images_per_second"] > 0
-    assert 0 < result["data_share"] < 1
+    steps = [record for record in read_log(trained / "log.jsonl") if record["mode"] == "train"]
+    seconds, waited = (sum(record[name] for record in steps) for name in ("time", "data_time"))
+    assert len(steps) == 6
+    assert result["images_per_second"] == pytest.approx(6 * 4 / seconds)
+    assert result["data_share"] == pytest.approx(waited / seconds)
     assert result["versions"]["torch"] == torch.__version__
     stored = json.loads((trained / "config.json").read_text())
     assert stored["optimizer"] == {"type": "AdamW", "lr": 0.001, "weight_decay": 0.05}

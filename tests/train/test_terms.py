@@ -157,7 +157,9 @@ def test_a_run_with_another_kind_of_pyramid_loss_logs_it_and_refuses_what_it_has
     assert outcome.iterations == 7, said
     for record in log(tmp_path / "w")[:7]:
         assert [name for name in record if name.startswith("loss_pyramid")] == ["loss_pyramid_cwd"]
-        assert 0 < record["share_pyramid_cwd"] < record["share_distillation"] < 1
+        own = record["loss_cls"] + record["loss_bbox"]
+        assert record["share_pyramid_cwd"] == pytest.approx(record["loss_pyramid_cwd"] / record["loss"], rel=1e-5)
+        assert record["share_distillation"] == pytest.approx(1 - own / record["loss"], rel=1e-5)
     refused = {**kind, "distill.pyramid.roi": (2, 1)}
     outcome, _ = train(small_runs.options(tmp_path / "refused", distilled=True, settings=refused))
     assert isinstance(outcome, PlanError)
