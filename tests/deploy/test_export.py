@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmdet.core.evaluation.class_names import coco_classes
 
 from cskd_data.images import read_image
 from cskd_deploy.accuracy.agreement import match
@@ -22,10 +23,13 @@ from cskd_deploy.errors import DeployError
 from cskd_deploy.exporter import onnx as onnx_export
 from cskd_deploy.exporter.student import load_student
 from cskd_deploy.model.manifest import GraphForm
+from cskd_train.files.config import config_to_data, load_config
 
 from .conftest import Exported, detect_with_mmdet
 from .students import FAMILIES, student_config, write_checkpoint
 from .unusual import config_with
+
+RECIPES = Path(__file__).parents[2] / "configs" / "student"
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +59,28 @@ def test_detections_of_every_validation_image_are_those_of_simple_test(family, e
             expected = flat(detect_with_mmdet(student, path))
             assert len(expected[1]) > 20
             assert_same(expected, triple(detector.detect(read_image(path))))
+
+
+def test_a_coco_recipe_finds_its_80_classes_where_simple_test_does(tmp_path, shapes_root):
+    """Narrow and on small images; in full size, all four: tests/reliability/test_geometry_full_size.py."""
+    config = config_to_data(load_config(RECIPES / "retinanet_r18_fpn_ms_1x_coco.py"))
+    config["model"]["backbone"] |= {"init_cfg": None, "base_channels": 8}
+    config["model"]["neck"] |= {"in_channels": [8, 16, 32, 64], "out_channels": 32}
+    config["model"]["bbox_head"] |= {"in_channels": 32, "feat_channels": 32}
+    config["data"]["test"]["pipeline"][1]["img_scale"] = (128, 96)
+    classes = tuple(coco_classes())
+    checkpoint = write_checkpoint(tmp_path / "student.pth", classes, config)
+    student = load_student(checkpoint)
+    seen = set()
+    with OnnxRuntimeBackend(onnx_export.export(checkpoint, tmp_path / "student.onnx").path) as backend:
+        detector = Detector(backend)
+        assert backend.manifest.classes == classes
+        for path in sorted((shapes_root / "images").iterdir())[:3]:
+            expected = flat(detect_with_mmdet(student, path))
+            assert_same(expected, triple(detector.detect(read_image(path))))
+            seen |= set(expected[2].tolist())
+    assert len(seen) > 3
+    assert max(seen) > 20
 
 
 @pytest.mark.parametrize("written", [["tea cup"], "tea cup", "names.txt", None])

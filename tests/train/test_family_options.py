@@ -11,7 +11,7 @@ import torch
 from cskd_core.similarity import cosine_guided_vector_loss
 
 from . import pairs
-from .pairs import BOXES, IMAGES, METAS, TERMS, check_gradients, moved, step
+from .pairs import BOXES, IMAGES, LABELS, METAS, TERMS, check_gradients, moved, step
 
 
 @pytest.fixture
@@ -123,6 +123,54 @@ def test_class_logits_of_rois_are_compared_after_the_activation_that_the_plan_na
     assert student.shape == teacher.shape == (len(student), 5)  # four classes and the background
     expected = cosine_guided_vector_loss(activate(student), activate(teacher))
     assert terms["roi_prediction_cls"].item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("agnostic", [False, True], ids=["by class", "for all classes"])
+def test_the_assistant_of_rois_learns_the_teachers_scores_and_its_deltas_of_the_true_class(pair, agnostic):
+    head = {"roi_head": {"bbox_head": {"reg_class_agnostic": agnostic}}}
+    model, seen = pair("FasterRCNN", head, head), []
+    model.distiller.roi.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    terms, _ = step(model)
+    (rois,) = seen
+    assisted = {name: value.tolist() for name, value in model.distiller.roi.assist(rois).items()}
+    teacher = {name: value.tolist() for name, (_, value) in rois.predictions.items()}
+    labels, count = rois.targets.labels.tolist(), len(rois.targets.labels)
+    positive = [roi for roi, label in enumerate(labels) if label < 4]  # 4 is the background
+    assert {labels[roi] for roi in positive} == {0, 1, 3}
+    assert len(positive) < count
+    entropy = [
+        cross_entropy(logit, sigmoid(target))
+        for pair_of_roi in zip(assisted["cls"], teacher["cls"], strict=True)
+        for logit, target in zip(*pair_of_roi, strict=True)
+    ]
+    assert terms["assistant_roi_cls"].item() == pytest.approx(sum(entropy) / len(entropy), rel=1e-5)
+    distance = 0.0
+    for roi in positive:
+        first = 0 if agnostic else 4 * labels[roi]
+        distance += sum(abs(assisted["reg"][roi][at] - teacher["reg"][roi][at]) for at in range(first, first + 4))
+    assert terms["assistant_roi_reg"].item() == pytest.approx(distance / count, rel=1e-5)
+
+
+def test_the_teachers_sampler_gets_the_proposals_boxes_and_features_of_one_image_at_a_time(pair, monkeypatch):
+    model, seen = pair("FasterRCNN"), []
+    teacher = model.distiller.teacher.detector
+    sampler = teacher.roi_head.bbox_sampler
+    draw = sampler.sample
+
+    def sample(assigned, proposals, boxes, labels, feats):
+        seen.append((len(proposals), boxes, labels, feats))
+        return draw(assigned, proposals, boxes, labels, feats=feats)
+
+    monkeypatch.setattr(sampler, "sample", sample)
+    step(model)
+    pyramid = model.distiller.teacher.observe(IMAGES).pyramid
+    assert len(seen) == 2
+    for image, (proposals, boxes, labels, features) in enumerate(seen):
+        assert proposals > 10
+        assert torch.equal(boxes, BOXES[image])
+        assert torch.equal(labels, LABELS[image])
+        for found, level in zip(features, pyramid, strict=True):
+            torch.testing.assert_close(found, level[image : image + 1])
 
 
 # FCOS heads of two kinds

@@ -118,6 +118,17 @@ def test_a_weight_of_zero_takes_out_its_own_terms_and_no_other(narrow_model, ste
     assert not any(gradient.any() for gradient in gradients if gradient is not None)
 
 
+# The predictions that are a mean over all elements as published; the others are one over the foreground.
+OVER_ALL = {name: {"prediction_cls"} for name in TERMS if name != "GFL"} | {"GFL": set()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_without_any_box_what_is_normalised_by_the_foreground_is_zero_and_nothing_else(narrow_model, family):
+    found, _ = step(pair(narrow_model, family), [torch.zeros(0, 4)] * 2, [torch.zeros(0, dtype=torch.long)] * 2)
+    predictions = SCALES["prediction.weight"] & TERMS[family]
+    assert {name for name in predictions if found[name] != 0} == OVER_ALL[family]
+
+
 KINDS = [*((family, "pkd") for family in FAMILIES), ("RetinaNet", "mse"), ("RetinaNet", "cwd")]
 
 
@@ -191,3 +202,6 @@ def test_the_second_member_weighs_directions_and_the_first_one_sizes_too(narrow_
         squared, cosine = (terms_of(narrow_model, family, **all_weights(family, one))[name] for one in scaled_terms)
         assert scaled_terms[0, 1][name].item() == pytest.approx(cosine.item(), rel=1e-5), name
         assert not 0.5 < scaled_terms[1, 0][name].item() / squared.item() < 2, name
+    for name in bounded & TERMS[family]:
+        cosine = terms_of(narrow_model, family, **all_weights(family, (0, 1)))[name].item()
+        assert scaled_terms[0, 1][name].item() != pytest.approx(cosine, rel=0.01), name
