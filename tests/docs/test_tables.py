@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import statistics
 from pathlib import Path
 
 import pytest
@@ -17,58 +17,16 @@ def stored(name):
 
 
 def table(page, titles):
-    """The cells of each row of the one table of a page whose title line begins with `titles`."""
-    (rest,) = (RESULTS / page).read_text().split(f"\n| {titles}")[1:]
-    lines = rest.split("\n\n")[0].splitlines()[2:]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    """The cells of each row of those tables of a page whose title line begins with `titles`."""
+    rows = []
+    for rest in (RESULTS / page).read_text().split(f"\n| {titles}")[1:]:
+        lines = itertools.takewhile(lambda line: line.startswith("|"), rest.splitlines()[2:])
+        rows += [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return rows
 
 
 def points(metrics):
     return 100 * metrics["bbox_mAP"]
-
-
-def bccd():
-    found, runs = stored("bccd.json"), stored("bccd.json")["runs"]
-    for run in runs.values():
-        val = [run["val"][f"bbox_mAP{which}"] for which in ("", "_50", "_75")]
-        test = [run["test"][f"bbox_mAP{which}"] for which in ("", "_50")]
-        yield [str(run["epochs"]), *(f"{value:.4f}" for value in (*val, *test))]
-    file = found["exported_file"]["val"]
-    yield ["", f"{file['bbox_mAP']:.4f}", f"{file['bbox_mAP_50']:.4f}", "", "", ""]
-
-
-def bccd_by_epoch():
-    for run in ("student_alone", "student_distilled"):
-        yield [f"{value:.3f}" for _, value in stored("bccd.json")["runs"][run]["val_mAP_by_epoch"]]
-
-
-def bccd_speed():
-    for result in stored("bccd.json")["exported_file"]["bench"]["results"]:
-        times = [result["milliseconds"]["total"][name] for name in ("p50", "p90", "p99")]
-        megabytes = result["size_bytes"] / 1e6
-        yield [f"{value:.1f}" for value in (*times, result["images_per_second"], megabytes)]
-
-
-def shapes():
-    alone, distilled = (
-        [points(run["val"]) for run in stored("shapes.json")["runs"][f"student_{which}"]]
-        for which in ("alone", "distilled")
-    )
-    gained = [after - before for before, after in zip(alone, distilled, strict=True)]
-    for values, form in ((alone, ".1f"), (distilled, ".1f"), (gained, "+.1f")):
-        yield [format(one, form) for one in (*values, statistics.mean(values))] + [f"{statistics.stdev(values):.1f}"]
-
-
-def families():
-    for row in stored("families.json"):
-        teacher, alone, distilled = (points(run["val"]) for run in row["runs"].values())
-        file = row["runs"]["student_distilled"]["onnx"]
-        yield [
-            *(f"{value:.1f}" for value in (teacher, alone, distilled)),
-            f"{distilled - alone:+.1f}",
-            f"{points(file['val']):.1f}",
-            f"{file['drop_points']:+.2f}",
-        ]
 
 
 def other_kinds():
@@ -128,15 +86,53 @@ def precision_of_0_1_0():
         ]
 
 
+def ratio(value):
+    return "" if value is None else f"{value:.2f}"
+
+
 def latency_of_random_weights():
     for row in stored("latency_random.jsonl"):
         yield [
-            PRECISIONS[row["precision"]],
+            ("PyTorch" if row["backend"] == "pytorch" else PRECISIONS[row["precision"]])
+            + (f", {row['proposals']} proposals" if row["proposals"] else ""),
+            f"{row['size_bytes'] / 1e6:.1f}",
             f"{row['p50_ms']:.1f}",
-            f"{row['pytorch_p50_ms']:.1f}",
-            f"{row['total']:.2f}",
+            f"{row['p90_ms']:.1f}",
+            ratio(row["over_pytorch"]),
+            ratio(row["over_fp32"]),
             f"{row['overhead']:.3f}",
         ]
+
+
+def step():
+    for row in stored("step.jsonl"):
+        seconds = [f"{row[name]:.2f}" for name in ("plain_s", "teacher_s", "added_s", "distilled_s")]
+        seconds[2] += f" ({row['forced_s']:.2f})"
+        figures = (
+            f"{row['ratio']:.2f} {row['bound']:.2f} {row['over_bound']:.3f} {row['peak_mb']:.0f} {row['tapped_mb']:.0f}"
+        )
+        yield [*seconds, *figures.split()]
+
+
+def forms():
+    for report in stored("forms.json")["reports"].values():
+        for row in report["rows"]:
+            yield [
+                f"{row['backend']} {row['device']}",
+                f"{row['size_bytes'] / 1e6:.1f}",
+                f"{row['mean_average_precision']:.2f}",
+                "-" if row["drop"] is None else f"{row['drop']:+.2f}",
+                *(f"{row[name]:.1f}" for name in ("p50_ms", "p90_ms", "images_per_second")),
+                "-" if row["agreement"] is None else f"{100 * row['agreement']:.1f} %",
+            ]
+
+
+def throughput():
+    for bench in stored("forms.json")["streams"].values():
+        for row in sorted(bench["results"], key=lambda one: (one["precision"] != "fp32", one["streams"])):
+            total = row["milliseconds"]["total"]
+            figures = (row["images_per_second"], total["p50"], total["p90"])
+            yield [row["precision"], str(row["streams"]), *(f"{value:.1f}" for value in figures)]
 
 
 def forms_of(file, *forms):
@@ -147,13 +143,21 @@ def forms_of(file, *forms):
         yield [by_form[form] for form in forms]
 
 
+LAID_OUT = ("default", "float", "nms graph", "batch any", "batch any, nms graph", "batch 4")
+
+
 def parity():
-    for forms in forms_of("parity.json", "default", "float", "nms graph"):
-        counts = [f"{round(one['share_matched'] * one['detections'])} of {one['detections']}" for one in forms]
+    for forms in forms_of("parity.json", *LAID_OUT):
+        matched = [round(one["share_matched"] * one["detections"]) for one in forms]
+        less = [
+            f"{count} of {one['detections']} ({one['form']})"
+            for count, one in zip(matched, forms, strict=True)
+            if count < one["detections"]
+        ]
         yield [
             f"{100 * forms[0]['reference_mAP']:.2f}",
             *(f"{one['drop_points']:+.4f}" for one in forms),
-            ", ".join(counts),
+            "; ".join([f"{matched[0]} of {forms[0]['detections']}", *less]),
             f"{max(one['largest_score_difference'] for one in forms):.1e}",
             f"{max(one['largest_corner_difference'] for one in forms):.1e}",
         ]
@@ -166,16 +170,14 @@ def parity_of_fixed_sizes():
 
 
 TABLES = [
-    ("bccd.md", "detector | epochs", bccd),
-    ("bccd.md", "epoch | 1 |", bccd_by_epoch),
-    ("bccd.md", "| p50 ms", bccd_speed),
-    ("shapes.md", "val mAP, points | seed 0", shapes),
-    ("families.md", "val mAP, points | teacher", families),
     ("other_kinds.md", "val mAP, points, last epoch", other_kinds),
     ("geometry.md", "file | precision", geometry),
     ("precision.md", "student | precision | FP32", precision),
     ("precision.md", "student | precision | val: FP32", precision_of_0_1_0),
-    ("latency.md", "family | file | p50, ms | PyTorch", latency_of_random_weights),
+    ("latency.md", "student | file | MB | p50, ms", latency_of_random_weights),
+    ("../performance.md", "family | plain, s", step),
+    ("forms.md", "form          |", forms),
+    ("forms.md", "student | form | streams", throughput),
     ("parity.md", "student | mAP, mmdet | drop: default", parity),
     ("parity.md", "student | fixed", parity_of_fixed_sizes),
 ]
