@@ -112,6 +112,26 @@ def test_gfls_soft_labels_are_learnt_where_the_assistant_says_what_the_teacher_s
     assert all(gradient.abs().max() < 1e-6 for gradient in gradients)
 
 
+@pytest.mark.parametrize("detector", ["RetinaNet", "GFL"])
+def test_what_the_assistant_says_of_anchors_without_a_weight_does_not_count(pair, detector):
+    model = pair(detector)
+    terms, (assisted, student, teacher, regions, plan) = assistants_arguments(model)
+
+    def changed(weight):
+        """The classification's loss, with other scores at the anchors of this weight."""
+        levels = []
+        for level, weights in zip(assisted["cls"], student.targets["label_weights"], strict=True):
+            of_anchors = weights.unflatten(1, (*level.shape[2:], -1)).permute(0, 3, 1, 2)
+            classes = level.shape[1] // of_anchors.shape[1]
+            levels.append(level + 3.0 * (of_anchors == weight).repeat_interleave(classes, 1))
+        losses = model.distiller._family.assistant_losses({**assisted, "cls": levels}, student, teacher, regions, plan)
+        return losses["assistant_cls"].item()
+
+    assert any((weights == 0).any() for weights in student.targets["label_weights"])
+    assert changed(0) == pytest.approx(terms["assistant_cls"].item(), rel=1e-6)
+    assert changed(1) != pytest.approx(terms["assistant_cls"].item(), rel=0.1)
+
+
 @pytest.mark.parametrize(("activation", "activate"), [("sigmoid", torch.sigmoid), ("softmax", lambda x: x.softmax(1))])
 def test_class_logits_of_rois_are_compared_after_the_activation_that_the_plan_names(pair, activation, activate):
     published, _ = step(pair("FasterRCNN"))
