@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from cskd_core.assistant import Assistant, PredictorSpec
 from cskd_core.distiller import Distiller
 from cskd_core.errors import ShapeError
-from cskd_core.family import Batch, PyramidSpec
-from cskd_core.plan import DistillPlan
+from cskd_core.family import Batch, PyramidSpec, TowerSpec
+from cskd_core.plan import DistillPlan, PyramidPlan, TowerPlan
+from cskd_core.terms import PyramidTerm, TowerTerm
 
 sys.path.insert(0, str(Path(__file__).parent))
 from detectors import PlainDetector, PlainFamily
@@ -110,6 +112,22 @@ def test_an_adapter_is_used_where_the_plan_asks_for_it():
     _, _, adapted = build(tower={"adapter": True})
     assert not list(plain.tower.parameters())
     assert len(list(adapted.tower.parameters())) == 2 * 2 * 2 * 2  # towers, levels, stages, weight and bias
+
+
+def test_what_distillation_adds_starts_as_the_convolutions_of_the_published_heads():
+    torch.manual_seed(0)
+    predictors = Assistant({
+        "cls": PredictorSpec("cls", 64, 80, classifies=True), "reg": PredictorSpec("reg", 64, 36)
+    }).predictors  # fmt: skip
+    widths = {"cls": TowerSpec(64, 1)}, {"cls": TowerSpec(96, 1)}
+    adapters = [PyramidTerm([(64, 96)], PyramidPlan()).adapters[0], TowerTerm(*widths, 1, TowerPlan()).adapters["cls"]]
+    convolutions = [one for module in (*adapters, predictors) for one in module.modules() if hasattr(one, "weight")]
+    assert len(convolutions) == 4
+    for one in convolutions:
+        assert one.weight.std().item() == pytest.approx(0.01, rel=0.05)
+        assert one.weight.mean().abs().item() < 0.001
+        expected = 0.01 if one is predictors["cls"] else 0.5
+        torch.testing.assert_close(one.bias.sigmoid(), torch.full_like(one.bias, expected))
 
 
 @pytest.mark.parametrize(
