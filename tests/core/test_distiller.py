@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from cskd_core.distiller import Distiller
 from cskd_core.errors import ShapeError
 from cskd_core.family import Batch, PyramidSpec, TowerSpec
 from cskd_core.plan import DistillPlan, PyramidPlan, TowerPlan
+from cskd_core.regions import Regions
 from cskd_core.terms import PyramidTerm, TowerTerm
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -202,6 +204,48 @@ def test_pyramids_of_other_strides_are_refused():
 
     with pytest.raises(ShapeError, match=r"differ: \(4, 8\) in the student, \(4, 8, 16\) in the teacher"):
         Distiller(PlainDetector(6), PlainDetector(8), Deeper(), DistillPlan.parse({"teacher": {"checkpoint": "-"}}))
+
+
+class CoarseTeacher(PlainFamily):
+    """A teacher without the student's finest level."""
+
+    def pyramid(self, detector):
+        return PyramidSpec(detector.channels, (8,) if detector.channels == 8 else (4, 8))
+
+    def read(self, detector, recording):
+        seen = super().read(detector, recording)
+        return replace(seen, pyramid=seen.pyramid[-1:]) if detector.channels == 8 else seen
+
+
+def test_where_the_finest_level_is_left_out_boxes_lie_on_the_others_by_their_own_strides():
+    torch.manual_seed(0)
+    student, teacher = PlainDetector(6), PlainDetector(8)
+    heads = dict.fromkeys(("tower", "prediction", "assistant"))
+    plan = DistillPlan.parse({"teacher": {"checkpoint": "-"}, "regions": {"coord_base": "stride"}, **heads})
+    distiller = Distiller(student, teacher, CoarseTeacher(), plan)
+    assert distiller.notes == ["the student's pyramid levels of stride 4 are not compared: the teacher has none"]
+    images = torch.randn(2, 3, 48, 32)
+    found = step(student, distiller, images=images)
+    regions = Regions(BOXES, SHAPES, [(6, 4)], [8], plan.regions)
+    expected = distiller.pyramid(student.pyramid(images)[1:], teacher.pyramid(images)[1:], regions)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value)
+    compared = distiller.compared_pyramids(images, 2 * images)
+    assert list(compared) == [8]
+    adapted, of_teacher = compared[8]
+    torch.testing.assert_close(adapted, distiller.pyramid.adapters[0](student.pyramid(images)[1]))
+    torch.testing.assert_close(of_teacher, teacher.pyramid(2 * images)[1])
+
+
+def test_an_adapter_is_as_wide_as_the_levels_of_its_stride_are():
+    class Widths(PlainFamily):
+        def pyramid(self, detector):
+            return PyramidSpec((7, 9, 11), (2, 4, 8)) if detector.channels == 8 else PyramidSpec((3, 5), (4, 8))
+
+    plan = DistillPlan.parse({"teacher": {"checkpoint": "-"}, **dict.fromkeys(("tower", "prediction", "assistant"))})
+    adapters = Distiller(PlainDetector(6), PlainDetector(8), Widths(), plan).pyramid.adapters
+    assert [tuple(adapter.weight.shape[:2]) for adapter in adapters] == [(9, 3), (11, 5)]
 
 
 def test_predictions_of_other_channels_are_refused_by_name():
