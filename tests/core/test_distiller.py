@@ -65,6 +65,7 @@ def test_teacher_stays_in_eval_mode_and_follows_moves():
     student, teacher, distiller = build()
     distiller.train()
     assert not teacher.training
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
     student.double()
     distiller.double()
     assert teacher.stem.weight.dtype == torch.float64
@@ -248,10 +249,12 @@ def test_an_adapter_is_as_wide_as_the_levels_of_its_stride_are():
     assert [tuple(adapter.weight.shape[:2]) for adapter in adapters] == [(9, 3), (11, 5)]
 
 
-def test_predictions_of_other_channels_are_refused_by_name():
+@pytest.mark.parametrize("left_out", [None, "prediction", "assistant"])
+def test_predictions_of_other_channels_are_refused_by_name(left_out):
     class More(PlainFamily):
         def prediction_channels(self, detector):
             return {"cls": detector.channels}
 
+    plan = DistillPlan.parse({"teacher": {"checkpoint": "-"}, **({left_out: None} if left_out else {})})
     with pytest.raises(ShapeError, match="the prediction 'cls' has 6 channels in the student and 8 in the teacher"):
-        Distiller(PlainDetector(6), PlainDetector(8), More(), DistillPlan.parse({"teacher": {"checkpoint": "-"}}))
+        Distiller(PlainDetector(6), PlainDetector(8), More(), plan)

@@ -33,6 +33,7 @@ def test_a_teacher_that_names_no_classes_is_taken_as_it_is():
 
 def test_an_empty_map_matches_by_name():
     assert match_classes(("truck", "car"), VEHICLES, {}) == (2, 0)
+    assert match_classes(VEHICLES[:2], VEHICLES, {}) == (0, 1)
 
 
 def test_a_map_goes_before_the_name_and_the_rest_is_matched_by_name():

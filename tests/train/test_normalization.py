@@ -14,6 +14,7 @@ from cskd_train.mm.normalization import Normalization, renormalize
 
 CAFFE = Normalization((103.53, 116.28, 123.675), (1.0, 1.0, 1.0), to_rgb=False)
 TORCHVISION = Normalization((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), to_rgb=True)
+OTHER = Normalization((90.0, 120.5, 140.0), (32.0, 64.0, 127.5), to_rgb=False)  # which has no mean of those
 SIZES = [(48, 64), (80, 50)]
 
 
@@ -52,7 +53,10 @@ def batch_of(files, normalization):
     return batch, [result["img_shape"] for result in loaded]
 
 
-@pytest.mark.parametrize(("source", "target"), [(CAFFE, TORCHVISION), (TORCHVISION, CAFFE)])
+PAIRS = [(CAFFE, TORCHVISION), (TORCHVISION, CAFFE), (OTHER, TORCHVISION), (CAFFE, OTHER)]
+
+
+@pytest.mark.parametrize(("source", "target"), PAIRS)
 def test_the_batch_is_the_one_that_the_other_pipeline_gives(image_files, source, target):
     batch, shapes = batch_of(image_files, source)
     expected, _ = batch_of(image_files, target)
@@ -60,6 +64,14 @@ def test_the_batch_is_the_one_that_the_other_pipeline_gives(image_files, source,
     # In units of the pixel values 0..255.
     assert ((found - expected).abs().amax((0, 2, 3)) * torch.tensor(target.std)).max() < 1e-4
     assert (batch - expected).abs().max() > 1
+
+
+def test_a_step_that_does_not_name_the_order_of_channels_is_in_rgb_as_mmdets():
+    step = {"type": "Normalize", "mean": [1.0, 2.0, 3.0], "std": [4.0, 5.0, 6.0]}
+    found = Normalization.of_config({"data": {"train": {"pipeline": [step]}}})
+    image = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    results = [Compose([one])({"img": image, "img_fields": ["img"]})["img"] for one in (step, step_of(found))]
+    np.testing.assert_array_equal(*results)
 
 
 def test_padding_stays_zero(image_files):
