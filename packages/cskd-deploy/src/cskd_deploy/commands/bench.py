@@ -144,7 +144,7 @@ def command(
       cskd-deploy bench student.onnx
       cskd-deploy bench student.onnx --reference work_dirs/student/best.pth --images data/shapes/images
       cskd-deploy bench student.onnx student_int8.onnx --threads 1 --ort spinning=off --plot latency.png
-      cskd-deploy bench student.onnx --batch 1,8 --streams 2,4
+      cskd-deploy bench any.onnx --batch 1,8 --streams 2,4
     """
     source = click.get_current_context().get_parameter_source
     if mlperf and ParameterSource.COMMANDLINE in (source("duration"), source("iterations")):
