@@ -122,7 +122,7 @@ def _data() -> None:
     _voc("BCCD", json.loads(Path("data/bccd/annotations/train.json").read_text()))
     _voc("VOCdevkit/VOC2007", train)
     for root in ("aquarium", "my_yolo_set"):
-        _yolo(root, train=train, valid=val)
+        _yolo(root, train=train, valid=val, test=val)
 
 
 def _voc(root: str, content: dict) -> None:
