@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cskd_train import mm
+from cskd_train.mm import plain_deform
 
 pytestmark = pytest.mark.skipif(
     mm.ops.native_extension().serves, reason="a native mmcv-full serves here, not the operators under test"
@@ -256,3 +257,34 @@ def test_the_packs_of_mmcv_begin_as_plain_convolutions_and_learn_their_offsets()
             output, factor * F.conv2d(features, layer.weight, None, 1, 1) + (0 if bias is None else bias.view(-1, 1, 1))
         )
         assert layer.conv_offset.weight.grad.abs().sum() > 0
+
+
+def test_the_gradient_of_the_weight_is_added_as_many_times_as_it_is_asked_for() -> None:
+    generator = torch.Generator().manual_seed(2)
+    features, offset, grad_output = (torch.randn(1, n, 3, 5, generator=generator) for n in (2, 2, 4))
+    found = []
+    for scale in (1.0, -2.5):
+        gradient = torch.ones(4, 2, 1, 1)
+        plain_deform.deform_conv_backward_parameters(
+            features,
+            offset,
+            grad_output,
+            gradient,
+            torch.empty(0),
+            torch.empty(0),
+            1,
+            1,
+            1,
+            1,
+            0,
+            0,
+            1,
+            1,
+            1,
+            1,
+            scale,
+            1,
+        )
+        found.append(gradient - 1)
+    assert found[0].abs().min() > 0
+    torch.testing.assert_close(found[1], -2.5 * found[0])
