@@ -95,3 +95,12 @@ def test_pretrained_weights_that_cannot_be_had_name_the_way_out(cfg, tmp_path):
     cfg.model.backbone.init_cfg = {"type": "Pretrained", "checkpoint": missing}
     with pytest.raises(TrainError, match=r"--set model\.backbone\.init_cfg=None"):
         build_student(cfg)
+
+
+def test_a_second_stage_alone_compares_classes_too(narrow_model, save_teacher):
+    teacher = save_teacher(narrow_model("FasterRCNN", 50, classes=6))
+    alone = {"prediction": None, "assistant": None}
+    with pytest.raises(TrainError, match=r"student has 4 classes and the teacher 6.*distill\.teacher\.class_map"):
+        under(narrow_model("FasterRCNN"), teacher, **alone)
+    losses = under(narrow_model("FasterRCNN"), teacher, roi=None, **alone)(**BATCH)
+    assert {"loss_tower_rpn", "loss_pyramid_full"} <= losses.keys()
