@@ -108,7 +108,7 @@ def short_form(command: Command) -> list[str]:
 def _make_room(words: list[str]) -> None:
     """Take away what a command makes anew, and would not write over; let a project have one epoch."""
     made = words[3] if words[:3] == ["cskd-train", "data", "shapes"] else None
-    if words[:2] == ["cskd-train", "run"] and "--resume" not in words and "--dry-run" not in words:
+    if words[:2] == ["cskd-train", "run"] and "--resume" not in words:
         made = words[words.index("--work-dir") + 1] if "--work-dir" in words else f"work_dirs/{Path(words[2]).stem}"
     if words[:2] == ["cskd-train", "distill"]:
         made = f"{words[2]}/work_dirs"
