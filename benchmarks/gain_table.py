@@ -142,16 +142,17 @@ def tables(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def errors_of(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Markdown: what each kind of error costs the teacher, and each method after most epochs, a mean over the seeds."""
-    most = max((one["epochs"] for one in records if one["method"] != TEACHER), default=0)
+    """Markdown: what each kind of error costs the teacher, and each method by its epochs, a mean over the seeds."""
     kinds = list(records[0]["errors"]["dap"])
     lines = [f"| points of AP50 | {' | '.join(['AP50', *kinds])} |", f"|{'---|' * (len(kinds) + 2)}"]
-    for method in dict.fromkeys(one["method"] for one in records):
-        runs = [one for one in records if one["method"] == method and (method == TEACHER or one["epochs"] == most)]
-        if runs:
-            means = [statistics.fmean(one["errors"]["ap"] for one in runs)]
-            means += [statistics.fmean(one["errors"]["dap"][kind] for one in runs) for kind in kinds]
-            lines.append(f"| {method} | {' | '.join(f'{mean:.1f}' for mean in means)} |")
+    for method, epochs in sorted(
+        dict.fromkeys((one["method"], one["epochs"]) for one in records),
+        key=lambda one: 0 if one[0] == TEACHER else one[1],
+    ):
+        runs = [one for one in records if (one["method"], one["epochs"]) == (method, epochs)]
+        means = [statistics.fmean(one["errors"]["ap"] for one in runs)]
+        means += [statistics.fmean(one["errors"]["dap"][kind] for one in runs) for kind in kinds]
+        lines.append(f"| {method}, {epochs} epochs | {' | '.join(f'{mean:.1f}' for mean in means)} |")
     return lines
 
 

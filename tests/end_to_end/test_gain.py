@@ -414,13 +414,14 @@ def test_the_page_of_the_repository_is_made_from_its_records(table):
     assert all((results / f"gain_{one['study']}.svg").is_file() for one in records)
 
 
-def test_what_errors_cost_is_a_mean_over_the_seeds_after_most_epochs(table):
+def test_what_errors_cost_is_a_mean_over_the_seeds_by_epochs(table):
     records = [record("teacher", 0, 40), record("alone", 0, 8), record("alone", 0, 12, epochs=24)]
     records += [record("alone", 1, 20, epochs=24), record("cskd", 0, 24, epochs=24)]
     assert table.errors_of(records)[2:] == [
-        "| teacher | 40.0 | 0.0 |",
-        "| alone | 16.0 | 6.0 |",
-        "| cskd | 24.0 | 4.0 |",
+        f"| teacher, {records[0]['epochs']} epochs | 40.0 | 0.0 |",
+        f"| alone, {records[1]['epochs']} epochs | 8.0 | 8.0 |",
+        "| alone, 24 epochs | 16.0 | 6.0 |",
+        "| cskd, 24 epochs | 24.0 | 4.0 |",
     ]
     assert "\none (avx2), CPU (x86_64, 1 threads), commit abc.\n" in table.tables(records)
 
