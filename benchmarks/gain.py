@@ -300,7 +300,7 @@ def curve_of(log: Path, minutes: float | None = None) -> list[dict[str, float]]:
         if record["mode"] == "train":
             seconds += record["time"] * (record["iter"] - before)
             before = record["iter"]
-        else:
+        elif record["mode"] == "val":  # a distilled run's first record is its teacher's
             until = seconds / 60 if minutes is None else minutes * record["epoch"]
             curve.append({"epoch": record["epoch"], "minutes": round(until, 3), "mAP": record["bbox_mAP"]})
     return curve

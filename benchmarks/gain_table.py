@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from gain import TEACHER, on_processor, read
 
 ALONE = "alone"
+LINES = ("-", "--", ":", "-.")  # of a plot, from the longest training on
 BEGIN, END = "<!-- benchmarks/gain_table.py: begin -->", "<!-- benchmarks/gain_table.py: end -->"
 CONFIDENCE = 0.95
 
@@ -194,12 +195,21 @@ def draw(records: Sequence[Mapping[str, Any]], file: Path) -> None:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     FigureCanvasSVG(figure)
     left, right = figure.subplots(1, 2, sharey=True)
+    lengths = sorted({one["epochs"] for one in records if one["method"] != TEACHER}, reverse=True)
     for axes, across, label in ((left, "epoch", "epochs"), (right, "minutes", "minutes of training")):
         colours = {name: f"C{index}" for index, name in enumerate(dict.fromkeys(one["method"] for one in records))}
+        strokes = {epochs: LINES[index % len(LINES)] for index, epochs in enumerate(lengths)}
         for (method, epochs), points in bands(records, across).items():
             x, spreads = [point[0] for point in points], [point[1] for point in points]
             mean, around = [one.mean for one in spreads], [one.deviation or 0 for one in spreads]
-            axes.plot(x, mean, color=colours[method], linewidth=1, label=f"{method}, {epochs} epochs")
+            axes.plot(
+                x,
+                mean,
+                color=colours[method],
+                linewidth=1,
+                label=f"{method}, {epochs} epochs",
+                linestyle=strokes[epochs],
+            )
             low, high = ([m + sign * s for m, s in zip(mean, around, strict=True)] for sign in (-1, 1))
             axes.fill_between(x, low, high, color=colours[method], alpha=0.2, linewidth=0)
         axes.set_xlabel(label)

@@ -73,6 +73,7 @@ def done(gain, monkeypatch):
         result = {"best": metrics, "last": metrics, "best_epoch": 2, "improving": True, "seconds": seconds_of(words)}
         (folder / "result.json").write_text(json.dumps({**result, "device": "CPU (x86_64, 1 threads)"}))
         log = [
+            {"mode": "teacher", "epoch": 0, "iter": 0, "bbox_mAP": 0.5},
             {"mode": "train", "epoch": 1, "iter": 10, "time": 1.5},
             {"mode": "train", "epoch": 1, "iter": 30, "time": 3.0},
             {"mode": "val", "epoch": 1, "iter": 30, "bbox_mAP": 0.1},
