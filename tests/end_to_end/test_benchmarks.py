@@ -134,6 +134,7 @@ def test_the_loss_benchmark_compares_equal_losses(tmp_path):
     torch.testing.assert_close(loss["ours"](student, teacher), loss["equations"](student, teacher))
 
 
+@pytest.mark.reliability
 def test_the_chain_for_a_gpu_runs_on_a_processor_says_so_and_is_resumed(tmp_path):
     command = [sys.executable, BENCHMARKS / "gpu.py", "--device", "cpu", "--quick", "--out", tmp_path / "gpu.json"]
     before = in_docs()

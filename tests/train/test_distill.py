@@ -134,7 +134,7 @@ def test_a_report_that_fails_is_a_warning_and_the_next_call_makes_it(done, no_de
     assert code == 0
     assert "warning: no report was written: ValueError: no font\n" in err
     assert out.endswith(f"  cskd-train report {done}\n")
-    assert "open" not in out
+    assert "Next, open" not in out
     assert not (done / "report.html").exists()
     monkeypatch.undo()
     monkeypatch.setattr(deployed, "installed", lambda: False)
@@ -286,6 +286,7 @@ def test_tests_and_report_have_their_share_of_the_budget(share, epochs, project,
     assert chosen == dict.fromkeys(("teacher", "student", "distilled"), epochs)
 
 
+@pytest.mark.reliability
 def test_a_budget_shortens_all_runs_alike(project, no_deploy, monkeypatch):
     """Students stay equally long, and the rate falls at the same shares."""
     let_last(project, monkeypatch)
