@@ -91,7 +91,7 @@ def run(command: Command) -> tuple[int, list[str], str]:
 
 def short_form(command: Command) -> list[str]:
     """The words of a command as a shell gives them, of a list in braces the first one; what takes long is cut short."""
-    words = [re.sub(r"\{([^{},]*),[^{}]*\}", r"\1", STANDS_FOR.get(word, word)) for word in command.words]
+    words = [re.sub(r"\{([\w./-]*),[\w.,/-]*\}", r"\1", STANDS_FOR.get(word, word)) for word in command.words]
     words = [
         found for word in words for found in (sorted(glob.glob(word)) if "*" in word else [os.path.expandvars(word)])
     ]

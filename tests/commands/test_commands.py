@@ -78,6 +78,7 @@ def test_every_reason_not_to_run_a_command_is_of_one_and_the_test_that_it_names_
         ("cskd-deploy bench a.onnx --mlperf", "cskd-deploy bench a.onnx --mlperf"),
         ("cskd-deploy infer a.onnx *.txt $NAME/x", "cskd-deploy infer a.onnx 1.txt 2.txt there/x"),
         ("python benchmarks/step.py runs/{a,b}_cards/best.pth", "python benchmarks/step.py runs/a_cards/best.pth"),
+        ("cskd-deploy inspect \"{'a':(1,2),'b':3}\"", "cskd-deploy inspect {'a':(1,2),'b':3}"),
     ],
 )
 def test_what_takes_long_is_cut_short_and_what_a_shell_reads_is_read(text, short, tmp_path, monkeypatch):
