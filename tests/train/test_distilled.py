@@ -205,11 +205,11 @@ def test_two_beginnings_of_a_student_are_refused(cfg):
 # Classes
 
 OURS = ("circle", "ring", "square", "star")
-THEIRS = ("cross", "star", "triangle", "disc", "ring", "square")
+OF_TEACHER = ("cross", "star", "triangle", "disc", "ring", "square")
 
 
 def test_other_classes_are_refused_with_both_lists(narrow_model, save_teacher, family):
-    file = save_teacher(narrow_model(family, 50, classes=6), THEIRS)
+    file = save_teacher(narrow_model(family, 50, classes=6), OF_TEACHER)
     with pytest.raises(TrainError) as error:
         under(narrow_model(family), file, classes=OURS)
     assert "student's classes are (circle, ring, square, star), the teacher's (cross, star, triang" in str(error.value)
@@ -227,7 +227,7 @@ def test_the_teacher_predicts_the_students_classes_in_the_students_order(
     teacher = narrow_model(family, 50, classes=6)
     if family == "GFL":  # of two cells a single channel is its sign alone, whose rounding shows
         teacher.bbox_head.norm_cfg = {"type": "GN", "num_groups": 8}
-    file = save_teacher(teacher, THEIRS)
+    file = save_teacher(teacher, OF_TEACHER)
     model = under(narrow_model(family), file, classes=classes, teacher={"class_map": class_map})
     whole = build_without_pretrained(teacher).eval()
     whole.load_state_dict(torch.load(file, weights_only=True)["state_dict"])
@@ -250,7 +250,7 @@ def test_the_teacher_predicts_the_students_classes_in_the_students_order(
 
 
 def test_a_class_map_that_leaves_a_class_out_is_refused_by_name(narrow_model, save_teacher):
-    file = save_teacher(narrow_model("GFL", 50, classes=6), THEIRS)
+    file = save_teacher(narrow_model("GFL", 50, classes=6), OF_TEACHER)
     with pytest.raises(TrainError, match="the teacher has no class 'circle'"):
         under(narrow_model("GFL"), file, classes=OURS, teacher={"class_map": {"star": "cross"}})
 
