@@ -4,9 +4,10 @@
     python benchmarks/gain_table.py docs/results/gain.jsonl --write docs/results/gain.md
 
 Each run is a process of its own, `cskd-train run`, in a folder of DIR that its study, method, epochs and seed name. A
-run that has a line among the records is not repeated; one that was stopped in the middle goes on from its last.pth. A
-study's teacher is trained once. Its students are taken seed by seed, the methods of a seed one after another, so that
-a pair (alone, distilled) is there as early as can be and comes from one machine.
+run that has a line among the records is not repeated, and one that another study had is taken over from its line; one
+that was stopped in the middle goes on from its last.pth. A study's teacher is trained once. Its students are taken
+seed by seed, the methods of a seed one after another, so that a pair (alone, distilled) is there as early as can be and
+comes from one machine.
 
 With --budget no run is begun that would not end in time, going by the seconds an epoch of that method took before.
 
@@ -189,6 +190,29 @@ def best_of(wanted: str, plan: Mapping[str, Any], records: Sequence[Mapping[str,
     return study, max(values, key=lambda name: statistics.fmean(values[name]))
 
 
+def recorded_elsewhere(
+    run: Run, plan: Mapping[str, Any], records: Sequence[Mapping[str, Any]], work_dir: Path
+) -> Mapping[str, Any] | None:
+    """The record of another study's run that is the same: config, settings, epochs, seed, data, teacher, test split.
+
+    Args:
+        work_dir: of all studies.
+    """
+
+    def what_is_run(one: Run) -> tuple[Any, ...]:
+        words = [assignments(settings, work_dir / one.study) for settings in (one.settings, one.test)]
+        data = plan["studies"][one.study].get("prepare")
+        return one.config, one.epochs, one.seed, one.teacher_of, one.split, data, words
+
+    recorded = {key_of(one): one for one in records}
+    for other in runs_of(plan):
+        if other.study != run.study and TEACHER not in (other.method, run.method) and other.key in recorded:
+            other = decided(other, plan, records)
+            if what_is_run(other) == what_is_run(run):
+                return recorded[other.key]
+    return None
+
+
 def command_of(run: Run, work_dir: Path, teacher: Path | None) -> list[str]:
     """The `cskd-train` command of a run; it resumes what its folder has.
 
@@ -266,7 +290,7 @@ def record_of(
         "data": run.data,
         "detector": run.detector,
         "method": run.method,
-        **({"chosen": run.chosen} if run.chosen else {}),
+        **chosen_of(run),
         "epochs": run.epochs,
         "seed": run.seed,
         "val": dict(result["best"]),
@@ -286,6 +310,11 @@ def record_of(
         **machine.processor(),
         "versions": machine.versions(),
     }
+
+
+def chosen_of(run: Run) -> dict[str, str]:
+    """What a record says of a method that is the best of several."""
+    return {"chosen": run.chosen} if run.chosen else {}
 
 
 def curve_of(log: Path, minutes: float | None = None) -> list[dict[str, float]]:
@@ -318,6 +347,13 @@ def read(records: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in records.read_text(encoding="utf-8").splitlines()]
 
 
+def write(records: Path, record: Mapping[str, Any]) -> None:
+    """Add a line."""
+    records.parent.mkdir(parents=True, exist_ok=True)
+    with records.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
 def key_of(record: Mapping[str, Any]) -> tuple[Any, ...]:
     """As `Run.key`."""
     return tuple(record[name] for name in ("study", "method", "epochs", "seed"))
@@ -346,6 +382,14 @@ def main(plan: Path, work_dir: Path, records: Path, study: str | None, budget: s
         done = read(records)
         if run.key in map(key_of, done):
             continue
+        run = run if dry_run else decided(run, content, done)
+        if same := recorded_elsewhere(run, content, done, work_dir):
+            named = f"{same['study']}/{same['method']}"
+            click.echo(f"{run.name}: that of {named}")
+            if not dry_run:
+                own = {"study": run.study, "method": run.method, "data": run.data, "detector": run.detector}
+                write(records, {**same, **own, "run_of": same.get("run_of", named), **chosen_of(run)})
+            continue
         expected = expected_seconds(run, done)
         lasts = "" if expected is None else f", about {duration(expected)}"
         if dry_run:
@@ -355,7 +399,6 @@ def main(plan: Path, work_dir: Path, records: Path, study: str | None, budget: s
         if left <= 0 or (expected or 0) > left:
             click.echo(f"{run.name}{lasts}: {duration(max(left, 0))} are left; the same command goes on")
             return
-        run = decided(run, content, done)
         click.echo(f"{run.name}{lasts}" + (f", {run.chosen}" if run.chosen else ""))
         teacher = work_dir / run.teacher_of / TEACHER / "best.pth"
         if run.method != TEACHER and not teacher.exists():
@@ -375,9 +418,7 @@ def main(plan: Path, work_dir: Path, records: Path, study: str | None, budget: s
         test = json.loads(
             execute(["cskd-train", "test", str(best), "--split", run.split, "--errors", "--json", *settings])
         )
-        records.parent.mkdir(parents=True, exist_ok=True)
-        with records.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record_of(run, folder, words, test, minutes)) + "\n")
+        write(records, record_of(run, folder, words, test, minutes))
 
 
 if __name__ == "__main__":

@@ -133,6 +133,10 @@ def tables(records: Sequence[Mapping[str, Any]]) -> str:
         if chosen:
             best = ", ".join(f"{method} is {found}" for method, found in chosen)
             lines += ["", f"Found best on val before: {best}."]
+        taken = dict.fromkeys((one["method"], one["run_of"]) for one in own if "run_of" in one)
+        if taken:
+            runs = ", ".join(f"{method} is {found}" for method, found in taken)
+            lines += ["", f"Run once for two studies: {runs}."]
         lines += ["", *errors_of(own), ""]
         facts = {
             f"{one['processor']} ({', '.join(one['instructions'])}), {one['device']}, commit {one['commit'][:10]}."

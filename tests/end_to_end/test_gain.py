@@ -367,10 +367,59 @@ def test_a_study_may_have_the_teacher_of_another(gain, plan, done, tmp_path):
     assert (result.exit_code, done) == (2, [])
     assert "again/alone_4_seed0: lasting has no teacher yet: begin with that study" in result.output
 
+    plan.write_text(plan.read_text().replace("seeds = [0, 1]", "seeds = [2, 3]", 1))
     run(gain, plan, tmp_path)
     again = [" ".join(words) for words in done if "/again/" in " ".join(words) and words[1] == "run"]
     assert len(again) == 8
     assert sum(f"distill.teacher.checkpoint={tmp_path}/runs/lasting/teacher/best.pth" in text for text in again) == 4
+
+
+def test_a_run_that_another_study_had_is_taken_over_from_its_record(gain, plan, done, tmp_path):
+    again = """
+[studies.again]
+data = "shapes once more"
+detector = "RetinaNet R18"
+teacher = "lasting"
+epochs = [4, 12]
+seeds = [1]
+methods.other = { like = "whole", set = { "distill.init_student" = false } }
+[studies.again.methods.whole]
+config = "configs/demo/cskd_retina_r50_distill_r18_shapes.py"
+set = { "distill.init_student" = true }
+"""
+    plan.write_text(PLAN + again)
+    run(gain, plan, tmp_path, "--study", "lasting")
+    assert "again/whole_4_seed1: that of lasting/cskd\n" in run(gain, plan, tmp_path, "--study", "again", "--dry-run")
+    done.clear()
+    assert "again/whole_4_seed1: that of lasting/cskd\n" in run(gain, plan, tmp_path, "--study", "again")
+    trained = [words[words.index("--work-dir") + 1] for words in done if words[1] == "run"]
+    assert trained == [
+        str(tmp_path / "runs" / "again" / name) for name in ("other_4_seed1", "other_12_seed1", "whole_12_seed1")
+    ]
+
+    *_, first = (one for one in gain.read(tmp_path / "gain.jsonl") if one["study"] == "lasting" and one["epochs"] == 4)
+    again = [one for one in gain.read(tmp_path / "gain.jsonl") if one["study"] == "again"]
+    own = {"study": "again", "method": "whole", "data": "shapes once more", "run_of": "lasting/cskd"}
+    assert again[1] == {**first, **own}
+    assert ["run_of" in one for one in again] == [False, True, False, False]
+    assert run(gain, plan, tmp_path, "--study", "again", "--dry-run") == ""
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        'prepare = ["cskd-train data shapes other"]',
+        'split = "val"',
+        'test = { data_root = "other" }',
+        "set = { seed = 3 }",
+    ],
+)
+def test_a_run_on_other_data_is_another_one(gain, plan, done, tmp_path, other):
+    teacher = PLAN[PLAN.index("teacher = ") :].splitlines()[0]
+    again = PLAN.replace("lasting", "again").replace(teacher, f'teacher = "lasting"\n{other}')
+    plan.write_text(PLAN + again)
+    assert "that of" not in run(gain, plan, tmp_path)
+    assert sum(words[1] == "run" for words in done) == 1 + 8 + 8
 
 
 def test_a_study_that_the_plan_has_not_is_refused(gain, plan, tmp_path):
@@ -427,8 +476,11 @@ def test_what_errors_cost_is_a_mean_over_the_seeds_by_epochs(table):
     assert "\none (avx2), CPU (x86_64, 1 threads), commit abc.\n" in table.tables(records)
 
 
-def test_what_was_found_best_stands_under_the_table(table):
+def test_what_was_found_best_and_what_another_study_ran_stands_under_the_table(table):
+    records = [record("alone", seed, 8, run_of="first/alone") for seed in (0, 1)]
+    assert "\n\nRun once for two studies: alone is first/alone.\n\n" in table.tables(records)
     records = [record("alone", 0, 8), record("mse", 0, 12, chosen="weights/mse_10"), record("alone", 1, 8)]
+    assert "Run once" not in table.tables(records)
     assert "\n\nFound best on val before: mse is weights/mse_10.\n\n" in table.tables(records)
     assert "Found best" not in table.tables(records[::2])
 
