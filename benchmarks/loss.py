@@ -29,6 +29,7 @@ from cskd_core.similarity import Variant, cosine_guided_losses
 from cskd_train.engine.device import keep_freed_memory
 
 sys.path.insert(0, str(Path(__file__).parent))
+import machine
 from timing import timed
 
 STRIDES = (8, 16, 32, 64, 128)
@@ -82,6 +83,7 @@ def main() -> None:
             "size": list(options.size),
             "channels": options.channels,
             "device": torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {options.threads} threads",
+            **machine.origin(),
         }
         print(
             f"{name:<12}{1e3 * row['seconds']:>8.2f}{row['speedup']:>15.2f}{row['bytes_per_s'] / 1e9:>7.1f}"

@@ -49,6 +49,11 @@ def processor() -> dict[str, Any]:
     return {"processor": processor_name(), "instructions": list(instruction_sets())}
 
 
+def origin() -> dict[str, Any]:
+    """Of a line of figures: processor, torch and commit."""
+    return {**processor(), "torch": str(torch.__version__), "commit": commit(ROOT)}
+
+
 def driver() -> str | None:
     """The version of NVIDIA's driver, as nvidia-smi tells it."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+import machine
 from step import RECIPES, Bench, Cost, measure
 
 from cskd_train.engine.device import keep_freed_memory
@@ -52,7 +53,7 @@ def main() -> None:
             f"{extra / megapixels(cost):>15.3f}{extra / (images * boxes):>9.4f}",
             flush=True,
         )
-        lines.append(json.dumps({"varied": varied, "distillation_s": extra, **asdict(cost)}) + "\n")
+        lines.append(json.dumps({"varied": varied, "distillation_s": extra, **asdict(cost), **machine.origin()}) + "\n")
     if options.json:
         options.json.write_text("".join(lines))
 

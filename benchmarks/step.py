@@ -49,6 +49,7 @@ from cskd_train.mm.folding import folded
 from cskd_train.mm.plain import build_without_pretrained
 
 sys.path.insert(0, str(Path(__file__).parent))
+import machine
 import memory
 import pieces
 from cost import Cost, named, table
@@ -317,7 +318,7 @@ def main() -> None:
         costs.append(measure(bench, family, options.rounds))
         print(table(costs[-1:]) if len(costs) == 1 else table(costs[-1:]).splitlines()[1], flush=True)
     if options.json:
-        options.json.write_text("".join(json.dumps(asdict(cost)) + "\n" for cost in costs))
+        options.json.write_text("".join(json.dumps({**asdict(cost), **machine.origin()}) + "\n" for cost in costs))
 
 
 if __name__ == "__main__":

@@ -114,6 +114,19 @@ def step():
         yield [*seconds, *figures.split()]
 
 
+def growth():
+    for row in stored("scale.jsonl"):
+        seconds = row["distilled_s"] - row["plain_s"] - row["teacher_s"]
+        megapixels = row["images"] * row["height"] * row["width"] / 1e6
+        yield [
+            f"{row['images']} x {row['height']} x {row['width']}",
+            str(row["boxes"]),
+            f"{row['plain_s']:.2f}",
+            f"{seconds:.2f}",
+            f"{seconds / megapixels:.2f}",
+        ]
+
+
 def forms():
     for report in stored("forms.json")["reports"].values():
         for row in report["rows"]:
@@ -176,6 +189,7 @@ TABLES = [
     ("precision.md", "student | precision | val: FP32", precision_of_0_1_0),
     ("latency.md", "student | file | MB | p50, ms", latency_of_random_weights),
     ("../performance.md", "family | plain, s", step),
+    ("../performance.md", "varied | batch", growth),
     ("forms.md", "form          |", forms),
     ("forms.md", "student | form | streams", throughput),
     ("parity.md", "student | mAP, mmdet | drop: default", parity),

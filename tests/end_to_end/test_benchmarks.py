@@ -44,6 +44,7 @@ def test_the_step_benchmark_writes_a_line_a_family_whose_ratios_agree(tmp_path):
     assert [cost["pyramid"] for cost in costs] == [None, "cskd", "mse", "pkd", "cwd"]
     for cost in costs:
         assert (cost["family"], cost["amp"], cost["narrow"]) == ("RetinaNet", "bf16", True)
+        assert (cost["torch"], len(cost["commit"].split()[0])) == (torch.__version__, 10)
         assert cost["ratio"] == cost["distilled_s"] / cost["plain_s"]
         bound = (cost["plain_s"] + cost["teacher_s"] + cost["added_s"]) / cost["plain_s"]
         assert abs(cost["over_bound"] - cost["ratio"] / bound) < 1e-9
@@ -129,6 +130,7 @@ def test_the_loss_benchmark_compares_equal_losses(tmp_path):
     for row in rows:
         assert row["bytes_per_s"] * row["seconds"] == pytest.approx(7 * 2 * 8 * positions * 4)
         assert row["speedup"] == pytest.approx(rows[0]["seconds"] / row["seconds"])
+        assert (row["torch"], len(row["commit"].split()[0])) == (torch.__version__, 10)
     loss = runpy.run_path(str(BENCHMARKS / "loss.py"))
     student, teacher = torch.randn(2, 8, 4, 6), torch.randn(2, 8, 4, 6)
     torch.testing.assert_close(loss["ours"](student, teacher), loss["equations"](student, teacher))
