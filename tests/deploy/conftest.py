@@ -76,14 +76,17 @@ def classes(shapes_root) -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory, classes) -> Callable[[str], Exported]:
-    """A student of a family, exported at its own size, made when it is first asked for: `exported("FCOS").model`."""
+def exported(tmp_path_factory, classes) -> Callable[..., Exported]:
+    """A student of a family, exported at its own size, made when it is first asked for: `exported("FCOS").model`.
+
+    What is given by name is that of `model_config`.
+    """
     from cskd_deploy.exporter.onnx import export
 
     @functools.cache
-    def make(family: str) -> Exported:
+    def make(family: str, **sizes: int) -> Exported:
         folder = tmp_path_factory.mktemp(family)
-        path = write_checkpoint(folder / "best.pth", classes, student_config(classes, family=family))
+        path = write_checkpoint(folder / "best.pth", classes, student_config(classes, family=family, **sizes))
         return Exported(path, export(path, folder / "student.onnx").path)
 
     return make

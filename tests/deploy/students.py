@@ -45,7 +45,7 @@ OUTPUTS: dict[str, list[tuple[str, float, float]]] = {
 def student_config(
     classes: tuple[str, ...], scale: tuple[int, int] = SIZE, family: str = "RetinaNet", **sizes: Any
 ) -> dict[str, Any]:
-    """A ResNet-18 student with a narrow neck and head, as plain data; `sizes` as `model_config`."""
+    """A ResNet-18 student of half width with a narrow neck and head, as plain data; `sizes` as `model_config`."""
     norm = {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375], "to_rgb": True}
     transforms = [
         {"type": "Resize", "keep_ratio": True},
@@ -66,14 +66,18 @@ def student_config(
     }
 
 
-def model_config(family: str, num_classes: int, width: int = 32, candidates: int = 300) -> dict[str, Any]:
+def model_config(
+    family: str, num_classes: int, width: int = 32, candidates: int = 300, base: int = 32
+) -> dict[str, Any]:
     """The `model` of a family as mmdet's shipped configs have it, but for its size.
 
     Args:
+        base: channels of the backbone's first stage, 64 in full width.
         width: channels of the neck and the head.
         candidates: nms_pre, and for Faster R-CNN the number of proposals.
     """
-    neck: dict[str, Any] = {"type": "FPN", "in_channels": [64, 128, 256, 512], "out_channels": width, "num_outs": 5}
+    stages = [base, 2 * base, 4 * base, 8 * base]
+    neck: dict[str, Any] = {"type": "FPN", "in_channels": stages, "out_channels": width, "num_outs": 5}
     test = {"score_thr": 0.05, "nms": {"type": "nms", "iou_threshold": 0.5}, "max_per_img": 100}
     pre = {"nms_pre": candidates, "min_bbox_size": 0}
     parts: dict[str, Any]
@@ -85,7 +89,13 @@ def model_config(family: str, num_classes: int, width: int = 32, candidates: int
         neck |= {"start_level": 1, **further_levels}
         dense = {"num_classes": num_classes, "in_channels": width, "feat_channels": width, "stacked_convs": 2}
         parts = {"bbox_head": {**head, **dense}, "test_cfg": {**pre, **test}}
-    backbone = {"type": "ResNet", "depth": 18, "norm_cfg": {"type": "BN"}, "out_indices": (0, 1, 2, 3)}
+    backbone = {
+        "type": "ResNet",
+        "depth": 18,
+        "base_channels": base,
+        "norm_cfg": {"type": "BN"},
+        "out_indices": (0, 1, 2, 3),
+    }
     return {"type": family, "backbone": backbone, "neck": neck, "train_cfg": None, **parts}
 
 

@@ -36,7 +36,7 @@ def frames(shapes_root, tmp_path) -> Path:
 
 def test_json_holds_the_detections_of_every_image_above_the_threshold(deploy, model_file, frames, tmp_path):
     file = tmp_path / "found" / "detections.json"
-    done = deploy("infer", model_file, frames, frames / "late", "--json", file, "--score-thr", 0.6)
+    done = deploy("infer", model_file, frames, frames / "late", "--json", file, "--score-thr", 0.7)
     assert done.code == 0, done.err
     result = json.loads(file.read_text())
     assert [one["image"] for one in result["images"]] == [
@@ -48,7 +48,7 @@ def test_json_holds_the_detections_of_every_image_above_the_threshold(deploy, mo
             image = read_image(Path(one["image"]))
             assert (one["height"], one["width"]) == image.shape[:2]
             expected = Detector(backend).detect(image)
-            kept = expected.scores >= np.float32(0.6)
+            kept = expected.scores >= np.float32(0.7)
             assert 0 < kept.sum() < len(kept)
             np.testing.assert_allclose([d["score"] for d in one["detections"]], expected.scores[kept], rtol=1e-6)
             np.testing.assert_allclose([d["box"] for d in one["detections"]], expected.boxes[kept], rtol=1e-5)
