@@ -46,6 +46,16 @@ def test_normalisation_decoding_and_proposals_are_not_the_network(family, export
     assert any(node.op_type == "RoiAlign" for node in inside) == (family == "FasterRCNN")
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_slow_in_onnx_runtime_is_left_out(family, exported):
+    """A product with a vector, fifteen times as slow as with a matrix of one column; a choice among pixels."""
+    graph = _graph(exported(family).model)
+    sizes = {one.name: len(one.dims) for one in graph.initializer}
+    assert not [node.name for node in graph.node if node.op_type == "MatMul" and 1 in map(sizes.get, node.input)]
+    before_the_network = {name for node in graph.node if node.op_type == "Conv" for name in node.input}
+    assert not [node.name for node in graph.node if node.op_type == "Where" and before_the_network & {*node.output}]
+
+
 def test_layers_are_chosen_by_name_module_or_glob():
     names = [
         "neck.conv",

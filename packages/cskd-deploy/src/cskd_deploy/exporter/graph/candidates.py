@@ -183,5 +183,8 @@ class GFLGraph(DenseGraph):
 
     def _choose(self, level: int, class_logits: Tensor, *maps: Tensor) -> tuple[Tensor, ...]:
         logits, labels, anchors, distributions = super()._choose(level, class_logits, *maps)
-        distances = self.head.integral(distributions) * self.head.prior_generator.strides[level][0]
+        bins = self.head.integral.project
+        shares = distributions.reshape(-1, len(bins)).softmax(dim=1)
+        # As the head's `integral`, whose product with a vector takes ONNX Runtime fifteen times as long.
+        distances = (shares @ bins.unsqueeze(1)) * self.head.prior_generator.strides[level][0]
         return logits, labels, self.head.anchor_center(anchors), distances.reshape(anchors.shape)

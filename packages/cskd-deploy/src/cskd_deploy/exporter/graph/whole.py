@@ -100,6 +100,8 @@ class Normalise(nn.Module):
         columns = torch.arange(values.shape[3]).to(values).reshape(1, 1, 1, -1)
         height, width = image_shape.reshape(-1, 2, 1, 1, 1).unbind(1)
         inside = (rows < height) & (columns < width)
+        if not self._pad_value:
+            return values * inside.to(values)  # ONNX Runtime's Where takes several times as long
         return torch.where(inside, values, torch.full((1,), self._pad_value))
 
 
