@@ -280,10 +280,23 @@ def test_tests_and_report_have_their_share_of_the_budget(share, epochs, project,
     let_last(project, monkeypatch)
     monkeypatch.setattr(shown, "share", lambda images: share if images == 6 else None)
     monkeypatch.setattr(module._Way, "_train", lambda *_: (_ for _ in ()).throw(TrainError("far enough")))
+    console = Console(record=True, width=300, file=io.StringIO())
     with pytest.raises(TrainError, match="far enough"):
-        distill(project, budget=(5 * 3 * 10 - 1 + 4 * 4 + 3 * 4) / 0.95)
+        distill(project, budget=(5 * 3 * 10 - 1 + 4 * 4 + 3 * 4) / 0.95, console=console)
     chosen = json.loads((project / "work_dirs/distill.json").read_text())["epochs"]
     assert chosen == dict.fromkeys(("teacher", "student", "distilled"), epochs)
+    assert f"note: {5 * epochs}% of the epochs that were planned: far from the best" in console.export_text()
+
+
+def test_half_of_the_planned_epochs_are_not_remarked_on(project, monkeypatch):
+    let_last(project, monkeypatch)
+    monkeypatch.setattr(module._Way, "_train", lambda *_: (_ for _ in ()).throw(TrainError("far enough")))
+    console = Console(record=True, width=300, file=io.StringIO())
+    with pytest.raises(TrainError, match="far enough"):
+        distill(project, budget=(10 * 3 * 10 + 4 * 4 + 3 * 4) / 0.95, console=console)
+    said = console.export_text()
+    assert "  student alone: 10 of 20 epochs" in said
+    assert "were planned" not in said
 
 
 @pytest.mark.reliability

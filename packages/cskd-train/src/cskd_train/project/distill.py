@@ -47,6 +47,7 @@ from cskd_train.stored import current_config
 if TYPE_CHECKING:  # at run time cskd_train.mm has to come before mmcv, which it changes
     from mmcv import Config
 
+MANY = 0.5  # share of the planned epochs from which on a budget is not remarked on
 ROLES = {"teacher": "teacher", "student": "student alone", "distilled": "student distilled"}
 
 
@@ -207,12 +208,21 @@ class _Way:
                 self.state.costs = {role: vars(cost) for role, cost in self._costs(todo, Path(folder)).items()}
         costs = {role: Cost(**self.state.costs[role]) for role in todo}
         self._fit(costs)
+        share = 1.0
         for role in todo:
             planned = self.configs[role].runner.max_epochs
             epochs = self.state.epochs.get(role, planned)
+            share = min(share, epochs / planned)
             fewer = f"{epochs} of {planned}" if epochs < planned else f"{epochs}"
             lasts = duration(costs[role].seconds(epochs))
             say(self.console, f"  {ROLES[role]}: {fewer} epochs, {costs[role].step:.2g} s a step, about {lasts}")
+        if share < MANY:
+            say(
+                self.console,
+                f"note: {share:.0%} of the epochs that were planned: far from the best that these detectors can be, "
+                "most of all from scratch. What goes further: more time, smaller images (image_scale in dataset.py), "
+                "a narrower student (new --width), weights to begin with (new --init)",
+            )
 
     def _not_begun(self) -> list[str]:
         return [role for role in self.roles if not self._work_dir(role).last.exists()]
