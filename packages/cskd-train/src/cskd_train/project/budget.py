@@ -10,6 +10,7 @@ from cskd_train.engine.timing import Cost
 from cskd_train.errors import TrainError
 
 RESERVE = 0.05
+MANY = 0.5  # share of the planned epochs; a budget that holds less is remarked on
 """Share of the time that is left for what was not measured: checkpoints, a machine that slows down as it warms up."""
 
 REPORT_IMAGES = 100
@@ -68,6 +69,15 @@ def fitting_epochs(planned: Mapping[str, int], costs: Mapping[str, Cost], second
         f"{duration(max(seconds, 0))} are left for training, after tests and export, and one epoch of each of "
         f"{', '.join(planned)} takes {duration(least)}: give a larger budget, smaller images (image_scale in "
         "dataset.py), or leave the student alone out (--no-baseline)"
+    )
+
+
+def few(share: float) -> str:
+    """What is to be known of a budget that holds this share of the planned epochs, where that is less than `MANY`."""
+    return (
+        f"note: {share:.0%} of the epochs that were planned: far from the best that these detectors can be, most of "
+        "all from scratch. What goes further: more time, smaller images (image_scale in dataset.py), a narrower "
+        "student (new --width), weights to begin with (new --init)"
     )
 
 

@@ -37,7 +37,7 @@ from cskd_train.files.settings import check_settings
 from cskd_train.mm.data_sources import sources
 from cskd_train.mm.families import export_note
 from cskd_train.project import deployed, shown
-from cskd_train.project.budget import RESERVE, duration, fitting_epochs, parse_duration, schedule, slowdown
+from cskd_train.project.budget import MANY, RESERVE, duration, few, fitting_epochs, parse_duration, schedule, slowdown
 from cskd_train.project.data import test_source, untaught_labels
 from cskd_train.project.outcome import Distilled, Row, named
 from cskd_train.project.state import State, read_json, refuse_other_settings
@@ -47,7 +47,6 @@ from cskd_train.stored import current_config
 if TYPE_CHECKING:  # at run time cskd_train.mm has to come before mmcv, which it changes
     from mmcv import Config
 
-MANY = 0.5  # share of the planned epochs from which on a budget is not remarked on
 ROLES = {"teacher": "teacher", "student": "student alone", "distilled": "student distilled"}
 
 
@@ -217,12 +216,7 @@ class _Way:
             lasts = duration(costs[role].seconds(epochs))
             say(self.console, f"  {ROLES[role]}: {fewer} epochs, {costs[role].step:.2g} s a step, about {lasts}")
         if share < MANY:
-            say(
-                self.console,
-                f"note: {share:.0%} of the epochs that were planned: far from the best that these detectors can be, "
-                "most of all from scratch. What goes further: more time, smaller images (image_scale in dataset.py), "
-                "a narrower student (new --width), weights to begin with (new --init)",
-            )
+            say(self.console, few(share))
 
     def _not_begun(self) -> list[str]:
         return [role for role in self.roles if not self._work_dir(role).last.exists()]
