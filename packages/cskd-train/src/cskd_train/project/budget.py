@@ -72,8 +72,11 @@ def fitting_epochs(planned: Mapping[str, int], costs: Mapping[str, Cost], second
     )
 
 
-def few(share: float) -> str:
-    """What is to be known of a budget that holds this share of the planned epochs, where that is less than `MANY`."""
+def few(epochs: Mapping[str, int], planned: Mapping[str, int]) -> str:
+    """What is to be known of a budget that holds less than half of the planned epochs of a run; "" of any other."""
+    share = min(epochs.get(name, number) / number for name, number in planned.items())
+    if share >= MANY:
+        return ""
     return (
         f"note: {share:.0%} of the epochs that were planned: far from the best that these detectors can be, most of "
         "all from scratch. What goes further: more time, smaller images (image_scale in dataset.py), a narrower "

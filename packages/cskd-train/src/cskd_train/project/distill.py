@@ -37,7 +37,7 @@ from cskd_train.files.settings import check_settings
 from cskd_train.mm.data_sources import sources
 from cskd_train.mm.families import export_note
 from cskd_train.project import deployed, shown
-from cskd_train.project.budget import MANY, RESERVE, duration, few, fitting_epochs, parse_duration, schedule, slowdown
+from cskd_train.project.budget import RESERVE, duration, few, fitting_epochs, parse_duration, schedule, slowdown
 from cskd_train.project.data import test_source, untaught_labels
 from cskd_train.project.outcome import Distilled, Row, named
 from cskd_train.project.state import State, read_json, refuse_other_settings
@@ -207,16 +207,14 @@ class _Way:
                 self.state.costs = {role: vars(cost) for role, cost in self._costs(todo, Path(folder)).items()}
         costs = {role: Cost(**self.state.costs[role]) for role in todo}
         self._fit(costs)
-        share = 1.0
         for role in todo:
             planned = self.configs[role].runner.max_epochs
             epochs = self.state.epochs.get(role, planned)
-            share = min(share, epochs / planned)
             fewer = f"{epochs} of {planned}" if epochs < planned else f"{epochs}"
             lasts = duration(costs[role].seconds(epochs))
             say(self.console, f"  {ROLES[role]}: {fewer} epochs, {costs[role].step:.2g} s a step, about {lasts}")
-        if share < MANY:
-            say(self.console, few(share))
+        if note := few(self.state.epochs, {role: self.configs[role].runner.max_epochs for role in todo}):
+            say(self.console, note)
 
     def _not_begun(self) -> list[str]:
         return [role for role in self.roles if not self._work_dir(role).last.exists()]
