@@ -56,7 +56,7 @@ def test_every_familys_distilled_losses_are_the_same_to_the_last_digit(oldest):
     old, new = json.loads(python(SCRIPT, front=oldest)), json.loads(python(SCRIPT))
     assert old.pop("versions") == OLDEST
     assert new.pop("versions") > OLDEST
-    assert old.keys() == new.keys() == {"RetinaNet", "FCOS", "GFL", "FasterRCNN"}
+    assert old.keys() == new.keys() >= {"RetinaNet", "FCOS", "GFL", "FasterRCNN"}
     for family, steps in new.items():
         divided = DIVIDED_BY_ONE.get(family, ())
         first, expected = old[family][0], steps[0]

@@ -87,7 +87,10 @@ def test_other_data_on_another_machine_is_refused(written, root, tmp_path):
         processes.append(start("-c", code, *words, environment=environment))
     main, second = (end(process) for process in processes)
     assert (main.code, second.code) == (2, 2)
-    assert "processes 0 and 1 were started with different data (training batches: 10 and 8)" in main.err
+    assert (
+        "processes 0 and 1 were started with different data (training batches: 10 and 8; train images: 10 and 8)"
+        in main.err
+    )
 
 
 def torchrun(written, folder, *options, disturbance=None, nproc=2):
@@ -142,6 +145,6 @@ def test_two_hosts_train_what_two_processes_of_one_train(written, undisturbed, t
     first, second = (end(process) for process in processes)
     assert (first.code, second.code) == (0, 0), first.err + second.err
     check_same_run(tmp_path, undisturbed)
-    spoke = [ended for ended in (first, second) if "step 5/5" in ended.err]
+    spoke = [ended for ended in (first, second) if "epoch 1/2  step 1/5" in ended.err]
     assert len(spoke) == 1
     assert sum(ended.out.count("result.json") for ended in (first, second)) == 1

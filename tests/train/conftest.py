@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,6 @@ import pytest
 import cskd_train.mm  # noqa: F401  (changes mmcv before any test imports it)
 
 from .narrow import PUBLISHED, narrow
-
-
-@pytest.fixture(autouse=True)
-def hangup_taken() -> Iterator[None]:
-    """SIGHUP has its default action in every test, also where `nohup` has started them."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
-
 
 FreshPython = Callable[..., subprocess.CompletedProcess[str]]
 
