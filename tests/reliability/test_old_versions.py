@@ -18,7 +18,7 @@ SCRIPT = Path(__file__).with_name("step_every_family.py")
 TINY_CONFIG = Path(__file__).parents[1] / "train" / "tiny_retinanet.py"
 # mmdet 2.28 divides by avg_factor + EPSILON, 2.22 by avg_factor; no other terms have one as small as 1.
 EPSILON = torch.finfo(torch.float32).eps
-DIVIDED_BY_ONE = {"GFL": ("loss_bbox", "loss_assistant_reg", "loss")}
+DIVIDED_BY_ONE = {"GFL": ("loss_bbox", "loss_assistant_reg", "loss"), "ATSS": ("loss_bbox", "loss")}
 
 
 @pytest.fixture(scope="module")
