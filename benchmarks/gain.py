@@ -195,6 +195,8 @@ def recorded_elsewhere(
 ) -> Mapping[str, Any] | None:
     """The record of another study's run that is the same: config, settings, epochs, seed, data, teacher, test split.
 
+    One of another processor is not: a pair comes from one.
+
     Args:
         work_dir: of all studies.
     """
@@ -204,7 +206,8 @@ def recorded_elsewhere(
         data = plan["studies"][one.study].get("prepare")
         return one.config, one.epochs, one.seed, one.teacher_of, one.split, data, words
 
-    recorded = {key_of(one): one for one in records}
+    here = machine.processor()["processor"]
+    recorded = {key_of(one): one for one in records if one.get("processor") == here}
     for other in runs_of(plan):
         if other.study != run.study and TEACHER not in (other.method, run.method) and other.key in recorded:
             other = decided(other, plan, records)

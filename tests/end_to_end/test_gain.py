@@ -405,6 +405,15 @@ set = { "distill.init_student" = true }
     assert run(gain, plan, tmp_path, "--study", "again", "--dry-run") == ""
 
 
+def test_a_run_on_another_processor_is_not_taken_over(gain, plan, done, tmp_path, monkeypatch):
+    run(gain, plan, tmp_path)
+    teacher = PLAN[PLAN.index("teacher = ") :].splitlines()[0]
+    plan.write_text(PLAN + PLAN.replace("lasting", "again").replace(teacher, 'teacher = "lasting"'))
+    monkeypatch.setattr(gain.machine, "processor", lambda: {"processor": "another one", "instructions": []})
+    assert "that of" not in run(gain, plan, tmp_path)
+    assert sum(words[1] == "run" for words in done) == 1 + 8 + 8
+
+
 @pytest.mark.parametrize(
     "other",
     [
