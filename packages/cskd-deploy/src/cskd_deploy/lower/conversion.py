@@ -29,6 +29,7 @@ from cskd_deploy.lower.fp16 import half_layers, to_float16
 from cskd_deploy.lower.int8 import Quantizer
 from cskd_deploy.lower.layers import WEIGHTED, layers, matching
 from cskd_deploy.lower.mixed import with_fp16_around
+from cskd_deploy.lower.space_to_depth import BLOCK, with_blocks
 from cskd_deploy.measure.environment import versions
 from cskd_deploy.model.manifest import SCHEMA, AgreementWithFp32, Manifest
 from cskd_deploy.model.onnx_file import check_model_output
@@ -185,6 +186,8 @@ def convert_to_int8(
         if choose is not None:
             kept = list(choose(quantizer, kept))
         model, precision = quantizer.quantise(kept), precision_name("int8", target)
+        if target == "cpu" and known.detector.manifest.preprocessing.pad_divisor % BLOCK == 0:
+            with_blocks(model)
         if half:
             model, precision = with_fp16_around(model, quantizer.sums, quantizer.calibrated()), INT8_FP16
             _check_range(model, pictures, "Give --precision int8: what is not INT8 is FP32 then")
