@@ -72,23 +72,29 @@ def test_the_speedup_is_of_medians_and_of_the_same_batch_size():
 @pytest.mark.parametrize("devices", [("cuda", "cpu"), ("cpu", "cuda")])
 def test_there_is_no_ratio_between_devices_and_a_note_says_so(devices, capsys):
     results = [
+        timed([1.0], [20.0], [4.0], device=devices[1], path="folder/c.onnx"),
         timed([1.0], [4.0], [0.0], device=devices[0]),
         timed([1.0], [8.0], [1.0], device=devices[1], path="b.onnx"),
-        timed([1.0], [20.0], [4.0], device=devices[1], path="folder/c.onnx"),
     ]
     report = BenchReport(results, ENVIRONMENT, "", (32, 32), ["another"])
-    assert report.speedup(results[0]) is None
-    assert report.speedup(results[1]) == pytest.approx({"inference": 2.5, "total": 2.5})
+    assert report.speedup(results[0]) is report.speedup(results[1]) is None
+    assert report.speedup(results[2]) == pytest.approx({"inference": 2.5, "total": 2.5})
     note = f"no ratio of a.onnx onnxruntime {devices[0]} to c.onnx onnxruntime {devices[1]}: they ran on two devices"
     facts = report.to_dict()
     assert facts["notes"] == ["another", f"{note} (--device)"]
-    assert facts["speedup"] is facts["results"][0]["speedup"] is None
-    assert facts["results"][1]["speedup"]["total"] == pytest.approx(2.5)
+    assert facts["results"][0]["speedup"] is facts["results"][1]["speedup"] is None
+    assert facts["speedup"]["total"] == facts["results"][2]["speedup"]["total"] == pytest.approx(2.5)
     report.print()
     printed = capsys.readouterr().out
     assert printed.count("times as fast") == 1
     assert f"b.onnx onnxruntime {devices[1]}: 2.50 times as fast as c.onnx onnxruntime {devices[1]}" in printed
     assert f"note: {note}" in printed
+
+
+def test_the_clock_is_told_in_words(capsys):
+    clocks = {"mhz": 2596.138, "max_mhz": 3600.0, "governor": "schedutil"}
+    BenchReport([timed([1.0], [4.0], [0.0])], {**ENVIRONMENT, "clocks": clocks}, "", (32, 32), []).print()
+    assert "2596 MHz, at most 3600 MHz, governor schedutil; " in capsys.readouterr().out.splitlines()[0]
 
 
 def test_labels_and_table_name_the_device_the_stream_and_whose_memory_it_is(capsys):

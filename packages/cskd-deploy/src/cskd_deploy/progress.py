@@ -49,6 +49,7 @@ class Progress:
             redirect_stdout=sys.stdout.isatty(),
         )
         self._task = self._bar.add_task(title, total=None)
+        self._said = (0, 0)
 
     def __enter__(self) -> Progress:
         return self
@@ -56,14 +57,15 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        if self._terminal:
+            self._bar.stop()
 
     def __call__(self, done: int, total: int) -> None:
         """Say that `done` of `total` are done; shows it when it is time to."""
         now = time.perf_counter()
-        if done < total and now - self._shown < self._pause:
+        if (done, total) == self._said or (done < total and now - self._shown < self._pause):
             return
-        self._shown = now
+        self._shown, self._said = now, (done, total)
         if not self._terminal:
             self._print(done, total, now)
         elif done < total:

@@ -131,7 +131,8 @@ def command(
 
     For latency batches follow each other in one synchronous stream: images/s is the batch over its mean latency. With
     --streams several do so at the same time: images/s is that of all of them, and the latency that under this load. A
-    ratio is given between results of one device only; a checkpoint runs on the device of the first model.
+    ratio is given between results of one device only, over --reference or else the first model; a checkpoint runs on
+    the device of the first model.
 
     Notes say when times are unstable (p90 above 1.2 times p50), when a GPU waits for the processor or for copies, and
     what to do about it.

@@ -33,11 +33,10 @@ class BenchReport:
 
     @property
     def baseline(self) -> Latencies | None:
-        """What the others are held against: the first PyTorch result, else the last model's; None of a single model."""
-        models = {(one.path, one.backend): one for one in reversed(self.results)}  # with the first batch size
-        if len(models) < 2:
+        """What the others are held against: the first PyTorch result, else the first model; None of a single model."""
+        if len({(one.path, one.backend) for one in self.results}) < 2:
             return None
-        return next((one for one in self.results if one.backend == REFERENCE), next(iter(models.values())))
+        return next((one for one in self.results if one.backend == REFERENCE), self.results[0])
 
     def speedup(self, result: Latencies) -> dict[str, float] | None:
         """How many times faster a result's medians are than the baseline's with the same batch size and streams.
@@ -68,7 +67,7 @@ class BenchReport:
         return [*self.notes, *without]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, ready for JSON; `speedup` at the top is the first result's.
+        """Plain data, ready for JSON; `speedup` at the top is that of the first result that has one.
 
         Rates are those of `streams` synchronous streams, one batch at a time.
         """
@@ -78,7 +77,7 @@ class BenchReport:
             "input_size": list(self.input_size),
             "baseline": None if self.baseline is None else self.baseline.label,
             "results": [{**one.to_dict(), "speedup": self.speedup(one)} for one in self.results],
-            "speedup": self.speedup(self.results[0]),
+            "speedup": next(filter(None, map(self.speedup, self.results)), None),
             "notes": self.all_notes,
         }
 
@@ -106,7 +105,7 @@ class BenchReport:
     def _head(self) -> list[str]:
         facts = self.environment
         versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
-        clocks = ", ".join(f"{name} {value}" for name, value in facts["clocks"].items())
+        clocks = ", ".join(_clock(name, value) for name, value in facts["clocks"].items())
         machine = [facts["processor"], f"{facts['threads']} threads", *([clocks] if clocks else []), *facts["gpus"]]
         named = {"board": "{}", "power_mode": "power mode {}", "gpu_driver": "NVIDIA driver {}", "cuda": "CUDA {}"}
         machine += [text.format(facts[name]) for name, text in named.items() if facts.get(name)]
@@ -132,6 +131,12 @@ class BenchReport:
                 label = Text(labels[place] if place < len(labels) else "")
                 table.add_row(label, stage, *(f"{value:.2f}" for value in numbers.values()), rate)
         return table
+
+
+def _clock(name: str, value: float | str) -> str:
+    """What `environment.clocks` found, in words."""
+    words = {"mhz": "{:.0f} MHz", "max_mhz": "at most {:.0f} MHz"}
+    return words.get(name, f"{name} {{}}").format(value)
 
 
 def _rate(one: Latencies, stage: str, mean: float) -> str:
