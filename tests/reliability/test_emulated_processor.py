@@ -27,6 +27,7 @@ from cskd_deploy.exporter.onnx import export
 from cskd_deploy.lower.calibration import calibration_feeds
 from cskd_deploy.lower.int8 import PRESETS, Quantizer
 from cskd_deploy.lower.layers import as_seen, class_logits
+from cskd_deploy.lower.space_to_depth import with_blocks
 from cskd_deploy.measure.environment import instruction_sets, lacks
 from tests.deploy.students import GRAPHS, student_config, write_checkpoint
 
@@ -119,6 +120,8 @@ def quantised(request, checkpoint, shapes_root, tmp_path_factory) -> Callable[[s
             paths = list_images(shapes_root / "images")[:4]
             feeds = calibration_feeds(Detector(backend), paths, ["image", "image_shape"], lambda done, total: None)
             model = Quantizer(source, target, feeds, folder).quantise(())
+        if target == "cpu":
+            with_blocks(model)  # as `convert_to_int8`
         seen = as_seen(model.graph)
         model.graph.output.extend(onnx.ValueInfoProto(name=seen[name]) for name in logits)
         path = folder / f"{target}.onnx"

@@ -22,7 +22,7 @@ from cskd_train.files.checkpoints import load_checkpoint
 from cskd_train.files.config import load_config
 from cskd_train.files.settings import check_settings
 from cskd_train.mm.plain import build_without_pretrained
-from cskd_train.project.machine import Machine
+from cskd_train.project.machine import Machine, multiplies_bfloat16
 
 CLASSES = ("circle", "ring", "square", "triangle", "star", "cross")
 PROCESSOR, GPU = Machine(cores=3), Machine(cores=12, gpu="A GPU", gpu_memory=24 * 2**30)
@@ -285,6 +285,38 @@ def test_batch_workers_and_rate_follow_the_machine(tmp_path):
     assert (large["batch"], large["workers"], large["width"]) == ("7 images", "8", "1")  # 28 training images
     assert large["learning rate"] == "0.00026"
     assert chosen(tmp_path, [100], machine=Machine(1))[0]["workers"] == "0"
+
+
+@pytest.mark.parametrize(
+    ("machine", "amp"), [(Machine(2, bfloat16="amx_bf16"), "bf16"), (PROCESSOR, None), (GPU, None)]
+)
+def test_a_processor_that_multiplies_bfloat16_trains_in_it(machine, amp, coco, tmp_path):
+    project = cskd_train.new(tmp_path / "one", coco / "annotations" / "train.json", init="none", machine=machine)
+    row = next(one for one in project.choices if one.name == "precision")
+    assert row.value == (amp or "float32")
+    assert ("amx_bf16" in row.why) == bool(amp)
+    for name in ("teacher", "student", "distilled"):
+        cfg = load_config(tmp_path / "one" / f"{name}.py")
+        check_settings(cfg)
+        assert cfg.get("amp") == amp
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("model name\t: x\nflags\t\t: fpu avx512f avx512_bf16 avx512_vnni\n", "avx512_bf16"),
+        ("flags : avx2 amx_bf16 amx_tile\n", "amx_bf16"),
+        ("Features\t: fp asimd asimddp i8mm bf16 dgh\n", "bf16"),
+        ("flags : avx2 avx512f avx512_vnni\nbugs : bf16\n", None),
+        ("Features : asimd svebf16\n", None),
+        (None, None),
+    ],
+)
+def test_what_multiplies_bfloat16(text, found, tmp_path):
+    file = tmp_path / "cpuinfo"
+    if text is not None:
+        file.write_text(text)
+    assert multiplies_bfloat16(file) == found
 
 
 def test_epochs_follow_the_number_of_images():

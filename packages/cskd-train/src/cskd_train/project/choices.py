@@ -147,6 +147,13 @@ def workers(machine: Machine) -> tuple[int, str]:
     return number, f"{machine.cores} core{'s' if machine.cores > 1 else ''}, one of them for the training"
 
 
+def precision(machine: Machine) -> tuple[str | None, str]:
+    """What the config calls `amp`, and why."""
+    if machine.bfloat16:
+        return "bf16", f"the processor multiplies bfloat16 ({machine.bfloat16}), which is faster"
+    return None, "`--amp` of a run is bfloat16" if machine.gpu else "the processor does not multiply bfloat16"
+
+
 def learning_rate(images: int, tuned: bool) -> tuple[float, str]:
     """AdamW's rate, which grows with the root of the images a step (Malladi et al. 2022), and why."""
     rate = float(f"{RATES[tuned] * math.sqrt(images / 4):.2g}")

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
+from pathlib import Path
+
+# What Linux calls the instructions that multiply bfloat16: of x86 (AVX-512, AMX) and of ARM.
+_BFLOAT16 = re.compile(r"^(?:flags|Features)\s*:.*\b(avx512_bf16|amx_bf16|bf16)\b", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -13,6 +18,7 @@ class Machine:
     cores: int
     gpu: str | None = None  # its name
     gpu_memory: int = 0  # bytes
+    bfloat16: str | None = None  # the processor's instructions that multiply it
 
     def __str__(self) -> str:
         cores = f"{self.cores} core{'s' if self.cores > 1 else ''}"
@@ -25,6 +31,21 @@ def this_machine() -> Machine:
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if not torch.cuda.is_available():
-        return Machine(cores)
+        return Machine(cores, bfloat16=multiplies_bfloat16())
     properties = torch.cuda.get_device_properties(0)
     return Machine(cores, properties.name, properties.total_memory)
+
+
+def multiplies_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
+    """The instructions with which the processor multiplies bfloat16; None where it has none, or nothing tells.
+
+    Without them PyTorch emulates it, which takes longer than float32.
+
+    Args:
+        cpuinfo: Linux's description of the processor.
+    """
+    try:
+        found = _BFLOAT16.search(cpuinfo.read_text(errors="replace"))
+    except OSError:
+        return None
+    return found.group(1) if found else None

@@ -139,7 +139,7 @@ def new(
             part.to_coco(made / "data" / f"{name}.json")
         test = "test" if "test" in splits else "val"
         texts = {
-            "dataset.py": dataset_config(splits["train"].classes, plan.scale, plan.batch, plan.workers, test),
+            "dataset.py": dataset_config(splits["train"].classes, plan.scale, plan.batch, plan.workers, plan.amp, test),
             "teacher.py": plan.teacher.config(),
             "student.py": plan.student.config(),
             "distilled.py": distilled_config(detector, way, plan.batch),
@@ -173,11 +173,13 @@ class _Plan:
         self._anchor = anchor.scale
         self.batch, why_batch = choices.batch(self._images, self.scale, machine, teacher == 101)
         self.workers, why_workers = choices.workers(machine)
+        self.amp, why_amp = choices.precision(machine)
         self.choices = [
             Choice("image_scale", f"{self.scale[0]} x {self.scale[1]}", why_scale),
             Choice("smallest anchor" if anchor.scale else "finest stride", f"{anchor.pixels} pixels", anchor.why),
             Choice("batch", counted(self.batch, "image"), why_batch),
             Choice("workers", str(self.workers), why_workers),
+            Choice("precision", self.amp or "float32", why_amp),
         ]
         self.warnings = []
         if anchor.below > 0.01 * anchor.boxes:

@@ -51,8 +51,8 @@ In this folder:
     cskd-train report .                # 5. report.html: curves, errors by kind, detections
 
 `--dry-run` shows what a run will be, `--resume` goes on with one that was stopped, `--epochs N` makes it longer.
-Images stay where they are: `data/*.json` say where, seen from here. `classes`, `image_scale` and the batch stand in
-`dataset.py`, once for all.
+Images stay where they are: `data/*.json` say where, seen from here. `classes`, `image_scale`, the batch and
+mixed precision (`amp`) stand in `dataset.py`, once for all.
 
 ## What was chosen
 

@@ -96,7 +96,9 @@ class Detector:
         return model
 
 
-def dataset_config(classes: Sequence[str], scale: Sequence[int], batch: int, workers: int, test: str) -> str:
+def dataset_config(
+    classes: Sequence[str], scale: Sequence[int], batch: int, workers: int, amp: str | None, test: str
+) -> str:
     """The text of the file that the others share: data, classes, size of the images."""
     splits = {
         split: {"ann_file": f"{name}.json", "img_prefix": None}
@@ -111,6 +113,7 @@ def dataset_config(classes: Sequence[str], scale: Sequence[int], batch: int, wor
             setting("image_scale", tuple(scale)),
             "# Without an img_prefix, each annotation file says where its images are.",
             setting("data", {"samples_per_gpu": batch, "workers_per_gpu": workers, **splits}),
+            *([f"{setting('amp', amp)}  # mixed precision; without this line float32"] if amp else []),
             "",
         ]
     )
