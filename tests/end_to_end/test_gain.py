@@ -138,7 +138,8 @@ def test_the_settings_of_the_repositorys_plan_are_known(gain, runs_of_the_reposi
             cfg = config_of(gain, run, tmp_path)
             assert cfg.runner.max_epochs == run.epochs
             assert bool(cfg.get("distill")) == (run.method not in ("teacher", "alone", "alone_bf16"))
-            assert cfg.get("amp") == ("bf16" if run.method.endswith("_bf16") else None)
+            in_bfloat16 = run.method.endswith("_bf16") or run.study in ("bccd", "cards", "cards_quarter")
+            assert cfg.get("amp") == ("bf16" if in_bfloat16 else None)
             if cfg.get("distill"):
                 plans[run.study, run.method] = DistillPlan.parse(cfg.distill)
     assert plans["rival_weights", "cwd_25"].pyramid == PyramidPlan(kind="cwd", weight=25)
