@@ -132,6 +132,16 @@ def test_a_convolution_in_float_stays_as_it_is():
     assert on_blocks(model) == model
 
 
+def test_a_later_convolution_stays_as_it_is_whatever_its_channels():
+    """Its map may have an odd height."""
+    model = quantised_conv((3, 3), (1, 1, 1, 1))
+    first = helper.make_node("Conv", ["image", "stem"], ["narrow"], name="stem", strides=[2, 2])
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((3, 3, 1, 1), dtype=np.float32), "stem"))
+    next(node for node in model.graph.node if node.op_type == "QuantizeLinear").input[0] = "narrow"
+    model.graph.node.insert(0, first)
+    assert on_blocks(model) == model
+
+
 def int8(source: Path, output: Path, images: Path, target: str = "cpu", keep: tuple[str, ...] = ()) -> onnx.ModelProto:
     calibration = conversion.CalibrationSettings(images, count=4)
     silent = dict.fromkeys(("progress", "warn"), lambda line: None)

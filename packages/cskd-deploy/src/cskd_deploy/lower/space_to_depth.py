@@ -18,10 +18,10 @@ _FEW = 4  # channels: as many as the kernels multiply at once
 
 
 def with_blocks(model: Any) -> None:
-    """Let convolutions of stride 2 of a quantised `onnx.ModelProto` that read few channels read blocks instead.
+    """Let the first convolution of a quantised `onnx.ModelProto` read blocks, if it has stride 2 and few channels.
 
     Args:
-        model: changed in place. The heights and widths that such a convolution reads have to be even.
+        model: changed in place. The heights and widths of its images have to be even.
     """
     import onnx
 
@@ -29,40 +29,34 @@ def with_blocks(model: Any) -> None:
     makers = {name: node for node in graph.node for name in node.output}
     constants = {tensor.name: tensor for tensor in graph.initializer}
     readers = Counter(name for node in graph.node for name in node.input)
-    readers.update(value.name for value in graph.output)
-    blocks: dict[str, Any] = {}  # SpaceToDepth, by the QuantizeLinear before which it stands
-    for node in graph.node:
-        if node.op_type != "Conv":
-            continue
-        restore, weights = (makers.get(name) for name in node.input[:2])
-        if restore is None or weights is None or weights.input[0] not in constants:
-            continue
-        quantize = makers.get(restore.input[0])
-        if quantize is None or quantize.op_type != "QuantizeLinear" or readers[weights.output[0]] > 1:
-            continue
-        if readers[quantize.output[0]] > 1 or readers[restore.output[0]] > 1:
-            continue
-        known = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
-        kernel = onnx.numpy_helper.to_array(constants[weights.input[0]])
-        if not _fits(known, kernel):
-            continue
-        kernel, pads = _on_blocks(kernel, known["pads"])
-        constants[weights.input[0]].CopyFrom(onnx.numpy_helper.from_array(kernel, weights.input[0]))
-        new = {"kernel_shape": kernel.shape[2:], "strides": (1, 1), "pads": pads}
-        kept = [one for one in node.attribute if one.name not in new]
-        del node.attribute[:]
-        node.attribute.extend([*kept, *(onnx.helper.make_attribute(name, value) for name, value in new.items())])
-        pixels = quantize.input[0]
-        quantize.input[0] = f"{quantize.output[0]}_blocks"
-        blocks[quantize.output[0]] = onnx.helper.make_node(
-            "SpaceToDepth", [pixels], [quantize.input[0]], name=f"{node.name}_blocks", blocksize=BLOCK
-        )
-    ordered = []
-    for node in graph.node:
-        ordered += [blocks[name] for name in node.output if name in blocks]
-        ordered.append(node)
-    del graph.node[:]
-    graph.node.extend(ordered)
+    node = next((one for one in graph.node if one.op_type == "Conv"), None)  # in topological order
+    if node is None:
+        return
+    restore, weights = (makers.get(name) for name in node.input[:2])
+    if restore is None or weights is None:
+        return  # it stays in float
+    quantize = makers.get(restore.input[0])
+    if quantize is None or quantize.op_type != "QuantizeLinear":
+        return
+    if any(readers[one.output[0]] > 1 for one in (quantize, restore, weights)):
+        return
+    known = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
+    constant = constants[weights.input[0]]
+    kernel = onnx.numpy_helper.to_array(constant)
+    if not _fits(known, kernel):
+        return
+    kernel, pads = _on_blocks(kernel, known["pads"])
+    constant.CopyFrom(onnx.numpy_helper.from_array(kernel, constant.name))
+    new = {"kernel_shape": kernel.shape[2:], "strides": (1, 1), "pads": pads}
+    kept = [one for one in node.attribute if one.name not in new]
+    del node.attribute[:]
+    node.attribute.extend([*kept, *(onnx.helper.make_attribute(name, value) for name, value in new.items())])
+    pixels, blocks = quantize.input[0], f"{quantize.output[0]}_blocks"
+    quantize.input[0] = blocks
+    place = list(graph.node).index(quantize)
+    graph.node.insert(
+        place, onnx.helper.make_node("SpaceToDepth", [pixels], [blocks], name=f"{node.name}_blocks", blocksize=BLOCK)
+    )
 
 
 def _fits(known: dict[str, Any], kernel: np.ndarray) -> bool:
@@ -86,7 +80,7 @@ def _on_blocks(kernel: np.ndarray, pads: list[int]) -> tuple[np.ndarray, list[in
         begins.append(before)
         # As many outputs as before, from half as many inputs.
         ends.append((begin + end - size) // BLOCK + last + 1)
-        places.append([(tap - begin + before * BLOCK) for tap in range(size)])
+        places.append([tap - begin + before * BLOCK for tap in range(size)])
     new = np.zeros((outputs, BLOCK, BLOCK, channels, *(row[-1] // BLOCK + 1 for row in places)), kernel.dtype)
     for row, down in enumerate(places[0]):
         for column, right in enumerate(places[1]):
