@@ -193,6 +193,7 @@ def bands(records: Sequence[Mapping[str, Any]], across: str) -> dict[tuple[str, 
 
 def draw(records: Sequence[Mapping[str, Any]], file: Path) -> None:
     """mAP on val by epochs, and by minutes of training."""
+    import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
@@ -220,7 +221,8 @@ def draw(records: Sequence[Mapping[str, Any]], file: Path) -> None:
         axes.grid(alpha=0.3)
     left.set_ylabel("val mAP, points")
     left.legend(fontsize="small")
-    figure.savefig(file, metadata={"Date": None})
+    with matplotlib.rc_context({"svg.hashsalt": file.stem}):  # the same records, the same file
+        figure.savefig(file, metadata={"Date": None})
 
 
 def section(records: Sequence[Mapping[str, Any]]) -> str:
