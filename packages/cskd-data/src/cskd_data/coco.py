@@ -18,6 +18,8 @@ from cskd_data.normalise import normalise
 
 SECTIONS = ("images", "annotations", "categories")
 
+EXPORT_AS_COCO = "export the whole set as COCO there"
+
 
 def read_coco(
     path: Path | str, images: Path | str | None = None, *, skip_missing: bool = False, content: Any = None
@@ -85,9 +87,9 @@ def _check_sections(content: Any, path: Path) -> None:
     if not missing:
         return
     if "imagePath" in content and "shapes" in content:
-        raise DataError(f"{name} is LabelMe's, one file an image: export the whole set as COCO there")
+        raise DataError(f"{name} is LabelMe's, one file an image: {EXPORT_AS_COCO}")
     if "_via_img_metadata" in content:
-        raise DataError(f"{name} is a project of the VGG Image Annotator: export the annotations as COCO there")
+        raise DataError(f"{name} is a project of the VGG Image Annotator: {EXPORT_AS_COCO}")
     raise DataError(
         f"{name} is not COCO: it has no list {', '.join(map(repr, missing))} "
         f"(found: {', '.join(map(repr, list(content)[:20])) or 'nothing'}); {expected}"

@@ -10,12 +10,27 @@ from functools import partial
 from pathlib import Path
 
 from cskd_data.coco import read_coco
-from cskd_data.dataset import Dataset
+from cskd_data.coco_layout import coco_files
+from cskd_data.dataset import Dataset, together
 from cskd_data.errors import SHOWN, DataError
+from cskd_data.merge import merge
 from cskd_data.yolo_layout import find_yaml, layout_of, names_file
 
 Reader = Callable[..., Dataset]
 """Called with the path and the image folder; takes `skip_missing` too."""
+
+_MOST_INNER = 50
+"""Entries of a folder without a data set in which one is looked for."""
+
+_OTHERS = {
+    (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar"): (
+        "an archive: unpack it, and give the folder that comes out"
+    ),
+    (".csv", ".tsv", ".parquet", ".arrow", ".xlsx", ".record", ".tfrecord"): (
+        "a table, which is not read: export the data set as COCO, Pascal VOC or YOLO where it was made"
+    ),
+}
+"""Endings of files that hold data sets in other ways -> what to do."""
 
 _LEVELS = 3  # above a split's folder, in which its data.yaml is looked for: `set/images/val/batch_1`
 
@@ -24,7 +39,7 @@ def format_of(path: Path) -> str:
     """`coco`, `voc` or `yolo`.
 
     Raises:
-        DataError: nothing is there, or a folder of none of these.
+        DataError: nothing is there, an archive or a table, or a folder of none of these.
     """
     if not os.path.exists(path):  # not `path.exists()`, which raises for a name that is too long
         raise DataError(f"annotation file {path} does not exist: give a COCO file, a VOC folder or a YOLO data.yaml")
@@ -32,25 +47,43 @@ def format_of(path: Path) -> str:
     if os.path.isfile(path):
         if split_of(path) is not None:
             return "voc"
+        for endings, way_out in _OTHERS.items():
+            if path.name.lower().endswith(endings):
+                raise DataError(f"{path} is {way_out}")
         return "yolo" if suffix in (".yaml", ".yml") else "voc" if suffix == ".xml" else "coco"
+    kind = _format_of_folder(path)
+    if kind is not None:
+        return kind
+    inner = [one.name for one in sorted(path.iterdir())[:_MOST_INNER] if one.is_dir() and _holds_a_set(one)]
+    raise DataError(
+        f"the folder {path} holds no data set: expected XML files (Pascal VOC), a data.yaml (YOLO), or JSON files "
+        "(COCO), in it, in `annotations` or in a folder for each split"
+        + (f"; there is one in {', '.join(inner[:SHOWN])} below it" if inner else "")
+    )
+
+
+def _format_of_folder(path: Path) -> str | None:
+    """As `format_of`; None for a folder of no data set."""
     if find_yaml(path) is not None:
         return "yolo"
-    if (path / "Annotations").is_dir() or any(path.glob("*.xml")) or any(path.glob("*/*.xml")):
+    if any(path.glob("*.xml")) or any(path.glob("*/*.xml")):
         return "voc"
-    if (path / "labels").is_dir() and names_file(path) is not None:  # before Label Studio's notes.json
-        return "yolo"
-    if _coco_file(path) is not None:
+    if ((path / "labels").is_dir() and names_file(path) is not None) or (path / "obj.names").is_file():
+        return "yolo"  # before Label Studio's notes.json
+    if coco_files(path):
         return "coco"
-    if (path / "labels").is_dir() or any(path.glob("*/labels")) or any(path.glob("obj.names")):
+    if (path / "Annotations").is_dir():  # maybe COCO's `annotations`, where names have no case
+        return "voc"
+    if (path / "labels").is_dir() or any(path.glob("*/labels")):
         return "yolo"
-    if split_of(path) is not None:
-        return "yolo"
-    several = [file.name for file in sorted(path.glob("*.json"))]
-    if several:
-        raise DataError(f"the folder {path} holds {len(several)} JSON files: give one of {', '.join(several[:SHOWN])}")
-    raise DataError(
-        f"the folder {path} holds no data set: expected XML files (Pascal VOC), a data.yaml (YOLO), or give a COCO file"
-    )
+    return "yolo" if split_of(path) is not None else None
+
+
+def _holds_a_set(folder: Path) -> bool:
+    try:
+        return _format_of_folder(folder) is not None
+    except DataError:
+        return False
 
 
 def split_of(path: Path) -> tuple[Path, str] | None:
@@ -104,7 +137,7 @@ def reader_of(path: Path) -> Reader:
 
 
 def splits_of(path: Path, images: Path | str | None = None) -> list[str]:
-    """The names of the parts that a data set says it has; none for a COCO file.
+    """The names of the parts that a data set says it has; none of one file.
 
     Raises:
         DataError: as `format_of`; the YAML file of a YOLO data set cannot be used.
@@ -117,7 +150,7 @@ def splits_of(path: Path, images: Path | str | None = None) -> list[str]:
         from cskd_data.voc_lists import lists_of, splits_of_lists
 
         return splits_of_lists(lists_of(path))
-    return []
+    return [name for name in coco_files(path) if name] if path.is_dir() else []
 
 
 def _read_split(
@@ -127,12 +160,14 @@ def _read_split(
     return replace(dataset, source=Path(path))
 
 
-def _read_coco(path: Path | str, images: Path | str | None, *, skip_missing: bool = False) -> Dataset:
+def _read_coco(
+    path: Path | str, images: Path | str | None = None, split: str | None = None, *, skip_missing: bool = False
+) -> Dataset:
+    """A file, or one of a folder, or all of a folder's as one."""
     path = Path(path)
-    return read_coco((_coco_file(path) or path) if path.is_dir() else path, images, skip_missing=skip_missing)
-
-
-def _coco_file(folder: Path) -> Path | None:
-    """The one JSON file of a folder, as Roboflow leaves it beside the images."""
-    files = sorted(folder.glob("*.json"))
-    return files[0] if len(files) == 1 else None
+    files = coco_files(path) if path.is_dir() else {"": path}
+    if split is not None and split not in files:
+        raise DataError(f"{path} has no split {split!r}; splits: {', '.join(filter(None, files)) or 'none'}")
+    chosen = list(files.values()) if split is None else [files[split]]
+    dataset = merge([read_coco(file, images, skip_missing=skip_missing) for file in chosen])
+    return replace(dataset, notes=(*dataset.notes, *together(list(files)))) if split is None else dataset

@@ -16,6 +16,9 @@ from cskd_data.names import counted
 
 PARTS = ("train", "val", "test")
 
+SPLIT_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+"""Split -> what data sets call it, in the names of folders, of files, and in YAML."""
+
 
 @dataclass(frozen=True)
 class Split:

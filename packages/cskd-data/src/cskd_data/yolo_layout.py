@@ -16,8 +16,8 @@ from cskd_data.errors import DataError
 from cskd_data.folders import files_below
 from cskd_data.images import SUFFIXES
 from cskd_data.names import counted, plain_name
+from cskd_data.split import SPLIT_NAMES
 
-_SPLIT_KEYS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 _NAME_FILES = ("classes.txt", "obj.names", "labels.txt", "labels/classes.txt")
 _MOST_YAML = 1 << 18  # bytes
 _MOST_BRACKETS = 200  # PyYAML's time grows with the square of their nesting
@@ -59,7 +59,7 @@ def layout_of(path: Path, images: Path | None = None) -> Layout:
         )
     classes = _names_of_lines(named)
     root = images or (path / "images" if (path / "images").is_dir() else path)
-    folders = {split: root / key for split, keys in _SPLIT_KEYS.items() for key in keys if (root / key).is_dir()}
+    folders = {split: root / key for split, keys in SPLIT_NAMES.items() for key in keys if (root / key).is_dir()}
     found = {split: files_below(folder, SUFFIXES) for split, folder in folders.items()}
     return Layout(classes, found or {"": files_below(root, SUFFIXES)})
 
@@ -96,7 +96,7 @@ def _of_yaml(file: Path, folder: Path | None) -> Layout:
     images: dict[str, list[Path]] = {}
     unnamed: dict[str, list[Path]] = {}
     missing = []
-    for split, keys in _SPLIT_KEYS.items():
+    for split, keys in SPLIT_NAMES.items():
         entries: Any = next((data[key] for key in keys if data.get(key)), None)
         paths: dict[Path, None] = {}
         for entry in entries if isinstance(entries, list) else [entries] if entries else []:

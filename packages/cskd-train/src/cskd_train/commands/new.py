@@ -17,7 +17,7 @@ from cskd_train.commands.data.common import A_PATH, as_json_option, show
     type=A_PATH,
     multiple=True,
     required=True,
-    help="A COCO file, a VOC or YOLO folder; twice or three times: training, validation, test.",
+    help="A COCO file, a COCO, VOC or YOLO folder; twice or three times: training, validation, test.",
 )
 @click.option("--images", type=A_PATH, help="Folder that the image names start from.  [default: looked for]")
 @click.option(

@@ -108,8 +108,8 @@ def sources(cfg: Any, skip_broken: bool = False) -> Iterator[Source]:
     elif cfg.get("type") not in ("CocoDataset", CocoDataset):
         raise TrainError(
             f"dataset type {cfg.get('type')!r} is not supported: give type='CocoDataset', or "
-            f"{', '.join(WRAPPERS)} around it; its ann_file may be a COCO file, a folder of VOC or YOLO, or one split "
-            "(a list in VOC's ImageSets/Main, the folder of YOLO that holds it)"
+            f"{', '.join(WRAPPERS)} around it; its ann_file may be a COCO file, a folder of COCO, VOC or YOLO, or one "
+            "split (a list in VOC's ImageSets/Main, the folder of YOLO that holds it)"
         )
     else:
         files, prefixes = cfg.get("ann_file") or "", cfg.get("img_prefix", "")

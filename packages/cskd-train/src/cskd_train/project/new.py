@@ -81,8 +81,8 @@ def new(
 
     Args:
         folder: is made; nothing may be in it.
-        data: a COCO file, or a Pascal VOC or YOLO folder, cut where it has no splits of its own; or two or three files:
-            training, validation, test. Images are not copied.
+        data: a COCO file, or a folder of COCO, Pascal VOC or YOLO, cut where it has no splits of its own; or two or
+            three files: training, validation, test. Images are not copied.
         images: folder that the file names start from; None looks for it.
         detector: retinanet, fcos, gfl or faster_rcnn.
         teacher: r50 or r101.

@@ -38,9 +38,9 @@ class _DataGroup(click.Group):
 def command() -> None:
     """Check, convert, split, clean, show and generate data sets.
 
-    A data set is a COCO file, a Pascal VOC folder, or a YOLO folder or data.yaml; one split of it is a list in VOC's
-    ImageSets/Main, or the folder of YOLO that holds it. Exit code 0: done; 2: it cannot be used, or the usage is wrong,
-    and the message says why.
+    A data set is a COCO file, a folder of COCO, Pascal VOC or YOLO, or a data.yaml; one split of it is a file of COCO,
+    a list in VOC's ImageSets/Main, or the folder of YOLO that holds it. Exit code 0: done; 2: it cannot be used, or the
+    usage is wrong, and the message says why.
 
     \b
     Examples:

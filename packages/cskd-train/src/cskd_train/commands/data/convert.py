@@ -68,7 +68,7 @@ class Conversion:
 @click.argument("src", type=A_PATH)
 @click.argument("out", type=A_PATH)
 @images_option
-@click.option("--split", help="Only this split: train, val or test of YOLO, a list in VOC's ImageSets/Main.")
+@click.option("--split", help="Only this split: train, val or test of COCO or YOLO, a list of VOC's ImageSets/Main.")
 @click.option("--classes", help="Class names, comma-separated, in the order of their ids. [default: all]")
 @click.option(
     "--zero-based/--one-based",
@@ -87,7 +87,7 @@ def command(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Convert the Pascal VOC, YOLO or COCO data set SRC to COCO.
+    """Convert the Pascal VOC, YOLO or COCO data set SRC, a folder or file, to COCO.
 
     OUT is a file (NAME.json) for everything or one --split, or a folder for one file a split. Images stay where they
     are. Ids, sizes, areas and names are in normal form; what cannot be meant is refused, what is odd is a warning.
@@ -104,11 +104,10 @@ def command(
     if split is None and (part := split_of(src)) is not None:
         src, split = part
     kind = format_of(src)
-    settings: dict[str, Any] = {} if kind == "voc" or zero_based is None else _refuse("--zero-based", src, kind)
-    if kind == "voc":
-        settings["zero_based"] = zero_based
-    if split is not None and kind == "coco":
-        _refuse("--split", src, kind)
+    if kind != "voc" and zero_based is not None:
+        known = {"coco": "COCO", "yolo": "YOLO"}
+        raise DataError(f"--zero-based is not for {known[kind]} data sets, and {src} is one")
+    settings: dict[str, Any] = {"zero_based": zero_based} if kind == "voc" else {}
     chosen = [split] if split is not None else [None]
     if out.suffix.lower() != ".json" and split is None:
         chosen = [*splits_of(src, images)] or [None]
@@ -119,13 +118,8 @@ def command(
     written: dict[str, Dataset] = {}
     for one, target in zip(chosen, targets, strict=True):
         with progress(f"reading {one or src}") as advance:
-            given = {**settings} if kind == "coco" else {**settings, "split": one, "progress": advance}
-            written[str(target)] = read(src, images, classes, **given)
+            given = {} if kind == "coco" else {**settings, "progress": advance}
+            written[str(target)] = read(src, images, classes, split=one, **given)
     for path, dataset in written.items():
         dataset.to_coco(Path(path))
     show(Conversion(written), as_json)
-
-
-def _refuse(option: str, src: Path, kind: str) -> Any:
-    known = {"coco": "COCO", "yolo": "YOLO"}
-    raise DataError(f"{option} is not for {known[kind]} data sets, and {src} is one")
