@@ -23,7 +23,7 @@ A study of the plan:
     prepare              commands of cskd-train that make its data, such as `data shapes ...`; repeated at every call
     teacher              config, epochs, and what --set gives it beside; or the study whose teacher it has
     after_teacher        commands once the teacher is there
-    epochs, seeds        of the students
+    epochs, seeds        of the students; a method may have `epochs` of its own
     set, test            for --set: of all its runs; of `cskd-train test` alone (another data set, say), with `split`
     methods              name -> config, and `set` of its own; or `like`, another method, and what `set` changes in it;
                          or `best_of`, "STUDY:PREFIX": of that study's methods whose names begin so the one with the
@@ -36,6 +36,7 @@ script of the repository.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import resource
@@ -126,19 +127,20 @@ def runs_of(plan: Mapping[str, Any], study: str | None = None) -> Iterator[Run]:
                 settings={**settings, **teacher.get("set", {})},
                 **common,
             )
-        for epochs in one["epochs"]:
-            for seed in one["seeds"]:
-                for method, how in one["methods"].items():
-                    config, own = ("", {}) if "best_of" in how else method_of(one["methods"], method)
-                    yield Run(
-                        method=method,
-                        detector=one["detector"],
-                        config=config,
-                        epochs=epochs,
-                        seed=seed,
-                        settings={**settings, **own},
-                        **common,
-                    )
+        of_methods = {method: how.get("epochs", one["epochs"]) for method, how in one["methods"].items()}
+        lengths = dict.fromkeys(epochs for own in of_methods.values() for epochs in own)
+        for epochs, seed, (method, how) in itertools.product(lengths, one["seeds"], one["methods"].items()):
+            if epochs in of_methods[method]:
+                config, own = ("", {}) if "best_of" in how else method_of(one["methods"], method)
+                yield Run(
+                    method=method,
+                    detector=one["detector"],
+                    config=config,
+                    epochs=epochs,
+                    seed=seed,
+                    settings={**settings, **own},
+                    **common,
+                )
 
 
 def method_of(methods: Mapping[str, Any], name: str) -> tuple[str, dict[str, Any]]:

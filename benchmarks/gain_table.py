@@ -4,10 +4,10 @@
 
 Of each study and number of epochs: mean and standard deviation over the seeds of each method, and the difference of
 each to the student alone, seed by seed: its mean and, from two seeds on, the 95 % interval of that mean by Student's t.
-Only runs of one processor are compared; a seed that one side lacks is left out of the difference. Then what each kind
-of error costs teacher and students, those of most epochs, on the split they are tested on. What is written stands
-between two marks in the page, with a plot a study beside it: mAP by epochs and by minutes, a line a method, the band
-one standard deviation.
+The student alone is that of as many epochs, or the only one where a study gives it epochs of its own. Only runs of one
+processor are compared; a seed that one side lacks is left out of the difference. Then what each kind of error costs
+teacher and students, those of most epochs, on the split they are tested on. What is written stands between two marks in
+the page, with a plot a study beside it: mAP by epochs and by minutes, a line a method, the band one standard deviation.
 """
 
 from __future__ import annotations
@@ -89,7 +89,8 @@ def rows_of(records: Sequence[Mapping[str, Any]], split: str = "test") -> Iterat
             group = groups.setdefault((one["study"], one["processor"], one["epochs"]), {})
             group.setdefault(one["method"], {})[one["seed"]] = one
     for (study, processor, epochs), methods in groups.items():
-        alone = methods.get(ALONE, {})
+        apart = [one for key, one in groups.items() if key[:2] == (study, processor) and one.keys() == {ALONE}]
+        alone = methods.get(ALONE) or (apart[0][ALONE] if len(apart) == 1 else {})
         for method, runs in methods.items():
             shared = [] if method == ALONE else sorted(runs.keys() & alone.keys())
             gain = [_points(runs[seed], split) - _points(alone[seed], split) for seed in shared]

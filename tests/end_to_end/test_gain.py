@@ -117,6 +117,17 @@ def found(run, precision):
     return {**dict(zip(("study", "method", "epochs", "seed"), run.key, strict=True)), "val": {"bbox_mAP": precision}}
 
 
+def test_a_method_may_have_epochs_of_its_own(gain):
+    plan = tomllib.loads(PLAN)
+    plan["studies"]["lasting"]["methods"]["cskd"]["epochs"] = [40, 16]
+    found = [(run.method, run.epochs, run.seed) for run in gain.runs_of(plan)]
+    assert found[1:] == [
+        *(("alone", 4, seed) for seed in (0, 1)),
+        *((method, 16, seed) for seed in (0, 1) for method in ("alone", "cskd")),
+        *(("cskd", 40, seed) for seed in (0, 1)),
+    ]
+
+
 def test_the_plan_of_the_repository_names_configs_that_there_are(gain, runs_of_the_repository):
     runs = runs_of_the_repository
     assert len(runs) > 10
@@ -466,6 +477,19 @@ def test_gains_are_taken_seed_by_seed_with_the_interval_of_their_mean(table):
     text = table.tables(records)
     assert "| 8 | alone | 3 | 12.0 ± 2.0 | 11.0 ± 2.0 |  |  | 2.0 |" in text
     assert "| 8 | cskd | 3 | 15.0 ± 2.0 | 14.0 ± 2.0 | +3.0 | -2.0 to +8.0 | 2.0 |" in text
+
+
+def test_a_student_alone_of_other_epochs_is_compared_where_it_has_them_by_itself(table):
+    alone = [record("alone", seed, value, epochs=12) for seed, value in enumerate((10, 14))]
+    cskd = [record("cskd", seed, value) for seed, value in enumerate((13, 15))]
+    rows = {(one.method, one.epochs): one for one in table.rows_of(alone + cskd)}
+    assert rows["cskd", 8].gain.values == pytest.approx((3, 1))
+    both = [record("alone", seed, 9) for seed in (0, 1)]
+    rows = {(one.method, one.epochs): one for one in table.rows_of(both + alone + cskd)}
+    assert rows["cskd", 8].gain.values == pytest.approx((4, 6))
+    longer = [record("cskd", seed, 20, epochs=12) for seed in (0, 1)]
+    rows = {(one.method, one.epochs): one for one in table.rows_of(alone + cskd + longer)}
+    assert rows["cskd", 8].gain is None
 
 
 def test_the_page_of_the_repository_is_made_from_its_records(table):
