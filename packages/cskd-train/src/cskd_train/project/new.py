@@ -254,7 +254,8 @@ def _width(width: float | None, init: str | None, machine: Machine) -> tuple[boo
         raise TrainError(f"width {width!r}: expected 1, or 0.5 for processors")
     if width is None:
         narrow = init == "none" and not machine.gpu if init else not machine.gpu
-        why = "half width is for processors" if narrow else "weights fit no other" if init else "there is a GPU"
+        half = "half width is for processors; published weights (--init) have full width"
+        why = half if narrow else "weights fit no other" if init else "there is a GPU"
     else:
         narrow, why = width == 0.5, "as asked for"
     init = init or ("none" if narrow else "imagenet")
