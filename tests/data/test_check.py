@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import struct
 import zlib
@@ -134,6 +135,18 @@ def test_a_header_that_claims_more_pixels_than_are_decoded_is_one_fault(coco_set
     write(lambda data: data["images"][1].update(width=40000, height=40000))
     message = refused(file, folder, decode=True)
     assert "image b.png has 40000 x 40000 pixels by its header, more than are decoded" in message
+
+
+@pytest.mark.parametrize("ending", ["bmp", "tif", "ppm"])
+def test_a_format_without_an_end_marker_is_decoded(coco_set, ending):
+    file, folder, write = coco_set
+    picture = folder / f"a.{ending}"
+    cv2.imwrite(str(picture), np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8))
+    write(lambda data: data["images"][0].update(file_name=picture.name))
+    assert read(file, folder).check().errors == ()
+    whole = picture.read_bytes()
+    picture.write_bytes(whole[: -len(whole) // 4])
+    assert re.search(rf"image {picture.name} (cannot be decoded|is truncated)", refused(file, folder))
 
 
 def test_a_size_that_the_file_lacks_is_read_from_images_of_any_format(coco_set, tmp_path):

@@ -197,3 +197,53 @@ def test_what_holds_a_data_set_in_another_way_is_refused_with_the_way_out(name, 
         code, _, err = call("train", *words)
         assert (code, said in " ".join(err.split())) == (2, True), err
     assert not (tmp_path / "project").exists()
+
+
+@pytest.mark.parametrize("other", ["train/_annotations_train.json", "val/_annotations.coco.json"])
+def test_a_split_of_two_files_is_not_left_out_in_silence(other, call, tmp_path):
+    root = lay_out(tmp_path / "set", *LAYOUTS["roboflow"])
+    write(root / other, content("train"))
+    split = "train" if other.startswith("train") else "val"
+    for words in (["data", "check", root], ["new", tmp_path / "project", "--data", root]):
+        code, _, err = call("train", *words)
+        assert (code, f"holds 2 JSON files for {split}: give one of " in err, other in err) == (2, True, True), err
+    (root / other).unlink()
+    write(root / "train" / "._annotations.coco.json", "what a Mac leaves")
+    write(root / ".idea" / "misc.xml", "what an editor leaves")
+    assert splits_of(root) == ["train", "val", "test"]
+
+
+def test_a_split_without_annotations_is_left_out_of_the_whole(call, tmp_path):
+    root = lay_out(tmp_path / "set", *LAYOUTS["one image folder"])
+    bare = json.loads((root / "test.json").read_text())
+    del bare["annotations"]
+    write(root / "test.json", json.dumps(bare))
+    dataset = read(root)
+    assert list(boxes_of(dataset)) == [f"{split}_{n}.png" for split in ("train", "val") for n in range(4)]
+    assert "1 split without annotations left out: test" in map(str, dataset.notes)
+    code, _, err = call("train", "data", "convert", root, tmp_path / "all.json")
+    assert code == 0, err
+    assert len(json.loads((tmp_path / "all.json").read_text())["annotations"]) == 8
+    assert [read(tmp_path / "all.json").annotated, read(root / "test.json").annotated] == [True, False]
+
+
+def test_the_whole_may_list_its_classes_in_two_orders(tmp_path):
+    root = lay_out(tmp_path / "set", *LAYOUTS["coco"])
+    file = root / "annotations" / "instances_val2017.json"
+    turned = json.loads(file.read_text())
+    turned["categories"] = [TREE[0], TREE[2], TREE[1]]
+    file.write_text(json.dumps(turned))
+    dataset = read(root)
+    assert dataset.classes == ("cat", "dog")
+    assert boxes_of(dataset)["val_0.png"] == [[4, 4, 10, 20, "cat"]]
+
+
+def test_the_whole_has_the_folder_of_its_images_and_its_own_name(layout):
+    root, names = layout
+    dataset = read(root)
+    assert dataset.source == root
+    assert dataset.image_root.is_relative_to(root)
+    assert not any(image["file_name"].startswith("/") for image in dataset.images)
+    (root / dataset.path(dataset.images[0])).unlink()
+    with pytest.raises(DataError, match=f"{names['train']}_0.png does not exist"):
+        read(root).check().raise_for_errors()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cskd_data import DataError, read
+from cskd_data.formats import splits_of
 from cskd_data.voc import read_voc
 from cskd_data.voc_xml import read_xml
 
@@ -95,6 +96,20 @@ def test_xml_beside_its_image_and_several_splits_as_folders_are_read(tmp_path):
     dataset = read(tmp_path)
     assert [image["file_name"] for image in dataset.images] == ["test/same.png", "train/same.png"]
     assert [dataset.classes[one["category_id"] - 1] for one in dataset.annotations] == ["test", "train"]
+
+
+@pytest.mark.parametrize("base", ["", "Annotations"])
+def test_folders_named_as_splits_are_splits_where_there_are_no_lists(base, tmp_path):
+    for split, seed in (("train", 1), ("valid", 2), ("test", 3), ("other", 4)):
+        write(tmp_path / base / split / f"{split}.xml", annotation(thing(split), f"{split}.png"))
+        write_photo(tmp_path / (f"images/{split}" if base else split) / f"{split}.png", seed)
+    assert splits_of(tmp_path) == ["train", "val", "test"]
+    assert list(boxes_of(read_voc(tmp_path, split="val"))) == ["valid.png"]
+    assert read_voc(tmp_path, split="val").classes == ("other", "test", "train", "valid")
+    assert str(read(tmp_path).notes[0]).startswith("3 splits read as one")
+    assert len(read(tmp_path).images) == 4
+    with pytest.raises(DataError, match="splits: train, val, test"):
+        read_voc(tmp_path, split="night")
 
 
 def test_images_elsewhere_are_found_by_name_and_without_their_folder_the_way_out_is_named(voc, tmp_path):

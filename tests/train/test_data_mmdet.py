@@ -15,6 +15,7 @@ from mmdet.datasets import CocoDataset, build_dataloader
 from cskd_data import DataError
 from cskd_train.errors import TrainError
 from cskd_train.mm import datasets
+from cskd_train.mm.data_sources import Source
 
 LOAD = [
     {"type": "LoadImageFromFile"},
@@ -178,3 +179,22 @@ def test_the_box_without_area_of_bccd_is_gone_and_all_others_are_there(bccd_root
     )
     assert not [a for a in dataset.coco.anns.values() if not a["area"]]
     assert Counter(a["category_id"] for a in dataset.coco.anns.values()) == {1: 967, 2: 87, 3: 83}
+
+
+def test_labels_that_change_in_a_folder_are_read_again_in_the_same_process(tmp_path):
+    for number in (1, 2):
+        (tmp_path / "labels").mkdir(exist_ok=True)
+        (tmp_path / "images").mkdir(exist_ok=True)
+        cv2.imwrite(str(tmp_path / "images" / f"{number}.jpg"), np.full((48, 64, 3), 40, np.uint8))
+        (tmp_path / "labels" / f"{number}.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    (tmp_path / "data.yaml").write_text("train: images\nnames: [cat, dog]\n")
+    for source in (
+        Source(str(tmp_path), None, ("cat", "dog")),
+        Source(str(tmp_path / "data.yaml"), None, ("cat", "dog")),
+    ):
+        first = source.read()
+        assert source.read() is first
+        (tmp_path / "labels" / "2.txt").write_text("1 0.5 0.5 0.5 0.5\n0 0.5 0.5 0.2 0.2\n")
+        assert source.read().boxes_per_class == {"cat": 2, "dog": 1}
+        (tmp_path / "labels" / "2.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+        assert source.read().boxes_per_class == {"cat": 2, "dog": 0}

@@ -96,8 +96,8 @@ def check(
 ) -> Report:
     """Look for everything that could stop a run, or spoil it without a word, after it has begun.
 
-    Every image is opened: it must be there, have its end marker and the size that the annotations give (JPEG and PNG
-    from the header: 0.1 to 0.3 s per 1000 images on a local disk; other formats are decoded).
+    Every image is opened: it must be there, have its end marker and the size that the annotations give (JPEG, PNG and
+    WebP from the header: 0.1 to 0.3 s per 1000 images on a local disk; other formats are decoded).
 
     Args:
         decode: decode each image in full as well (2 to 5 s per 1000 images of 640 x 480).

@@ -31,23 +31,34 @@ def coco_files(folder: Path) -> dict[str, Path]:
         if len(files) > 1:
             if any(files[0].with_suffix(suffix).is_file() for suffix in SUFFIXES):
                 raise DataError(f"{place} holds a JSON file for each image, as LabelMe writes: {EXPORT_AS_COCO}")
-            raise DataError(f"the folder {place} holds {len(files)} JSON files: {_give_one_of(files)}")
+            raise DataError(f"the folder {place} holds {len(files)} JSON files: {_give_one_of(files, place)}")
         if files:
             return {"": files[0]}
     return found
 
 
 def _in_folders_of_splits(folder: Path) -> dict[str, Path]:
-    found = {}
-    for split, names in SPLIT_NAMES.items():
-        files = [file for name in names for file in _json_files(folder / name)]
-        if len(files) == 1:
-            found[split] = files[0]
+    """The one file of each split's folder; none where no such folder holds one alone.
+
+    Raises:
+        DataError: another one holds several.
+    """
+    of_split = {
+        split: [file for name in names for file in _json_files(folder / name)] for split, names in SPLIT_NAMES.items()
+    }
+    found = {split: files[0] for split, files in of_split.items() if len(files) == 1}
+    for split, files in of_split.items() if found else ():
+        if len(files) > 1:
+            raise DataError(f"{folder} holds {len(files)} JSON files for {split}: {_give_one_of(files, folder)}")
     return found
 
 
 def _by_name(place: Path) -> dict[str, Path]:
-    """The files whose names say their split; none where none of them is for training."""
+    """The files whose names say their split; none where none of them is for training.
+
+    Raises:
+        DataError: several say the same.
+    """
     splits = {name: split for split, names in SPLIT_NAMES.items() for name in names}
     by_split: dict[str, list[Path]] = {split: [] for split in SPLIT_NAMES}
     for file in _json_files(place):
@@ -56,15 +67,15 @@ def _by_name(place: Path) -> dict[str, Path]:
             by_split[splits[words[-1]]].append(file)
     for split, files in by_split.items():
         if len(files) > 1:
-            raise DataError(f"the folder {place} holds {len(files)} JSON files for {split}: {_give_one_of(files)}")
+            raise DataError(f"{place} holds {len(files)} JSON files for {split}: {_give_one_of(files, place)}")
     return {split: files[0] for split, files in by_split.items() if files} if by_split["train"] else {}
 
 
 def _json_files(place: Path) -> list[Path]:
     """By name; without captions and keypoints where there are `instances`."""
-    files = sorted(place.glob("*.json"))
+    files = sorted(file for file in place.glob("*.json") if not file.name.startswith("."))
     return [file for file in files if file.stem.startswith("instances_")] or files
 
 
-def _give_one_of(files: list[Path]) -> str:
-    return f"give one of {', '.join(file.name for file in files[:SHOWN])}"
+def _give_one_of(files: list[Path], place: Path) -> str:
+    return f"give one of {', '.join(file.relative_to(place).as_posix() for file in files[:SHOWN])}"

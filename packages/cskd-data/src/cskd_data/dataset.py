@@ -249,7 +249,7 @@ class Dataset:
             ],
             "categories": [{**one, "id": categories[one["id"]]} for one in self.data["categories"]],
         }
-        if not self.annotated:
+        if not self.annotated and not data["annotations"]:
             del data["annotations"]
         return data
 

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from cskd_data.coco import read_coco
 from cskd_data.coco_layout import coco_files
-from cskd_data.dataset import Dataset, together
+from cskd_data.dataset import Dataset, Note, together
 from cskd_data.errors import SHOWN, DataError
 from cskd_data.merge import merge
+from cskd_data.names import counted
 from cskd_data.yolo_layout import find_yaml, layout_of, names_file
 
 Reader = Callable[..., Dataset]
@@ -66,7 +67,7 @@ def _format_of_folder(path: Path) -> str | None:
     """As `format_of`; None for a folder of no data set."""
     if find_yaml(path) is not None:
         return "yolo"
-    if any(path.glob("*.xml")) or any(path.glob("*/*.xml")):
+    if _has(path, "*.xml") or _has(path, "*/*.xml"):
         return "voc"
     if ((path / "labels").is_dir() and names_file(path) is not None) or (path / "obj.names").is_file():
         return "yolo"  # before Label Studio's notes.json
@@ -74,9 +75,14 @@ def _format_of_folder(path: Path) -> str | None:
         return "coco"
     if (path / "Annotations").is_dir():  # maybe COCO's `annotations`, where names have no case
         return "voc"
-    if (path / "labels").is_dir() or any(path.glob("*/labels")):
+    if (path / "labels").is_dir() or _has(path, "*/labels"):
         return "yolo"
     return "yolo" if split_of(path) is not None else None
+
+
+def _has(folder: Path, pattern: str) -> bool:
+    """Whether something matches that is not hidden, nor in a hidden folder: an editor's `.idea` holds XML."""
+    return any(not any(part.startswith(".") for part in one.relative_to(folder).parts) for one in folder.glob(pattern))
 
 
 def _holds_a_set(folder: Path) -> bool:
@@ -147,9 +153,9 @@ def splits_of(path: Path, images: Path | str | None = None) -> list[str]:
         layout = layout_of(path, None if images is None else Path(images))
         return [name for name in layout.all_splits if name]
     if kind == "voc" and path.is_dir():
-        from cskd_data.voc_lists import lists_of, splits_of_lists
+        from cskd_data.voc import splits_of_voc
 
-        return splits_of_lists(lists_of(path))
+        return splits_of_voc(path)
     return [name for name in coco_files(path) if name] if path.is_dir() else []
 
 
@@ -163,11 +169,22 @@ def _read_split(
 def _read_coco(
     path: Path | str, images: Path | str | None = None, split: str | None = None, *, skip_missing: bool = False
 ) -> Dataset:
-    """A file, or one of a folder, or all of a folder's as one."""
+    """A file, or one of a folder, or all of a folder's as one but for those without annotations beside others."""
     path = Path(path)
     files = coco_files(path) if path.is_dir() else {"": path}
     if split is not None and split not in files:
         raise DataError(f"{path} has no split {split!r}; splits: {', '.join(filter(None, files)) or 'none'}")
-    chosen = list(files.values()) if split is None else [files[split]]
-    dataset = merge([read_coco(file, images, skip_missing=skip_missing) for file in chosen])
-    return replace(dataset, notes=(*dataset.notes, *together(list(files)))) if split is None else dataset
+    parts = {
+        name: read_coco(file, images, skip_missing=skip_missing)
+        for name, file in files.items()
+        if split in (None, name)
+    }
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    kept = {name: part for name, part in parts.items() if part.annotated} or parts
+    left = [name for name in parts if name not in kept]
+    classes = next(iter(kept.values())).classes
+    same = [part.select(classes) if {*part.classes} == {*classes} else part for part in kept.values()]
+    dataset = merge(same)
+    notes = [Note.of(f"{counted(len(left), 'split')} without annotations left out", left)] if left else []
+    return replace(dataset, source=path, notes=(*dataset.notes, *together(list(kept)), *notes))

@@ -94,8 +94,9 @@ def check_images(dataset: Dataset, decode: bool, progress: Callable[[int, int], 
 def _look(path: Path, decode: bool) -> tuple[Header, tuple[str, ...]]:
     """The header of an image, and what is odd about it; decoded where asked for, or where the header does not tell."""
     header = read_header(path)
+    has_an_end = header.kind in ("JPEG", "PNG", "WebP")
     oddly_turned = header.orientation != 1 and header.kind == "WebP"
-    if not (decode or not header.whole or header.bits > 8 or oddly_turned):
+    if not (decode or not (header.whole and has_an_end) or header.bits > 8 or oddly_turned):
         return header, ()
     found = picture(path)
     height, width = found.pixels.shape[:2]

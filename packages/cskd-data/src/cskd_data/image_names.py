@@ -66,7 +66,7 @@ def find_images(
 def _guess(names: Sequence[str], source: Path) -> Path | None:
     """The folder near the annotation file that holds most of the first images."""
     beside, above = source.parent, source.parent.parent
-    folders = [beside, beside / "images", above, above / "images"]
+    folders = [beside, beside / "images", beside / "data", above, above / "images"]
     own_names = dict.fromkeys([source.stem, source.stem.removeprefix("instances_")])
     folders += [place / name for place in (beside, above, above / "images") for name in own_names]
     sample = names[:SAMPLE]

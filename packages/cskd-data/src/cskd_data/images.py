@@ -34,6 +34,7 @@ import numpy as np
 
 from cskd_data.decode import MOST_LOST, Picture, decode
 from cskd_data.errors import DataError, ImageFault
+from cskd_data.folders import files_below
 from cskd_data.header import read_header
 
 __all__ = ["MOST_LOST", "ImageWarning", "find_images", "image_size", "list_images", "load_image", "picture"]
@@ -101,7 +102,7 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The image files directly in `folder`, by name.
+    """The image files directly in `folder`, by name; where there is none, those below it at any depth.
 
     Raises:
         DataError: `folder` is no folder or holds no image.
@@ -109,6 +110,7 @@ def list_images(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise DataError(f"image folder {folder} does not exist")
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    paths = paths or files_below(folder, SUFFIXES)
     if not paths:
         raise DataError(f"folder {folder} holds no image ({', '.join(SUFFIXES)})")
     return paths

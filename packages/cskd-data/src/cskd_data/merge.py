@@ -12,13 +12,14 @@ from typing import Any
 from cskd_data.dataset import Dataset, Note
 from cskd_data.errors import DataError
 from cskd_data.ids import Key
+from cskd_data.image_files import common_folder
 
 
 def merge(datasets: Sequence[Dataset]) -> Dataset:
     """The images of all, one data set after the other. One alone is given back as it is.
 
-    The user's ids of images stay where no other data set has them too; else the annotation file's name is put before
-    them, with a note. Categories keep the ids of the first.
+    File names start from the folder that holds all images. The user's ids of images stay where no other data set has
+    them too; else the annotation file's name is put before them, with a note. Categories keep the ids of the first.
 
     Raises:
         DataError: their classes are not the same in the same order; the images of one were not found.
@@ -32,6 +33,7 @@ def merge(datasets: Sequence[Dataset]) -> Dataset:
                 f"{first.source} and {other.source} have different classes.\n  {first.source}: "
                 f"{', '.join(first.classes)}\n  {other.source}: {', '.join(other.classes)}"
             )
+    root = common_folder((dataset.path(image) for dataset in datasets for image in dataset.images), Path(os.sep))
     uses = Counter(key for dataset in datasets for key in (*dataset.image_keys.values(), *dataset.left_out))
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -45,7 +47,7 @@ def merge(datasets: Sequence[Dataset]) -> Dataset:
             if uses[key] > 1:
                 key = f"{name}/{key}"
                 renamed.append(key)
-            path = os.path.abspath(dataset.path(image))
+            path = os.path.relpath(os.path.abspath(dataset.path(image)), root)
             images.append({**image, "id": start + image["id"], "file_name": path})
             keys[start + image["id"]] = key
         left_out |= {f"{name}/{key}" if uses[key] > 1 else key: fault for key, fault in dataset.left_out.items()}
@@ -57,10 +59,10 @@ def merge(datasets: Sequence[Dataset]) -> Dataset:
     return replace(
         first,
         data={**first.data, "images": images, "annotations": annotations},
-        image_root=Path(os.sep),
+        image_root=root,
         image_keys=keys,
         notes=tuple(notes),
-        annotated=all(dataset.annotated for dataset in datasets),
+        annotated=any(dataset.annotated for dataset in datasets),
         left_out=left_out,
         pseudo_labels=next((one.pseudo_labels for one in datasets if one.pseudo_labels is not None), None),
     )

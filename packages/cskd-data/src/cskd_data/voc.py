@@ -15,7 +15,7 @@ from cskd_data.image_files import ImageFiles, common_folder
 from cskd_data.images import SUFFIXES
 from cskd_data.names import counted
 from cskd_data.normalise import normalise
-from cskd_data.voc_lists import listed
+from cskd_data.voc_lists import folders_of, listed, lists_of, splits_of_lists
 from cskd_data.voc_xml import VocAnnotation, VocObject, read_xml
 
 _IMAGE_FOLDERS = ("images", "JPEGImages")  # beside the folder of the annotations
@@ -48,8 +48,8 @@ def read_voc(
         path: the folder (`Annotations/` in it, XML files in it or further below), or one XML file.
         images: folder of the images; None looks for them below `path`, else in a folder `images` or `JPEGImages` beside
             it. An image is found by the name of its XML file, else by `<filename>`.
-        split: the name of a list in `ImageSets/Main/`, without `.txt`; None takes every XML file, or those of the one
-            list that is there.
+        split: the name of a list in `ImageSets/Main/`, without `.txt`, or where there are no lists train, val or test,
+            as the folders of the XML files say; None takes every XML file, or those of the one list that is there.
         zero_based: whether coordinates count from zero; None sees it from a coordinate below one.
         skip_missing: leave images out whose file is not there, with a note.
         progress: called with (XML files done, XML files in all).
@@ -101,6 +101,12 @@ def read_voc(
         raise DataError(f"{path} has no object of any class in {counted(len(files), 'XML file')}")
     notes = [*listing, *image_notes, *base_notes, *_object_notes(annotations)]
     return normalise(raw, path, folder, notes, skip_missing=skip_missing)
+
+
+def splits_of_voc(folder: Path) -> list[str]:
+    """The names of its lists that are splits, or where it has no lists of its folders that are."""
+    lists = lists_of(folder)
+    return splits_of_lists(lists) if lists else list(folders_of(folder, _xml_files(folder)))
 
 
 def _xml_files(path: Path) -> list[Path]:

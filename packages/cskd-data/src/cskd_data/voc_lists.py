@@ -9,27 +9,32 @@ from cskd_data.dataset import Note, together
 from cskd_data.errors import DataError, refuse
 from cskd_data.images import SUFFIXES
 from cskd_data.names import counted
+from cskd_data.split import SPLIT_NAMES
 
 _FLAGS = ("-1", "0", "1")
 
 
 def listed(root: Path, files: Sequence[Path], split: str | None) -> tuple[set[Path], list[Note]]:
-    """The XML files that a list names.
+    """The XML files of a split: those that a list names, or where there are no lists those in the split's folder.
 
     Args:
+        files: all XML files.
         split: the list's name without `.txt`; None takes the only list where there is one, else every file.
 
     Raises:
         DataError: there is no such list, or it names a file that is not there (the line is named).
     """
     lists = lists_of(root)
+    folders = {} if lists else folders_of(root, files)
+    if split in folders:
+        return folders[split], []
     asked = split is not None
     if split is None:
         if len(lists) != 1:
-            return set(files), together(splits_of_lists(lists))
+            return set(files), together(list(folders) or splits_of_lists(lists))
         (split,) = lists
     if split not in lists:
-        there = ", ".join(sorted(lists)) or "none"
+        there = ", ".join(folders or sorted(lists)) or "none"
         raise DataError(f"split {split!r}: {root / 'ImageSets' / 'Main' / split}.txt does not exist; splits: {there}")
     by_stem = {file.stem: file for file in files}
     found, faults = set(), []
@@ -55,6 +60,17 @@ def lists_of(root: Path) -> dict[str, Path]:
     """By name; those of `Main` go before others, which are of segmentation and actions."""
     main = sorted((root / "ImageSets" / "Main").glob("*.txt"))
     return {path.stem: path for path in main or sorted((root / "ImageSets").glob("*.txt"))}
+
+
+def folders_of(root: Path, files: Sequence[Path]) -> dict[str, set[Path]]:
+    """The XML files in folders named as splits, by split, as Roboflow has them: in `root`, or in its `Annotations`."""
+    splits = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+    found: dict[str, set[Path]] = {}
+    for file in files:
+        ways = [file.relative_to(base).parts for base in (root / "Annotations", root) if file.is_relative_to(base)]
+        if ways and len(ways[0]) > 1 and ways[0][0] in splits:
+            found.setdefault(splits[ways[0][0]], set()).add(file)
+    return {split: found[split] for split in SPLIT_NAMES if split in found}
 
 
 def splits_of_lists(lists: Mapping[str, Path]) -> list[str]:

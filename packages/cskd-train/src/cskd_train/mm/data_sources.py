@@ -13,12 +13,15 @@ from mmdet.datasets import DATASETS, CocoDataset
 
 import cskd_data
 from cskd_data.clean import usable
-from cskd_data.formats import format_of
+from cskd_data.folders import walk
+from cskd_data.formats import format_of, split_of
 from cskd_data.ids import Key
 from cskd_data.names import plain_name
 from cskd_train.errors import TrainError
 
-Files = tuple[str, str | None, Any]  # annotation file, image folder, and the file's time and size
+Files = tuple[str, str | None, Any]  # annotation file, image folder, and a mark of their state
+
+_LABELS = (".json", ".txt", ".xml", ".yaml", ".yml")
 
 WRAPPERS = ("ConcatDataset", "RepeatDataset", "ClassBalancedDataset", "MultiImageMixDataset")
 
@@ -61,13 +64,25 @@ class Source:
     @property
     def files(self) -> Files:
         """What is read, and a mark of its state."""
-        try:
-            status = os.stat(self.ann_file)
-            stamp = status.st_mtime_ns, status.st_size
-        except OSError:
-            stamp = None
         images = self.images and os.path.abspath(self.images)  # mmdet joins relative ones to data_root, once more
-        return self.ann_file, images, stamp
+        return self.ann_file, images, _stamp(Path(self.ann_file))
+
+
+def _stamp(path: Path) -> Any:
+    """Changes when annotations do: the latest time and the sizes of a COCO file, else of all files of labels in the
+    data set's folder.
+    """
+    try:
+        if _is_coco(str(path)):
+            found = [path]
+        else:
+            part = split_of(path)
+            root = part[0] if part is not None else path if path.is_dir() else path.parent
+            found = [file for file in walk(root) if file.suffix.lower() in _LABELS]
+        states = [os.stat(file) for file in found]
+    except OSError:
+        return None
+    return len(states), max((one.st_mtime_ns for one in states), default=0), sum(one.st_size for one in states)
 
 
 _broken: dict[Files, Mapping[Key, str]] = {}
