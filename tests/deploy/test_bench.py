@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import sys
 from typing import ClassVar
 
@@ -165,6 +166,27 @@ def test_bench_prints_percentiles_throughput_size_and_the_ratio_to_pytorch(deplo
     assert facts["speedup"]["inference"] == pytest.approx(expected)
     assert facts["environment"]["threads"] >= 1
     assert facts["environment"]["versions"]["onnxruntime"]
+
+
+def test_bench_times_the_images_of_a_data_set_wherever_they_lie(deploy, model_file, shapes_root, tmp_path):
+    (tmp_path / "images" / "deep").mkdir(parents=True)
+    data = json.loads((shapes_root / "annotations" / "val.json").read_text())
+    for image in data["images"]:
+        shutil.copy(shapes_root / "images" / image["file_name"], tmp_path / "images" / "deep")
+        image["file_name"] = f"deep/{image['file_name']}"
+    data["images"] = data["images"][:2]
+    kept = {image["id"] for image in data["images"]}
+    data["annotations"] = [one for one in data["annotations"] if one["image_id"] in kept]
+    (tmp_path / "val.json").write_text(json.dumps(data))
+    quick = ("--duration", 0, "--iterations", 1, "--no-cold", "--json")
+    for images, source in (
+        (("--ann", tmp_path / "val.json"), f"2 images of {tmp_path / 'val.json'}"),
+        (("--ann", tmp_path / "val.json", "--images", tmp_path / "images" / "deep"), "2 images of"),
+        (("--images", tmp_path), f"images of {tmp_path}"),
+    ):
+        done = deploy("bench", model_file, *images, *quick)
+        assert done.code == 0, done.err
+        assert source in json.loads(done.out)["images"]
 
 
 def test_the_table_says_what_was_timed_and_how_to_add_pytorch(deploy, model_file):

@@ -346,6 +346,17 @@ def test_what_the_config_does_not_name_has_to_be_given(doors, deploy, checkpoint
     assert doors.calibration == forms.CalibrationSettings(data / "images", None, 3)
 
 
+def test_images_that_the_config_leaves_to_be_looked_for_are_calibrated_on(doors, deploy, data, tmp_path):
+    config = student_config(CLASSES, (64, 64), width=8, candidates=50)
+    split = {"type": "CocoDataset", "classes": CLASSES, "img_prefix": None, "pipeline": []}
+    config["data"] |= {name: {**split, "ann_file": str(data / f"{name}.json")} for name in ("train", "val")}
+    student = write_checkpoint(data / "looked_for.pth", CLASSES, config)
+    done = deploy("report", student, "--output", tmp_path, "--json")
+    assert done.code == 0, done.err
+    assert not any(row["fault"] for row in json.loads(done.out)["rows"])
+    assert doors.calibration == forms.CalibrationSettings(None, data / "train.json", 64)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -256,6 +257,8 @@ def test_calibration_images_are_spread_over_the_folder_or_the_annotations(shapes
     assert some == [every[0], every[round((len(every) - 1) / 2)], every[-1]]
     listed = calibration_images(folder, 100, shapes_root / "annotations" / "val.json", classes)
     assert listed == [path for path in every if path.name.startswith("val")]
+    looked_for = calibration_images(None, 100, shapes_root / "annotations" / "val.json", classes)
+    assert list(map(os.path.realpath, looked_for)) == list(map(os.path.realpath, listed))
 
 
 @pytest.mark.parametrize(("count", "warned"), [(7, True), (32, False)])

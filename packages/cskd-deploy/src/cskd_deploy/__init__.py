@@ -283,6 +283,7 @@ def benchmark(
     models: AnyPath | Sequence[AnyPath],
     images: AnyPath | None = None,
     *,
+    ann: AnyPath | None = None,
     reference: AnyPath | None = None,
     backends: Sequence[str] = (),
     batches: Sequence[int] = (),
@@ -307,6 +308,7 @@ def benchmark(
     Args:
         models: one or several, as `load`.
         images: folder of images to detect on; by default seeded random ones.
+        ann: a data set, as of `evaluate`, to take the images of; `images` is then their folder, and may be left out.
         reference: a checkpoint to time in PyTorch in the same run.
         backends: run each file in those of them that run it; by default in the one for its name.
         batches: images at a time; each model is timed with each of them. By default as many as graphs are fixed to,
@@ -332,13 +334,14 @@ def benchmark(
     """
     from functools import partial
 
+    import cskd_data
     from cskd_deploy.backends.onnxruntime_settings import parse_settings
     from cskd_deploy.measure import benchmark as room
     from cskd_deploy.progress import Progress, silent
 
     return room.benchmark(
         [Path(model) for model in ([models] if isinstance(models, (str, PathLike)) else models)],
-        _path(images),
+        _path(images) if ann is None else cskd_data.read(ann, images),
         reference=_path(reference),
         backends=backends,
         batches=batches,

@@ -11,6 +11,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+import cskd_data
 from cskd_data.files import check_writable
 from cskd_deploy.backends import NAMES
 from cskd_deploy.backends.onnxruntime_settings import parse_settings
@@ -65,6 +66,7 @@ class Counts(click.ParamType):
     help="Run each file in this backend; may be given several times. [default: the one for the file's name]",
 )
 @click.option("--images", type=click.Path(path_type=Path), help="Folder of images. [default: seeded random images]")
+@click.option("--ann", type=click.Path(path_type=Path), help="A data set, as of eval, to time on its images.")
 @click.option(
     "--batch",
     "batches",
@@ -108,6 +110,7 @@ def command(
     reference: Path | None,
     backends: tuple[str, ...],
     images: Path | None,
+    ann: Path | None,
     batches: tuple[int, ...] | None,
     streams: tuple[int, ...] | None,
     duration: float,
@@ -158,7 +161,7 @@ def command(
     scores = read_evaluations(evaluations)
     report = benchmark(
         models,
-        images,
+        images if ann is None else cskd_data.read(ann, images),
         reference=reference,
         backends=backends,
         batches=batches or (),

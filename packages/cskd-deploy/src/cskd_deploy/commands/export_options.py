@@ -13,7 +13,6 @@ from cskd_deploy.backends import ENGINE_SUFFIXES
 from cskd_deploy.backends.tensorrt.export import export_engine
 from cskd_deploy.backends.tensorrt.settings import KEYS, BuildSettings, usage
 from cskd_deploy.errors import DeployError
-from cskd_deploy.lower.calibration import calibration_images
 from cskd_deploy.lower.conversion import FP32, PRECISIONS, TARGETS, CalibrationSettings, precision_name
 from cskd_deploy.lower.precision import PrecisionPlan
 from cskd_deploy.model.onnx_file import read_model
@@ -150,7 +149,4 @@ def build(
 
 
 def _files(pictures: CalibrationSettings | None, onnx: Path) -> list[Path]:
-    if pictures is None or pictures.images is None:
-        return []
-    _, manifest = read_model(onnx)
-    return calibration_images(pictures.images, pictures.count, pictures.annotations, manifest.classes)
+    return [] if pictures is None else pictures.paths(read_model(onnx)[1].classes)

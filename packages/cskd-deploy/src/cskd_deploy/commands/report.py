@@ -89,13 +89,11 @@ def command(
     """
     if images is not None and ann is None:
         raise DeployError("--images is the folder of the images of --ann: give that too")
-    if calibration_ann is not None and calibration_images is None:
-        raise DeployError("--calibration-ann lists images of --calibration-images: give that too")
     if plot_file is not None:
         check_plotting()
         check_writable(plot_file)
     calibration = None
-    if calibration_images is not None:
+    if calibration_images is not None or calibration_ann is not None:
         calibration = CalibrationSettings(calibration_images, calibration_ann, calibration_count)
     folder = output or checkpoint.with_name(f"{checkpoint.stem}_forms")
     settings = Settings(

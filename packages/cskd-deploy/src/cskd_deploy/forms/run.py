@@ -30,7 +30,6 @@ from cskd_deploy.exporter.student import load_student, split_files
 from cskd_deploy.forms.agreement import agreement
 from cskd_deploy.forms.record import Record
 from cskd_deploy.forms.report import FormsReport, Row
-from cskd_deploy.lower.calibration import calibration_images
 from cskd_deploy.lower.conversion import FP32, CalibrationSettings
 from cskd_deploy.lower.precision import PrecisionPlan
 from cskd_deploy.measure.benchmark import benchmark
@@ -112,9 +111,8 @@ class _Run:
         calibration = settings.calibration
         if calibration is None:
             train, pictures = split_files(student, "train")
-            if train is not None and pictures is not None:
-                own = train if train.is_file() else None
-                calibration = CalibrationSettings(pictures, own, settings.calibration_count)
+            if train is not None:
+                calibration = CalibrationSettings(pictures, train, settings.calibration_count)
         self._dataset = cskd_data.read(ann, images).select(student.classes)
         if not self._dataset.countable:
             raise DeployError(f"mAP cannot be computed: {self._dataset.nothing_counts()}")
@@ -194,10 +192,9 @@ class _Run:
     def _pictures(self) -> dict[str, Any] | None:
         """The calibration images, as far as another file is made of others."""
         calibration = self._settings.calibration
-        if calibration is None or calibration.images is None:
+        paths = [] if calibration is None else calibration.paths(tuple(self._dataset.classes))
+        if not paths:
             return None
-        classes = tuple(self._dataset.classes)
-        paths = calibration_images(calibration.images, calibration.count, calibration.annotations, classes)
         content = json.dumps([(path.name, path.stat().st_size) for path in paths])
         return {"count": len(paths), "sha256": hashlib.sha256(content.encode()).hexdigest()}
 
@@ -317,7 +314,7 @@ class _Run:
             self._say(f"timing {len(running)} forms in turns")
             return benchmark(
                 files,
-                Path(self._dataset.image_root) if self._dataset.image_root else None,
+                self._dataset,
                 reference=self._checkpoint,
                 backends=backends,
                 duration=settings.duration,
@@ -332,7 +329,7 @@ class _Run:
         depends = {
             "rows": [[subject.row.file_sha256, subject.backend, subject.row.device] for subject in running],
             "duration": settings.duration,
-            "images": str(self._dataset.image_root),
+            "images": str(self._dataset.source),
             "machine": {name: machine[name] for name in ("processor", "threads", "gpus", "versions", "power_mode")},
         }
         results: list[dict[str, Any]] = []

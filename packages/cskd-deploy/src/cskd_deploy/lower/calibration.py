@@ -16,18 +16,20 @@ from cskd_deploy.errors import DeployError
 FEW_IMAGES = 32  # fewer are warned of
 
 
-def calibration_images(folder: Path, count: int, annotations: Path | None, classes: Sequence[str]) -> list[Path]:
+def calibration_images(folder: Path | None, count: int, annotations: Path | None, classes: Sequence[str]) -> list[Path]:
     """At most `count` images of a folder, spread evenly over it by name.
 
     Args:
-        annotations: a COCO file: only the images that it lists. Training and validation images often share a folder.
+        folder: None looks for it where the data set of `annotations` has it.
+        annotations: a COCO file, or the folder of another format or of one split: only the images that it lists.
+            Training and validation images often share a folder.
         classes: of the model, which the file must know.
 
     Raises:
         DataError: there is no folder, or no image in it; the file cannot be used, or lists an image that is missing.
     """
     if annotations is None:
-        paths = list_images(folder)
+        paths = list_images(folder or Path())
     else:
         listed = cskd_data.read(annotations, folder).select(classes)
         paths = sorted(listed.path(entry) for entry in listed.images)

@@ -50,10 +50,20 @@ Progress = Callable[[str], None]
 class CalibrationSettings:
     """The images that INT8 is calibrated on."""
 
-    images: Path | None  # None: the ranges are those of `cache`
+    images: Path | None  # a folder; None: those of `annotations`, or where there are none the ranges of `cache`
     annotations: Path | None = None  # only the images that it lists
     count: int = 64
     cache: Path | None = None  # a file with the ranges, read where it exists and written where it does not
+
+    def paths(self, classes: Sequence[str]) -> list[Path]:
+        """The image files; none where the ranges are those of `cache`.
+
+        Raises:
+            DataError: as `calibration_images`.
+        """
+        if self.images is None and self.annotations is None:
+            return []
+        return calibration_images(self.images, self.count, self.annotations, classes)
 
 
 @dataclass(frozen=True)
@@ -205,10 +215,10 @@ def _stored(calibration: CalibrationSettings, pictures: Pictures) -> Calibration
     path = calibration.cache
     if path is not None and path.exists():
         cache = read_cache(path)
-        if calibration.images is not None:
+        if pictures.paths:
             cache.check_images(path, pictures.paths)
         return cache
-    if calibration.images is None:
+    if not pictures.paths:
         raise DeployError(f"{path} does not exist: give the images to calibrate on, too (--calibration-images)")
     if path is not None:
         check_writable(path)
@@ -257,9 +267,7 @@ class _Source:
     def pictures(self, images: CalibrationSettings | None) -> Pictures:
         """Images to compare on."""
         manifest = self.detector.manifest
-        paths: list[Path] = []
-        if images is not None and images.images is not None:
-            paths = calibration_images(images.images, images.count, images.annotations, manifest.classes)
+        paths = [] if images is None else images.paths(manifest.classes)
         return Pictures(paths, manifest.preprocessing.input_size)
 
     def finish(

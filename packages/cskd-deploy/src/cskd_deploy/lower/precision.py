@@ -154,7 +154,7 @@ def precision_plan(
     calibration = None
     if calibrated or any(value is not None for value in pictures.values()):
         chosen = calibration_ann is not None or calibration_count is not None
-        if calibration_images is None and (chosen or calibration_cache is None):
+        if calibration_images is None and calibration_ann is None and (chosen or calibration_cache is None):
             needs = f"{spelled('precision')} {precision} needs images to calibrate on"
             why = needs if calibrated and not chosen else "which images"
             raise DeployError(f"{why}: give {spelled('calibration_images')}")

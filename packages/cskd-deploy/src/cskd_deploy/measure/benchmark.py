@@ -11,6 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from cskd_data.dataset import Dataset
 from cskd_data.files import sha256_of_file
 from cskd_data.images import list_images, read_image
 from cskd_deploy.backends import backend_for, backend_name, beside, device_among, runs
@@ -38,7 +39,7 @@ class Subject:
 
 def benchmark(
     models: Sequence[Path],
-    images: Path | None = None,
+    images: Path | Dataset | None = None,
     *,
     reference: Path | None = None,
     backends: Sequence[str] = (),
@@ -60,7 +61,7 @@ def benchmark(
     """Time models in turns.
 
     Args:
-        images: folder of images; None takes seeded random ones.
+        images: folder of images, or a data set; None takes seeded random ones.
         reference: a checkpoint to time in PyTorch in the same run.
         backends: run each file in those of them that run it; by default in the one for its name.
         batches, duration, iterations, warmup, mlperf: as `measure.bench.measure`; seconds.
@@ -173,13 +174,17 @@ def _unlike(detectors: Sequence[Detector], force: bool) -> list[str]:
     return [f"not the same work: {difference}" for difference in differences(detectors)]
 
 
-def _images(folder: Path | None, size: tuple[int, int], batch: int) -> tuple[list[np.ndarray], str]:
-    if folder is None:
+def _images(source: Path | Dataset | None, size: tuple[int, int], batch: int) -> tuple[list[np.ndarray], str]:
+    if source is None:
         return random_images(size), f"4 random images of {size[1]} x {size[0]} pixels (seed 0)"
-    decoded = [read_image(path) for path in list_images(folder)[:MOST_IMAGES]]
+    if isinstance(source, Dataset):
+        name, paths = source.source, [source.path(image) for image in source.images]
+    else:
+        name, paths = source, list_images(source)
+    decoded = [read_image(path) for path in paths[:MOST_IMAGES]]
     if batch > 1:  # a batch is one array
         decoded = [image for image in decoded if image.shape == decoded[0].shape]
-    return decoded, f"{len(decoded)} images of {folder}"
+    return decoded, f"{len(decoded)} images of {name}"
 
 
 def _cold_starts(subjects: Sequence[Subject]) -> tuple[dict[tuple[str, str], ColdStart], list[str]]:

@@ -85,16 +85,18 @@ def export(checkpoint: Path, model: Path, quiet: bool) -> None:
 
 def evaluate(files: Files, checkpoint: Path, test: Source, quiet: bool) -> None:
     """The mAP of the file, and of the checkpoint it was made from, into `files.eval`. No drop is refused."""
-    images = [] if test.images is None else ["--images", test.images]
-    words = ["--ann", test.ann_file, *images, "--reference", str(checkpoint), "--max-drop", "100", "--json"]
+    words = [*_images_of(test), "--reference", str(checkpoint), "--max-drop", "100", "--json"]
     files.eval.write_text(_call(["eval", str(files.model), *words], quiet), encoding="utf-8")
 
 
 def bench(files: Files, checkpoint: Path, test: Source, quiet: bool) -> None:
     """The latency of the file, and of its checkpoint in PyTorch, on the test images, into `files.bench`."""
-    images = ["--images", str(test.read().image_root or ".")]
-    words = ["bench", str(files.model), "--reference", str(checkpoint), *images, "--json"]
+    words = ["bench", str(files.model), "--reference", str(checkpoint), *_images_of(test), "--json"]
     files.bench.write_text(_call(words, quiet), encoding="utf-8")
+
+
+def _images_of(test: Source) -> list[str]:
+    return ["--ann", test.ann_file, *([] if test.images is None else ["--images", test.images])]
 
 
 def _call(words: list[str], quiet: bool) -> str:
