@@ -22,9 +22,10 @@ from cskd_train.errors import TrainError
 from cskd_train.files.checkpoints import load_checkpoint
 from cskd_train.project import deployed, shown
 from cskd_train.project import distill as module
-from cskd_train.project.budget import duration, fitting_epochs, parse_duration, slowdown
+from cskd_train.project.budget import duration, fitting_epochs, labelling, parse_duration, slowdown
 from cskd_train.project.distill import distill
 from cskd_train.project.outcome import Distilled, Row
+from cskd_train.project.state import data_hashes
 
 from .reported import Page
 
@@ -343,9 +344,12 @@ def test_pictures_without_labels_are_labelled_by_the_teacher(project, shapes_roo
     assert load_checkpoint(project / "work_dirs/teacher/best.pth").sha256 in str(said)
     result = json.loads((project / "work_dirs/distilled/result.json").read_text())
     assert result["images"] == {"train": 12, "unlabeled": 18, "val": 6}
+    assert (outcome.unlabeled, "; it saw 18 pictures without labels too. One seed" in str(outcome)) == (18, True)
     before = made.stat().st_mtime_ns
     assert distill(project) == outcome
     assert made.stat().st_mtime_ns == before
+    assert sorted(data_hashes(project, made)) == ["data/train.json", "data/val.json"]
+    assert sorted(data_hashes(project, Path())) == ["data/train.json", "data/unlabeled.json", "data/val.json"]
 
 
 def test_several_gpus_train_through_the_launcher(done, no_deploy, monkeypatch):
@@ -410,6 +414,11 @@ def test_steps_and_evaluations_are_held_against_what_a_run_took_of_each():
     assert slowdown(Cost(2.0, 10, 0.0), {**result, "seconds": 60}) == pytest.approx((0.75, 1.0))
     slower = COSTS["student"].times(2, 3)
     assert (slower.step, slower.evaluation, slower.seconds(2)) == (2.0, 15.0, 2 * (20 + 15))
+
+
+def test_pictures_are_labelled_within_the_budget(shapes_root):
+    """18 pictures and 5 validation images at a second each, as the slowest evaluation has it."""
+    assert labelling(shapes_root / "images", 5, [Cost(1.0, 1, 2.0), Cost(1.0, 1, 5.0)]) == pytest.approx(23)
 
 
 def test_too_small_a_budget_is_refused_with_what_is_needed():

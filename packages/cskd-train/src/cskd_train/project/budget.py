@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from cskd_data.folders import files_below
+from cskd_data.images import SUFFIXES
 from cskd_train.engine.timing import Cost
 from cskd_train.errors import TrainError
 
 RESERVE = 0.05
-MANY = 0.5  # share of the planned epochs; a budget that holds less is remarked on
 """Share of the time that is left for what was not measured: checkpoints, a machine that slows down as it warms up."""
+
+MANY = 0.5
+"""Share of the planned epochs; a budget that holds less is remarked on."""
 
 REPORT_IMAGES = 100
 """The most validation images on which the detectors of `report.html` are looked at; `cskd-train report` takes more."""
@@ -82,6 +87,16 @@ def few(epochs: Mapping[str, int], planned: Mapping[str, int]) -> str:
         "all from scratch. What goes further: more time, smaller images (image_scale in dataset.py), a narrower "
         "student (new --width), weights to begin with (new --init)"
     )
+
+
+def labelling(pictures: Path, val_images: int, costs: Iterable[Cost]) -> float:
+    """Seconds in which a teacher labels the pictures of a folder, and the validation images for its threshold.
+
+    Args:
+        costs: of all runs; the slowest evaluation is taken for the teacher's.
+    """
+    each = max(cost.evaluation for cost in costs) / max(val_images, 1)
+    return each * (val_images + len(files_below(pictures, SUFFIXES)))
 
 
 def slowdown(cost: Cost, result: Mapping[str, Any]) -> tuple[float, float]:

@@ -14,6 +14,7 @@ from typing import Any
 from cskd_data.json_file import load_json
 from cskd_train.errors import TrainError
 from cskd_train.mm.data_sources import Source
+from cskd_train.project.state import State
 
 MISSING = (
     "cskd-deploy is not installed: no file was exported. Install packages/cskd-deploy[ort,export] and call this again"
@@ -63,8 +64,15 @@ class Files:
     def bench(self) -> Path:
         return self.results / "bench.json"
 
-    def read(self) -> Measured:
-        """What `evaluate` and `bench` have written."""
+    def made(self, state: State, checkpoint: Path, test: Source, quiet: bool) -> Measured:
+        """Export, evaluate and time a student, each where that is not done yet.
+
+        Raises:
+            TrainError: with cskd-deploy's own message.
+        """
+        state.make("student.onnx", self.model, checkpoint, lambda: export(checkpoint, self.model, quiet))
+        state.make("eval", self.eval, checkpoint, lambda: evaluate(self, checkpoint, test, quiet))
+        state.make("bench", self.bench, checkpoint, lambda: bench(self, checkpoint, test, quiet))
         results = [load_json(file, "result") for file in (self.eval, self.bench)]
         return Measured(self.model, self.eval, self.bench, *results)
 

@@ -36,11 +36,11 @@ from cskd_train.files.overrides import assignments, move_root
 from cskd_train.files.settings import check_settings
 from cskd_train.mm.data_sources import sources
 from cskd_train.mm.families import export_note
+from cskd_train.project import budget as budgets
 from cskd_train.project import deployed, shown
-from cskd_train.project.budget import RESERVE, duration, few, fitting_epochs, parse_duration, schedule, slowdown
 from cskd_train.project.data import test_source, untaught_labels
 from cskd_train.project.outcome import Distilled, Row, named
-from cskd_train.project.state import State, read_json, refuse_other_settings
+from cskd_train.project.state import State, data_hashes, read_json, refuse_other_settings
 from cskd_train.results import RunResult
 from cskd_train.stored import current_config
 
@@ -78,7 +78,7 @@ def distill(
         DataError: the data cannot be used.
         Interrupted: a signal. What was done is saved, and the same call goes on.
     """
-    seconds = parse_duration(budget) if isinstance(budget, str) else budget
+    seconds = budgets.parse_duration(budget) if isinstance(budget, str) else budget
     console = console or Console(quiet=True, force_terminal=False)
     if gpus:
         check_processes(gpus, device)
@@ -165,7 +165,7 @@ class _Way:
             TrainError: names the first of them, and the folder to remove.
         """
         begun = [role for role in self.roles if self._work_dir(role).last.exists()]
-        now = {str(file.relative_to(self.root)): sha256(file) for file in sorted((self.root / "data").glob("*.json"))}
+        now = data_hashes(self.root, self.labels)
         here = os.path.abspath(self.root)
         changed = [name for name, was in self.state.data.items() if now.get(name, was) != was]
         if begun and changed:
@@ -190,7 +190,7 @@ class _Way:
         if fresh and (teacher.result.exists() or not teacher.last.exists()):
             self.state.budget = self.budget or (self.state.budget if teacher.last.exists() else None)
         elif self.budget not in (None, self.state.budget):
-            had = "no budget" if self.state.budget is None else f"a budget of {duration(self.state.budget)}"
+            had = "no budget" if self.state.budget is None else f"a budget of {budgets.duration(self.state.budget)}"
             raise TrainError(
                 f"the runs in {self.work_dirs} were begun with {had}: go on without --budget, or remove that folder "
                 "to begin again"
@@ -211,9 +211,9 @@ class _Way:
             planned = self.configs[role].runner.max_epochs
             epochs = self.state.epochs.get(role, planned)
             fewer = f"{epochs} of {planned}" if epochs < planned else f"{epochs}"
-            lasts = duration(costs[role].seconds(epochs))
+            lasts = budgets.duration(costs[role].seconds(epochs))
             say(self.console, f"  {ROLES[role]}: {fewer} epochs, {costs[role].step:.2g} s a step, about {lasts}")
-        if note := few(self.state.epochs, {role: self.configs[role].runner.max_epochs for role in todo}):
+        if note := budgets.few(self.state.epochs, {role: self.configs[role].runner.max_epochs for role in todo}):
             say(self.console, note)
 
     def _not_begun(self) -> list[str]:
@@ -223,7 +223,7 @@ class _Way:
         """Choose the epochs of runs that have not begun; the students' are equally many, or none has begun."""
         if self.state.budget is not None and not {"student", "distilled"} & ({*self.roles} - {*costs}):
             planned = {role: int(self.configs[role].runner.max_epochs) for role in costs}
-            self.state.epochs |= fitting_epochs(planned, costs, self._left(costs))
+            self.state.epochs |= budgets.fitting_epochs(planned, costs, self._left(costs))
         self.state.write()
 
     def _costs(self, roles: list[str], folder: Path) -> dict[str, Cost]:
@@ -250,7 +250,10 @@ class _Way:
         once = sum(cost.evaluation for cost in costs.values())
         images = sum(len(one.read().images) for one in sources(self.configs["distilled"].data.get("val") or ()))
         after = once + costs["distilled"].evaluation + once * shown.share(images)
-        return self.state.budget * (1 - RESERVE) - spent - after - deployed.SECONDS
+        if self.pictures and not self.labels.exists():
+            known = [Cost(**cost) for cost in self.state.costs.values()]
+            after += budgets.labelling(Path(self.pictures), images, known)
+        return self.state.budget * (1 - budgets.RESERVE) - spent - after - deployed.SECONDS
 
     def _spent(self, role: str) -> float:
         """Seconds of a run: what it took, or will take in all where it is under way."""
@@ -269,7 +272,7 @@ class _Way:
             self._plan_again()
         cfg = self.configs[role]
         self._step(f"{ROLES[role]}, {named(cfg)}")
-        overrides = schedule(cfg, self.state.epochs.get(role, cfg.runner.max_epochs))
+        overrides = budgets.schedule(cfg, self.state.epochs.get(role, cfg.runner.max_epochs))
         options = self._options(role, overrides)
         if not self.gpus:
             return run(options, self.console)
@@ -281,7 +284,7 @@ class _Way:
         """Fit the students' epochs to what is left of the budget, now that it is known what the teacher took."""
         slower = 1.0, 1.0
         if "teacher" in self.state.costs and "teacher" in self.roles:
-            slower = slowdown(Cost(**self.state.costs["teacher"]), read_json(self._work_dir("teacher").result))
+            slower = budgets.slowdown(Cost(**self.state.costs["teacher"]), read_json(self._work_dir("teacher").result))
         costs = {role: Cost(**self.state.costs[role]) for role in self._not_begun()}
         self._fit({role: cost.times(*slower) for role, cost in costs.items()})
 
@@ -352,13 +355,8 @@ class _Way:
         if not deployed.installed():
             say(self.console, f"  {deployed.MISSING}")
             return None
-        best, file = self._best("distilled"), self.root / "student.onnx"
-        files = deployed.Files(file, self._work_dir("distilled").root)
-        quiet = self.console.quiet
-        self.state.make("student.onnx", file, best, lambda: deployed.export(best, file, quiet))
-        self.state.make("eval", files.eval, best, lambda: deployed.evaluate(files, best, self.test, quiet))
-        self.state.make("bench", files.bench, best, lambda: deployed.bench(files, best, self.test, quiet))
-        return files.read()
+        files = deployed.Files(self.root / "student.onnx", self._work_dir("distilled").root)
+        return files.made(self.state, self._best("distilled"), self.test, self.console.quiet)
 
     def _outcome(
         self, results: Mapping[str, RunResult], test: Mapping[str, dict[str, Any]], file: deployed.Measured | None
@@ -397,4 +395,5 @@ class _Way:
             budget=self.state.budget,
             files=tuple(map(str, made)),
             report=None if report is None else str(report),
+            unlabeled=results["distilled"].images.get("unlabeled", 0),
         )

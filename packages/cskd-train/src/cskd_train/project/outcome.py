@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from cskd_data.names import counted
 from cskd_train.project.budget import REPORT_IMAGES, duration
 
 
@@ -37,6 +38,7 @@ class Distilled:
     budget: float | None  # seconds
     files: tuple[str, ...]
     report: str | None = None  # None where the page could not be written
+    unlabeled: int = 0  # pictures without labels, which the distilled student alone has seen
 
     @property
     def gain(self) -> float | None:
@@ -101,9 +103,10 @@ class Distilled:
     def _sentences(self) -> list[str]:
         lines = []
         if self.gain is not None:
+            seen = f"; it saw {counted(self.unlabeled, 'picture')} without labels too" if self.unlabeled else ""
             lines.append(
                 f"Distilling changed the student by {self.gain:+.1f} points of mAP: same recipe, same seed "
-                f"({self.seed}). One seed shows no spread."
+                f"({self.seed}){seen}. One seed shows no spread."
             )
         if rising := [row.role for row in self.rows if row.improving]:
             lines.append(

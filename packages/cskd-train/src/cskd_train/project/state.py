@@ -25,6 +25,16 @@ MAY_CHANGE = (
 """Settings that a run may have other than its config has now."""
 
 
+def data_hashes(root: Path, product: Path) -> dict[str, str]:
+    """The annotation files of a project with their hashes.
+
+    Args:
+        product: one that the project's own teacher writes, and is left out.
+    """
+    files = [file for file in sorted((root / "data").glob("*.json")) if file.absolute() != product.absolute()]
+    return {str(file.relative_to(root)): sha256(file) for file in files}
+
+
 @dataclass
 class State:
     """What was chosen, measured and made so far."""
