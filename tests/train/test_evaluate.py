@@ -16,8 +16,10 @@ from cskd_data import read
 from cskd_data.error_kinds import error_kinds
 from cskd_data.results import COCO_METRICS
 from cskd_train.engine.build import build_split
-from cskd_train.engine.evaluate import build_trained, evaluate, evaluate_checkpoint
+from cskd_train.engine.evaluate import build_trained, detect, evaluate, evaluate_checkpoint
+from cskd_train.errors import TrainError
 from cskd_train.files import checkpoints
+from cskd_train.files.checkpoints import load_checkpoint
 from cskd_train.files.config import load_config
 
 
@@ -161,6 +163,26 @@ def test_a_plain_checkpoint_is_evaluated_by_a_config(command_line, trained, tiny
     code, out, err = command_line("test", plain, "--config", tiny_config, "--json", "--set", f"data_root={shapes_root}")
     assert code == 0, err
     assert json.loads(out)["metrics"] == found.metrics
+
+
+class Otherwise(torch.nn.Module):
+    """A detector whose result of an image is given in another form."""
+
+    def __init__(self, detector, form):
+        super().__init__()
+        self.detector, self.form = detector, form
+
+    def forward(self, **arguments):
+        return [self.form(boxes) for boxes in self.detector(**arguments)]
+
+
+def test_boxes_count_where_a_detector_finds_masks_beside_them(cfg, trained, val_set):
+    model = build_trained(cfg, load_checkpoint(trained / "best.pth"), "cpu")
+    found = detect(model, val_set)
+    assert found
+    assert detect(Otherwise(model, lambda boxes: (boxes, [[] for _ in boxes])), val_set) == found
+    with pytest.raises(TrainError, match="the model gives a dict for each image in the place of boxes of classes"):
+        detect(Otherwise(model, lambda boxes: {"ins_results": (boxes, [])}), val_set)
 
 
 @pytest.mark.parametrize(

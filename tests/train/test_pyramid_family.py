@@ -14,6 +14,7 @@ from cskd_core.family import PyramidSpec
 from cskd_deploy.exporter import EXPORTABLE
 from cskd_train.errors import TrainError
 from cskd_train.files.config import load_config
+from cskd_train.mm.detector import build_student
 from cskd_train.mm.families import atss, export_note, exportable
 from cskd_train.mm.families.gfl import GFLFamily
 from cskd_train.mm.families.pyramid import PyramidFamily
@@ -173,12 +174,21 @@ def test_a_detector_of_masks_teaches_and_is_no_student(narrow_model, save_teache
     model = under(narrow_model("FasterRCNN"), save_teacher(mask()))
     assert distilled_terms(model(**BATCH)) == PYRAMID
     meta = {**BATCH["img_metas"][0], "ori_shape": (90, 60, 3)}
-    (boxes,) = model.taught_by()(img=[BATCH["img"][:1]], img_metas=[[meta]], return_loss=False, rescale=True)
+    ((boxes, _),) = model.taught_by()(img=[BATCH["img"][:1]], img_metas=[[meta]], return_loss=False, rescale=True)
     assert [found.shape[1] for found in boxes] == [5] * 4
     with pytest.raises(
         TrainError, match=r"a MaskRCNN learns masks, .* Take the detector of the same kind without masks"
     ):
-        under(mask(), save_teacher(narrow_model("FasterRCNN", 50)))
+        build_student({"model": mask()})
+
+
+def test_a_student_has_to_find_boxes_of_classes(narrow_model):
+    model = narrow_model("FasterRCNN")
+    parts = {name: model[name] for name in ("backbone", "neck", "rpn_head")}
+    settings = {name: {"rpn": model[name].rpn} for name in ("train_cfg", "test_cfg")}
+    settings["train_cfg"]["rpn_proposal"] = model.train_cfg.rpn_proposal
+    with pytest.raises(TrainError, match="a RPN finds no boxes of classes: take a detector that does"):
+        build_student({"model": {"type": "RPN", **parts, **settings}})
 
 
 def test_pyramids_without_a_common_stride_are_refused(narrow_model, save_teacher, monkeypatch):

@@ -20,8 +20,10 @@ from cskd_data.results import CocoResult
 from cskd_train.engine.build import WORKERS, agree_on_broken, build_split, check_classes, check_split
 from cskd_train.engine.distributed import World
 from cskd_train.engine.loader import end_workers, evaluation_loader, to_device
+from cskd_train.errors import TrainError
 from cskd_train.files.checkpoints import Checkpoint, load_checkpoint, load_weights
 from cskd_train.files.config import config_from_data, load_config
+from cskd_train.mm.detector import refuse_without_boxes
 from cskd_train.mm.plain import build_without_pretrained
 
 
@@ -138,9 +140,10 @@ def build_trained(cfg: Config, checkpoint: Checkpoint, device: str | torch.devic
     """The detector of a config with a checkpoint's weights, in eval mode on `device`.
 
     Raises:
-        TrainError: the model cannot be built, or the checkpoint does not fit it.
+        TrainError: the model cannot be built, or finds no boxes of classes; the checkpoint does not fit it.
     """
     model = build_without_pretrained(cfg.model)
+    refuse_without_boxes(model)
     load_weights(model, checkpoint)
     if checkpoint.classes:
         model.CLASSES = checkpoint.classes  # type: ignore[assignment]
@@ -165,6 +168,7 @@ def detect(
 
     Raises:
         EvaluationStopped: `stopped` said yes in one of the processes.
+        TrainError: the model finds no boxes of classes.
     """
     found = detect_each(model, dataset, workers, progress, world, stopped)
     return [one for index in sorted(found) for one in found[index]]
@@ -198,8 +202,8 @@ def detect_each(
     try:
         with torch.no_grad():
             for index, batch in zip(own, batches, strict=True):
-                boxes_by_class = model(return_loss=False, rescale=True, **to_device(batch, device))[0]
-                found[index] = _coco_results(dataset.normal, dataset.img_ids[index], boxes_by_class)
+                result = model(return_loss=False, rescale=True, **to_device(batch, device))[0]
+                found[index] = _coco_results(dataset.normal, dataset.img_ids[index], _boxes_by_class(result))
                 keep(index, found[index])
                 if progress is not None:
                     before = len(dataset) - len(left)
@@ -212,6 +216,21 @@ def detect_each(
     if any(world.gather(stopping)):
         raise EvaluationStopped
     return {index: detections for part in world.to_main(found) for index, detections in part.items()}
+
+
+def _boxes_by_class(result: Any) -> list[np.ndarray]:
+    """The boxes in mmdet's result of one image, which has masks beside them where a detector finds those too.
+
+    Raises:
+        TrainError: it is the result of something else than a detector.
+    """
+    boxes = result[0] if isinstance(result, tuple) else result
+    if not isinstance(boxes, list):
+        raise TrainError(
+            f"the model gives a {type(result).__name__} for each image in the place of boxes of classes: take a "
+            "detector that gives these, such as FasterRCNN or MaskRCNN"
+        )
+    return boxes
 
 
 def _coco_results(normal: cskd_data.Dataset, image_id: int, boxes_by_class: list[np.ndarray]) -> Detections:

@@ -32,15 +32,34 @@ def build_student(cfg: Any, note: Callable[[str], None] = lambda line: None) -> 
         note: called with one line for each part with pretrained weights: what was taken from which file.
 
     Raises:
-        TrainError: the model cannot be built or initialised, or its pretrained weights cannot be had.
+        TrainError: the model cannot be built or initialised, or its pretrained weights cannot be had; it learns masks,
+            or finds no boxes of classes.
     """
     model = cfg["model"]
     student = build_detector(model)
+    if getattr(student, "with_mask", False):
+        raise TrainError(
+            f"a {type(student).__name__} learns masks, and data sets here have boxes alone: it can teach, but not be a "
+            "student. Take the detector of the same kind without masks, such as FasterRCNN or CascadeRCNN"
+        )
+    refuse_without_boxes(student)
     try:
         init_weights(student, model, note)
     except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise TrainError(f"the config's model cannot be initialised as an init_cfg in it says: {error}") from error
     return student
+
+
+def refuse_without_boxes(model: nn.Module) -> None:
+    """Refuse a model of mmdet that finds something else than boxes of classes.
+
+    Raises:
+        TrainError: its class, and what to take.
+    """
+    if not getattr(model, "with_bbox", True):
+        raise TrainError(
+            f"a {type(model).__name__} finds no boxes of classes: take a detector that does, such as FasterRCNN"
+        )
 
 
 def build_distilled(student: nn.Module, cfg: Any, device: str | torch.device) -> DistilledDetector:
@@ -50,16 +69,11 @@ def build_distilled(student: nn.Module, cfg: Any, device: str | torch.device) ->
 
     Raises:
         PlanError: the block does not fit the schema, or the student's family.
-        TrainError: the teacher cannot be had, or does not suit the student; the student learns masks.
+        TrainError: the teacher cannot be had, or does not suit the student.
         TapError: one of them has no pyramid that could be compared.
         ShapeError: strides, towers or predictions of the two cannot be compared.
     """
     plan = DistillPlan.parse(cfg.distill)
-    if getattr(student, "with_mask", False):
-        raise TrainError(
-            f"a {type(student).__name__} learns masks, and data sets here have boxes alone: it can teach, but not be a "
-            "student. Take the detector of the same kind without masks, such as FasterRCNN or CascadeRCNN"
-        )
     teacher = build_teacher(plan.teacher)
     family, notes = family_of_pair(student, teacher.model, plan)
     classes = getattr(student, "CLASSES", None)
@@ -208,8 +222,7 @@ class TeacherAsDetector(nn.Module):
             img = [
                 renormalize(view, *self._normalizations, [m["img_shape"][:2] for m in metas]) for view, metas in views
             ]
-        found = self.detector(img=img, img_metas=img_metas, **arguments)
-        return [image[0] if isinstance(image, tuple) else image for image in found]  # (boxes, masks) of Mask R-CNN
+        return self.detector(img=img, img_metas=img_metas, **arguments)
 
 
 HEADS = ("bbox_head", "rpn_head", "roi_head.bbox_head")
