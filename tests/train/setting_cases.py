@@ -51,6 +51,8 @@ SILENT = {
     "opencv_num_threads": [0, 1],
     "data.samples_per_gpu": [1, 16],
     "data.workers_per_gpu": [0, 4],
+    "data.persistent_workers": [True, False],
+    "data.pin_memory": [True, False],
     "data.skip_broken": [True, False],
     "data.train": [{"type": "CocoDataset"}],
     "data.val": [{"type": "CocoDataset"}],

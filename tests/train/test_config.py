@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from types import SimpleNamespace
 
 import pytest
 
+from cskd_train.commands.run import _overrides
+from cskd_train.engine.build import loading
+from cskd_train.engine.evaluate import eval_workers
 from cskd_train.engine.records import read_log
 from cskd_train.errors import TrainError
 from cskd_train.files.config import config_from_data, config_to_data, config_to_json, load_config, refuse_lost_tuples
@@ -163,6 +167,32 @@ def test_a_setting_that_no_run_obeys_is_not_added_and_the_message_says_what_to_d
     assert "--amp fp16" in refused(tiny_config, fp16__loss_scale=512)
     assert "write evaluation.interval" in refused(tiny_config, evaluation__start=3)
     assert "no key 'gpu_collect'" in refused(tiny_config, evaluation__gpu_collect=True)
+
+
+LOADERS = """
+data = dict(
+    samples_per_gpu=4,
+    workers_per_gpu=1,
+    train_dataloader=dict(samples_per_gpu=16, workers_per_gpu=4, pin_memory=True),
+    val_dataloader=dict(samples_per_gpu=1, workers_per_gpu=3),
+)
+"""
+
+
+def test_batch_size_and_workers_of_the_command_line_reach_the_loaders_that_have_their_own(write_config):
+    path = write_config(LOADERS)
+    options = dict.fromkeys(inspect.signature(_overrides).parameters)
+    given = _overrides(**{**options, "batch_size": 2, "workers": 0})
+    cfg = load_config(path, given)
+    assert loading(cfg) == (2, 0)
+    assert eval_workers(cfg, "val") == 0
+    assert config_to_data(cfg.data.train_dataloader) == {"pin_memory": True}
+    assert loading(config_from_data(config_to_data(load_config(path)), given)) == (2, 0)
+    assert loading(load_config(path)) == (16, 4)
+    own = {"data.train_dataloader.workers_per_gpu": 5, "data.val_dataloader": {"workers_per_gpu": 6}}
+    for both in ({**given, **own}, {**own, **given}):
+        cfg = load_config(path, both)
+        assert (loading(cfg), eval_workers(cfg, "val")) == ((2, 5), 6)
 
 
 def test_a_variable_that_has_been_copied_into_settings_is_refused_with_these(tiny_config):

@@ -53,6 +53,20 @@ def test_a_download_is_kept_and_taken_from_the_cache_the_next_time(server, cache
     assert os.listdir(cache) == [NAME]
 
 
+@pytest.mark.parametrize("digits", ["20240115", "202401151230"])
+def test_a_name_that_ends_in_a_date_promises_no_hash(server, cache, digits):
+    name = f"student-{digits}.pth"
+    for _ in range(2):
+        assert fetch(f"{server.url}/{name}").read_bytes() == WEIGHTS
+    assert sorted(os.listdir(cache)) == [name, f"{name}.sha256"]
+    (cache / name).write_bytes(WEIGHTS[::-1])
+    assert "is damaged or altered" in refused(f"{server.url}/{name}")
+
+
+def test_eight_digits_that_are_no_date_are_of_a_hash(server):
+    assert "by its name with 20241315" in refused(f"{server.url}/student-20241315.pth")
+
+
 def test_a_length_that_is_not_announced_is_no_obstacle(server):
     server.announces = None
     assert fetch(f"{server.url}/{NAME}").read_bytes() == WEIGHTS

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from mmcv.runner import HOOKS, Hook, LoggerHook
+from mmdet.datasets import PIPELINES
+from mmdet.models import RetinaHead, RetinaNet
 
 from cskd_train.engine.signals import Interrupted
+from cskd_train.files.config import config_to_data, load_config
 
 from .runs import STEPS, log, train
 
@@ -107,6 +112,54 @@ def test_a_logger_is_given_averages_at_its_interval_and_the_metrics(small_runs, 
     metrics = [record for record in log(tmp_path / "w") if record["mode"] == "val"]
     for (_, _, _, values), record in zip([one for one in logged if one[0] == "val"], metrics, strict=True):
         assert values == {key: value for key, value in record.items() if key not in ("mode", "epoch", "iter")}
+
+
+def test_a_hook_that_speaks_to_a_detector_reaches_a_student_under_its_distiller(small_runs, tmp_path, monkeypatch):
+    epochs = []
+    monkeypatch.setattr(RetinaNet, "set_epoch", lambda _, epoch: epochs.append(epoch), raising=False)
+    settings = {"custom_hooks": [{"type": "StopAfter"}, {"type": "SetEpochInfoHook"}]}
+    assert train(small_runs.options(tmp_path / "w", distilled=True, settings=settings))[0].iterations == STEPS
+    assert epochs == [0, 1]
+
+
+@PIPELINES.register_module()
+class Mix:
+    """Stands for Mosaic."""
+
+    def __call__(self, results):
+        return {**results, "ori_filename": "mixed"}
+
+
+@HOOKS.register_module()
+class WitnessMixed(Hook):
+    """Notes whether images were mixed, and whether the head adds its L1 loss."""
+
+    def before_train_iter(self, runner):
+        names = [meta["ori_filename"] for meta in runner.data_batch["img_metas"]]
+        seen.append((runner.iter, names == ["mixed", "mixed"], runner.model.bbox_head.use_l1))
+
+
+@pytest.mark.parametrize("distilled", [False, True])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_are_no_longer_mixed_towards_the_end_nor_after_a_resumption(
+    small_runs, tmp_path, monkeypatch, workers, distilled
+):
+    monkeypatch.setattr(RetinaHead, "use_l1", False, raising=False)
+    inner = config_to_data(load_config(small_runs.config()).data)["train"]
+    steps = inner.pop("pipeline")
+    mixed = {"type": "MultiImageMixDataset", "dataset": {**inner, "pipeline": steps[:2]}}
+    switch = {"type": "YOLOXModeSwitchHook", "num_last_epochs": 0, "skip_type_keys": ["Mix"]}
+    settings = {
+        "data.train": {**mixed, "pipeline": [{"type": "Mix"}, *steps[2:]]},
+        "data.workers_per_gpu": workers,
+        "custom_hooks": [{"type": "StopAfter"}, switch, {"type": "WitnessMixed"}],
+    }
+    options = small_runs.options(tmp_path / "w", distilled=distilled, settings=settings)
+    assert isinstance(train(options, stop_after=9)[0], Interrupted)
+    assert seen == [*((step, True, False) for step in range(7)), *((step, False, True) for step in range(7, 10))]
+    seen.clear()
+    assert train(replace(options, resume=True))[0].iterations == STEPS
+    assert seen == [(step, False, True) for step in range(10, STEPS)]
 
 
 @pytest.mark.parametrize("amp", [None, "bf16"])

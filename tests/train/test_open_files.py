@@ -10,8 +10,8 @@ import sys
 import pytest
 
 from cskd_train.engine import open_files
+from cskd_train.engine.failures import explained_failures
 from cskd_train.engine.open_files import allow_open_files, too_many_open_files
-from cskd_train.engine.prepare import explained_failures
 from cskd_train.errors import TrainError
 
 

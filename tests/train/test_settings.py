@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from cskd_core.errors import PlanError
+from cskd_train.engine.runner import OWN_HOOKS
 from cskd_train.errors import TrainError
 from cskd_train.files.config import config_from_data, config_to_data, load_config
 from cskd_train.files.locate import resolve_config_path
@@ -113,6 +115,9 @@ ADVICE = {
     "EvalHook": "evaluation = dict(interval=N)",
     "DistEvalHook": "evaluation = dict(interval=N)",
     "MMDetWandbHook": "WandbLoggerHook",
+    "RFSearchHook": "take it out",
+    "SyncRandomSizeHook": "dict(type='Resize', img_scale=[(448, 448), (832, 832)], multiscale_mode='range'",
+    "MemoryProfilerHook": "--dry-run says how much memory",
 }
 
 
@@ -129,6 +134,21 @@ def test_an_optimizer_hook_that_does_more_than_clip_names_the_option(kind):
     message = refusal(config(optimizer_config={"loss_scale": 512.0, "type": kind}))
     assert message.startswith(f"optimizer_config.type = {kind!r}: ")
     assert ADVICE[kind] in message
+
+
+def test_a_switch_of_mixed_images_needs_a_data_set_that_mixes_them():
+    hooks = [{"type": "YOLOXModeSwitchHook", "num_last_epochs": 2}]
+    assert "there is no MultiImageMixDataset in data.train" in refusal(config(custom_hooks=hooks))
+    mixed = {"type": "MultiImageMixDataset", "dataset": {"type": "CocoDataset"}, "pipeline": []}
+    assert check_settings(config(custom_hooks=hooks, data={"train": mixed})) == []
+
+
+def test_every_hook_of_mmdets_configs_is_refused_left_out_replaced_or_known_to_work():
+    root = resolve_config_path("mmdet::gfl/gfl_r50_fpn_1x_coco.py").parents[1]
+    named = {kind for file in root.rglob("*.py") for kind in re.findall(r"type='(\w+Hook)'", file.read_text())}
+    assert named > {"RFSearchHook", "SyncNormHook"}
+    works = {"SetEpochInfoHook", "CheckInvalidLossHook"}
+    assert named <= {*REFUSED_HOOKS, *PASSED_OVER_HOOKS, *OWN_HOOKS, *works}
 
 
 def test_a_hook_without_a_type_is_refused():

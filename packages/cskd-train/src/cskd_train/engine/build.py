@@ -123,10 +123,9 @@ def build_parts(
     student.to(world.device)
     distilled = build_distilled(student, cfg, world.device) if cfg.get("distill") else None
     trained: nn.Module = student if distilled is None else distilled
-    loading = {"samples_per_gpu": 2, "workers_per_gpu": WORKERS, **cfg.data, **(cfg.data.get("train_dataloader") or {})}
-    accumulate, batch = cfg.get("accumulate", 1), loading["samples_per_gpu"]
+    accumulate, (batch, workers) = cfg.get("accumulate", 1), loading(cfg)
     unlabelled = None if beside is None else unlabelled_of(cfg, beside, batch)
-    loader = TrainLoader(train_set, batch, loading["workers_per_gpu"], seed, world, accumulate, unlabelled)
+    loader = TrainLoader(train_set, batch, workers, seed, world, accumulate, unlabelled)
     lr, sentence = scaled_learning_rate(cfg, loader.images_per_step, (loader.batch_size, world.size, accumulate))
     runner = build_runner(cfg, trained, lr, work_dir)
     average = None if cfg.get("ema") is None else AveragedStudent(student, **cfg.ema)
@@ -199,6 +198,12 @@ def unlabelled_of(cfg: Config, dataset: Any, batch: int) -> Unlabelled:
 
 WORKERS = 2
 """Processes that load images, where a config does not say."""
+
+
+def loading(cfg: Config) -> tuple[int, int]:
+    """Images of a training batch, and processes that load them."""
+    said = {"samples_per_gpu": 2, "workers_per_gpu": WORKERS, **cfg.data, **(cfg.data.get("train_dataloader") or {})}
+    return said["samples_per_gpu"], said["workers_per_gpu"]
 
 
 def has_split(cfg: Config, split: str) -> bool:

@@ -15,7 +15,8 @@ from torch import nn
 
 from cskd_train.engine.device import device_name
 from cskd_train.engine.distributed import joined
-from cskd_train.engine.prepare import RunOptions, explained_failures, stopped_at_start
+from cskd_train.engine.failures import explained_failures
+from cskd_train.engine.prepare import RunOptions, stopped_at_start
 from cskd_train.engine.run import Run
 from cskd_train.engine.signals import stop_on_signals
 from cskd_train.engine.step import DECAY, WARMUP, StepReport

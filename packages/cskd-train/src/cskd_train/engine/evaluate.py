@@ -19,6 +19,7 @@ from cskd_data.files import write_json
 from cskd_data.results import CocoResult
 from cskd_train.engine.build import WORKERS, agree_on_broken, build_split, check_classes, check_split
 from cskd_train.engine.distributed import World
+from cskd_train.engine.failures import explained_failures
 from cskd_train.engine.loader import end_workers, evaluation_loader, to_device
 from cskd_train.errors import TrainError
 from cskd_train.files.checkpoints import Checkpoint, load_checkpoint, load_weights
@@ -72,6 +73,7 @@ def eval_workers(cfg: Config, split: str) -> int:
     return int(own.get("workers_per_gpu", cfg.data.get("workers_per_gpu", WORKERS)))
 
 
+@explained_failures(training=False)
 def evaluate_checkpoint(
     checkpoint: Checkpoint | str | Path,
     overrides: Mapping[str, Any] | None = None,

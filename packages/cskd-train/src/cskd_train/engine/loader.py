@@ -150,6 +150,7 @@ class TrainLoader:
 
     Attributes:
         batches: in an epoch, of all processes together.
+        dataset: as it was given.
     """
 
     def __init__(
@@ -166,6 +167,7 @@ class TrainLoader:
         self.world = world or World()
         self.batch_size = batch_size
         self.accumulate = accumulate
+        self.dataset = dataset
         self._seed = seed
         self._groups = np.asarray(dataset.flag, dtype=np.int64)
         self._unlabelled = unlabelled
@@ -243,8 +245,9 @@ class TrainLoader:
         return [(turn, self._first + int(index)) for index in self._pass(turn)[within]]
 
     def close(self) -> None:
-        """End the processes that load images."""
+        """End the processes that load images; others, with the dataset as it is then, are started for another epoch."""
         end_workers(self._loader._iterator)
+        self._loader._iterator = None
 
 
 class _View:

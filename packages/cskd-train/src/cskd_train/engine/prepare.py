@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmcv import Config
 from rich.console import Console
 
@@ -18,7 +17,6 @@ from cskd_core.plan import DistillPlan
 from cskd_train.engine.build import check_data
 from cskd_train.engine.distributed import is_launched, is_worker
 from cskd_train.engine.loader import Position
-from cskd_train.engine.open_files import WAYS_OUT, too_many_open_files
 from cskd_train.engine.resume import Resumption
 from cskd_train.engine.signals import Interrupted, StopRequest
 from cskd_train.engine.workdir import WorkDir
@@ -137,27 +135,3 @@ def stopped_at_start(stop: StopRequest, options: RunOptions) -> Iterator[None]:
         name = signal.Signals(stop.signal_number).name
         message = f"stopped by {name} before the first step; {way_on(options, None)}"
         raise Interrupted(message, stop.signal_number) from error
-
-
-@contextmanager
-def explained_failures(stop: StopRequest) -> Iterator[None]:
-    """Turn torch's errors that a user can put right into messages."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise TrainError(
-            f"the GPU has too little memory: {error}. Lower the batch size (--batch-size) and raise --accumulate by "
-            "as much, or train with --amp"
-        ) from error
-    except (OSError, RuntimeError) as error:
-        if too_many_open_files(error):
-            raise TrainError(
-                f"no further file can be opened ({error}), and workers that load images need many: {WAYS_OUT}"
-            ) from error
-        if isinstance(error, OSError) or "DataLoader worker" not in str(error):
-            raise
-        stop.check()  # a signal to the whole process group ends the loader's workers too
-        raise TrainError(
-            f"a process that loads images died: {error}. Memory or shared memory (/dev/shm) may be too small: "
-            "--workers 0 loads images in the training process"
-        ) from error

@@ -39,6 +39,7 @@ from cskd_train.engine.build import (
 from cskd_train.engine.device import choose_device
 from cskd_train.engine.distributed import World
 from cskd_train.engine.evaluate import Detections, build_trained, detect_each, eval_workers
+from cskd_train.engine.failures import explained_failures
 from cskd_train.errors import TrainError
 from cskd_train.files.checkpoints import Checkpoint, load_checkpoint
 from cskd_train.files.config import config_from_data, config_to_data, load_config
@@ -80,6 +81,7 @@ class PseudoLabels:
         )
 
 
+@explained_failures(training=False)
 def pseudo_label(
     teacher: Checkpoint | str | Path,
     pictures: str | Path,

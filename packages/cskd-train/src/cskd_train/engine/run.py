@@ -19,13 +19,13 @@ from cskd_train.engine.build import SPLITS, Parts, agree_on_broken, build_parts,
 from cskd_train.engine.device import keep_freed_memory
 from cskd_train.engine.distributed import SharedError, World, is_launched, is_restart, joined
 from cskd_train.engine.evaluate import EvaluationStopped, evaluate
+from cskd_train.engine.failures import explained_failures
 from cskd_train.engine.loader import Position
 from cskd_train.engine.outcome import outcome
 from cskd_train.engine.preflight import IMAGES, SECONDS, TeacherCheck, check_teacher, find_student_alone
 from cskd_train.engine.prepare import (
     RunOptions,
     described,
-    explained_failures,
     prepare,
     say,
     seed_of,
@@ -71,7 +71,7 @@ def run(options: RunOptions, console: Console) -> RunResult:
     with joined(options.device) as world, stop_on_signals() as stop:
         if not world.is_main:
             console = Console(quiet=True, force_terminal=False)
-        with stopped_at_start(stop, options):
+        with stopped_at_start(stop, options), explained_failures(stop):
             return Run(options, world, stop, console).train()
 
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from mmcv import Config
-from mmcv.runner import EpochBasedRunner, LoggerHook, build_optimizer
+from mmcv.runner import EpochBasedRunner, Hook, LoggerHook, build_optimizer
 from torch import nn
 from torch.optim import Optimizer
 
 from cskd_train.engine.loader import Position, TrainLoader
 from cskd_train.errors import TrainError
 from cskd_train.files.settings import kept_hooks
+from cskd_train.mm.datasets import leave_out
 
 
 class HookRunner(EpochBasedRunner):
@@ -84,19 +85,49 @@ class HookRunner(EpochBasedRunner):
         return float(next((one for one in groups if one.get("initial_lr", one["lr"]) == lr), groups[0])["lr"])
 
 
+class ModeSwitchHook(Hook):
+    """mmdet's `YOLOXModeSwitchHook` for this runner, in a run that was resumed after the switch too.
+
+    Args:
+        num_last_epochs: after this many before the last, and in a shorter run at once, the switch is made: the L1 loss
+            of YOLOX's head is added.
+        skip_type_keys: types of the steps of a `MultiImageMixDataset` that are left out from then on.
+    """
+
+    def __init__(
+        self, num_last_epochs: int = 15, skip_type_keys: Sequence[str] = ("Mosaic", "RandomAffine", "MixUp")
+    ) -> None:
+        self.num_last_epochs, self.skip_type_keys = num_last_epochs, skip_type_keys
+        self._switched = False
+
+    def before_train_epoch(self, runner: Any) -> None:
+        if self._switched or runner.epoch + 1 < runner.max_epochs - self.num_last_epochs:
+            return
+        self._switched = True
+        leave_out(runner.data_loader.dataset, self.skip_type_keys)
+        runner.data_loader.close()  # its processes have the dataset as it was
+        if hasattr(head := getattr(runner.model, "bbox_head", None), "use_l1"):
+            head.use_l1 = True
+
+
+OWN_HOOKS: Mapping[str, type[Hook]] = {"YOLOXModeSwitchHook": ModeSwitchHook}
+"""Hooks of mmdet that reach into its own data loader -> what a run builds in their place."""
+
+
 def build_runner(cfg: Config, model: nn.Module, lr: float, work_dir: str) -> HookRunner:
     """The runner with the config's optimizer at learning rate `lr`, schedules, custom hooks and loggers.
 
     Raises:
         TrainError: one of them cannot be built.
     """
+    hooks = [{**hook, "type": OWN_HOOKS.get(hook["type"], hook["type"])} for hook in kept_hooks(cfg)]
     try:
         runner = HookRunner(model, build_optimizer(model, {**cfg.optimizer, "lr": lr}), cfg.runner.max_epochs, work_dir)
         runner.register_training_hooks(
             lr_config=copy.deepcopy(cfg.get("lr_config")),  # mmcv takes keys out of it
             momentum_config=copy.deepcopy(cfg.get("momentum_config")),
             timer_config=None,
-            custom_hooks_config=copy.deepcopy(kept_hooks(cfg)),
+            custom_hooks_config=copy.deepcopy(hooks),
         )
     except (AssertionError, KeyError, TypeError, ValueError, ImportError) as error:
         raise TrainError(

@@ -12,8 +12,9 @@ import torch
 from rich.console import Console
 
 from cskd_train.engine.distributed import joined
+from cskd_train.engine.failures import explained_failures
 from cskd_train.engine.loader import evaluation_loader, to_device
-from cskd_train.engine.prepare import RunOptions, explained_failures, stopped_at_start
+from cskd_train.engine.prepare import RunOptions, stopped_at_start
 from cskd_train.engine.run import Run
 from cskd_train.engine.signals import stop_on_signals
 from cskd_train.files import checkpoints

@@ -28,6 +28,7 @@ CACHE_VARIABLE = "CSKD_CACHE"
 _TEACHER, _TEACHER_KEY = "the teacher's checkpoint", "distill.teacher.checkpoint"
 _SILENCE = 60  # seconds without a byte after which a server counts as gone
 _BLOCK = 1 << 20
+_DATE = re.compile(r"(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])(\d{4}|\d{6})?")  # year, month, day, time
 
 
 def fetch(checkpoint: str, config: str | None = None) -> Path:
@@ -135,9 +136,9 @@ class _Download:
 
     @property
     def promised(self) -> str | None:
-        """The beginning of the SHA-256 that the file's name ends in."""
+        """The beginning of the SHA-256 that the file's name ends in; digits that read as a date are none."""
         found = re.search(r"-([0-9a-f]{8,64})\.\w+$", self.target.name)
-        return found[1] if found else None
+        return None if found is None or _DATE.fullmatch(found[1]) else found[1]
 
     @property
     def record(self) -> Path:

@@ -15,6 +15,10 @@ from cskd_train.files.vocabulary import TABLES
 
 # Keyword arguments of a class that is named elsewhere than under `type`: the class itself refuses an unknown one.
 _KEYWORD_DICTS = ("lr_config", "momentum_config", "distill")
+_OF_ALL_LOADERS = {
+    "data.samples_per_gpu": ("train_dataloader",),
+    "data.workers_per_gpu": ("train_dataloader", "val_dataloader", "test_dataloader"),
+}
 _WORDS = {"true": True, "false": False, "none": None, "null": None}
 
 
@@ -46,7 +50,8 @@ def apply_overrides(config: dict[str, Any], overrides: Mapping[str, Any]) -> Non
     """Set each dotted key of `overrides` in `config`, in place; a number in a key is a place in a list.
 
     A new top-level `data_root` also replaces the old one wherever a path under `data` begins with it, since mmdet's
-    configs copy the root into every split.
+    configs copy the root into every split. `data.samples_per_gpu` and `data.workers_per_gpu` also replace what the
+    blocks of single loaders say of them.
 
     Raises:
         TrainError: a key that neither the config nor a run knows, the message names near ones; a variable of the config
@@ -60,6 +65,17 @@ def apply_overrides(config: dict[str, Any], overrides: Mapping[str, Any]) -> Non
         else:
             _refuse_variable(config, key)
         assign(config, key, value)
+        _drop_own_of_loaders(config, key, overrides)
+
+
+def _drop_own_of_loaders(config: Mapping[str, Any], key: str, overrides: Mapping[str, Any]) -> None:
+    """A size of batches or a number of workers for all loaders replaces that in the block of one, but not one given."""
+    name = key.removeprefix("data.")
+    for loader in _OF_ALL_LOADERS.get(key, ()):
+        block = config["data"].get(loader)
+        given = any(one == f"data.{loader}" or one == f"data.{loader}.{name}" for one in overrides)
+        if isinstance(block, dict) and not given:
+            block.pop(name, None)
 
 
 def _refuse_variable(config: Mapping[str, Any], key: str) -> None:

@@ -63,6 +63,11 @@ def _check_types(cfg: Config) -> None:
                 raise TrainError(f"{path}.{place} = {hook!r}: expected a dict with the hook's class as `type`")
             if kind in REFUSED_HOOKS:
                 raise TrainError(f"{path}.{place}.type = {kind!r}: {REFUSED_HOOKS[kind]}")
+            if kind == "YOLOXModeSwitchHook" and "MultiImageMixDataset" not in str(cfg.data.get("train")):
+                raise TrainError(
+                    f"{path}.{place}.type = {kind!r}: there is no MultiImageMixDataset in data.train whose steps it "
+                    "could leave out; take it out"
+                )
 
 
 def _check_required(cfg: Config) -> None:

@@ -130,6 +130,8 @@ TABLES: Mapping[str, Mapping[str, Rule]] = {
     "data": {
         "samples_per_gpu": AT_LEAST_1,
         "workers_per_gpu": AT_LEAST_0,
+        "persistent_workers": PASSED_OVER,
+        "pin_memory": PASSED_OVER,
         "skip_broken": FLAG,
         "train": OBEYED,
         "val": OBEYED,
@@ -225,8 +227,12 @@ REQUIRED: Mapping[str, tuple[str, ...]] = {
 }
 """Keys that a block must have if the config has the block."""
 
-PASSED_OVER_HOOKS = ("NumClassCheckHook", "TextLoggerHook", "TensorboardLoggerHook", "DistSamplerSeedHook")
-"""Hooks whose work a run does itself: classes are compared, log.jsonl and TensorBoard written, order is seeded."""
+PASSED_OVER_HOOKS = (
+    *("NumClassCheckHook", "TextLoggerHook", "TensorboardLoggerHook", "DistSamplerSeedHook"),
+    *("SyncNormHook", "SyncBuffersHook"),
+)
+"""Hooks whose work a run does itself: classes are compared, log.jsonl and TensorBoard written, order is seeded, the
+statistics of norm layers are averaged over the processes before they are saved or evaluated with."""
 
 REFUSED_HOOKS: Mapping[str, str] = {
     "EMAHook": _EMA,
@@ -240,6 +246,12 @@ REFUSED_HOOKS: Mapping[str, str] = {
     "CheckpointHook": _EVERY,
     "EvalHook": "write evaluation = dict(interval=N)",
     "DistEvalHook": "write evaluation = dict(interval=N)",
+    "RFSearchHook": "mmdet's own training script alone rebuilds the convolutions that it works on; take it out",
+    "SyncRandomSizeHook": (
+        "write dict(type='Resize', img_scale=[(448, 448), (832, 832)], multiscale_mode='range', keep_ratio=True) in "
+        "the pipeline"
+    ),
+    "MemoryProfilerHook": "what it logs is shown nowhere; take it out (--dry-run says how much memory a run takes)",
     "MMDetWandbHook": "it reads mmdet's own evaluation and checkpoints; write dict(type='WandbLoggerHook')",
 }
 """Hooks that would spoil a run or do nothing in it, and what to write in their place."""

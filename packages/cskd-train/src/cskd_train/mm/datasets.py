@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmdet.datasets import DATASETS, PIPELINES, CocoDataset, build_dataset
+from mmdet.datasets import DATASETS, PIPELINES, CocoDataset, MultiImageMixDataset, build_dataset
 from mmdet.datasets.api_wrappers import COCO
 from mmdet.datasets.pipelines import LoadImageFromFile
 
@@ -85,6 +85,15 @@ def counts(dataset: Any) -> tuple[int, int]:
     members = dataset.datasets if hasattr(dataset, "datasets") else [dataset.dataset]
     used, skipped = zip(*map(counts, members), strict=True)
     return sum(used), sum(skipped)
+
+
+def leave_out(dataset: Any, steps: Sequence[str]) -> None:
+    """Leave steps of these types, such as Mosaic, out of every `MultiImageMixDataset` in a dataset from now on."""
+    if isinstance(dataset, MultiImageMixDataset):
+        dataset.update_skip_type_keys(tuple(steps))
+    for inner in getattr(dataset, "datasets", [getattr(dataset, "dataset", None)]):
+        if inner is not None:
+            leave_out(inner, steps)
 
 
 def _with_own_types(cfg: Any, classes: tuple[str, ...], skip_broken: bool) -> Any:

@@ -137,6 +137,15 @@ class DistilledDetector(nn.Module):
         self.same_classes = same_classes
         self._normalizations = normalizations
 
+    def __getattr__(self, name: str) -> Any:
+        """What the pair has not is the student's: hooks that are written for a detector find its parts and methods."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "student":
+                raise
+            return getattr(self.student, name)
+
     def taught_by(self) -> TeacherAsDetector:
         """The teacher as a detector of its own, on images as the student's pipeline gives them."""
         return TeacherAsDetector(self.distiller.teacher.detector, self._normalizations)

@@ -22,6 +22,7 @@ from cskd_data.operating_point import OperatingPoint, ScoreCurve, score_curve
 from cskd_data.results import CocoResult
 from cskd_train.engine.build import build_split, check_classes, check_split
 from cskd_train.engine.evaluate import Detections, build_trained, detect, eval_workers
+from cskd_train.engine.failures import explained_failures
 from cskd_train.errors import REFUSALS, TrainError
 from cskd_train.files.checkpoints import Checkpoint, load_checkpoint
 from cskd_train.files.config import config_from_data, load_config
@@ -134,6 +135,7 @@ def look(detectors: Sequence[Detector], main: Detector, moved: tuple[str, str], 
     return Looked(shown, len(data.images), found, missing)
 
 
+@explained_failures(training=False)
 def _detections(detector: Detector, cfg: Any, chosen: np.ndarray, asked: Asked) -> Detections:
     """The detections of one detector on some images of a split, from the cache where they are there.
 

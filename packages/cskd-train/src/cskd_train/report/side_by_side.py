@@ -19,6 +19,7 @@ from cskd_data.images import read_image
 from cskd_data.names import plain_name
 from cskd_train.engine.build import build_split, check_classes, check_split
 from cskd_train.engine.evaluate import build_trained, detect
+from cskd_train.engine.failures import explained_failures
 from cskd_train.errors import TrainError
 from cskd_train.files.checkpoints import load_checkpoint
 from cskd_train.files.config import config_from_data
@@ -35,6 +36,7 @@ class Drawn:
     score: float | None = None
 
 
+@explained_failures(training=False)
 def draw_side_by_side(
     checkpoints: Sequence[str | Path],
     out: Path,
