@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmcv import ConfigDict
 
 from cskd_core.errors import PlanError, ShapeError, TapError
 from cskd_core.family import PyramidSpec
@@ -188,7 +189,7 @@ def test_a_student_has_to_find_boxes_of_classes(narrow_model):
     settings = {name: {"rpn": model[name].rpn} for name in ("train_cfg", "test_cfg")}
     settings["train_cfg"]["rpn_proposal"] = model.train_cfg.rpn_proposal
     with pytest.raises(TrainError, match="a RPN finds no boxes of classes: take a detector that does"):
-        build_student({"model": {"type": "RPN", **parts, **settings}})
+        build_student({"model": ConfigDict(type="RPN", **parts, **settings)})
 
 
 def test_pyramids_without_a_common_stride_are_refused(narrow_model, save_teacher, monkeypatch):

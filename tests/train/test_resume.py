@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 
+from cskd_train.engine import prepare, run
 from cskd_train.engine.records import forget_after, read_log
+from cskd_train.engine.signals import Interrupted
+from cskd_train.errors import TrainError
 from cskd_train.files import checkpoints
+
+from .runs import STEPS, train
 
 
 def curve(work_dir):
@@ -117,3 +123,45 @@ def test_a_best_checkpoint_is_not_lost_where_the_last_is_gone(train_tiny, used):
     assert code == 2
     assert "no last.pth to go on from" in err
     assert (used / "best.pth").exists()
+
+
+# Processes that are started again after one has failed
+
+
+@pytest.fixture
+def attempt(monkeypatch):
+    """`attempt(number, options, **of_train)` runs as a process of torchrun does, for the first time or again."""
+
+    def call(number, options, broken=False, **arguments):
+        with monkeypatch.context() as patch:
+            patch.setattr(run, "is_worker", lambda: True)
+            for module in (run, prepare):
+                patch.setattr(module, "is_restart", lambda: number > 0)
+            if broken:
+                patch.setattr(run, "build_parts", lambda *_: (_ for _ in ()).throw(TrainError("broken")))
+            return train(options, **arguments)
+
+    return call
+
+
+def test_a_restart_before_an_older_run_was_replaced_replaces_it(small_runs, attempt, tmp_path):
+    older = small_runs.options(tmp_path / "w")
+    assert train(older)[0].seed == 0
+    assert isinstance(attempt(0, replace(older, overwrite=True, seed=5), stop_after=3)[0], Interrupted)
+    newer = replace(older, overwrite=True, seed=6)  # another launch, beside what the former has left
+    assert str(attempt(0, newer, broken=True)[0]) == "broken"
+    assert checkpoints.read(tmp_path / "w" / "last.pth")["meta"]["seed"] == 5
+    outcome, printed = attempt(1, newer)
+    assert (outcome.seed, outcome.iterations) == (6, STEPS)
+    assert "all are started again, from step 0" in printed
+
+
+def test_a_restart_after_an_older_run_was_replaced_goes_on(small_runs, attempt, tmp_path):
+    options = small_runs.options(tmp_path / "w")
+    train(options)
+    options = replace(options, overwrite=True, seed=5)
+    assert isinstance(attempt(0, options, stop_after=8)[0], Interrupted)
+    outcome, printed = attempt(1, options)
+    assert (outcome.seed, outcome.iterations) == (5, STEPS)
+    assert "all are started again, from step 9" in printed
+    assert not (tmp_path / "w" / ".begun").exists()

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from cskd_core.plan import DistillPlan
 from cskd_train.engine.build import check_data
-from cskd_train.engine.distributed import is_launched, is_worker
+from cskd_train.engine.distributed import is_launched, is_restart, is_worker
 from cskd_train.engine.loader import Position
 from cskd_train.engine.resume import Resumption
 from cskd_train.engine.signals import Interrupted, StopRequest
@@ -82,6 +82,8 @@ def prepare(options: RunOptions, say: Say, look: bool = True) -> tuple[Config, W
             fetch(teacher.checkpoint, teacher.config)
     if not options.dry_run:
         work_dir.make()  # last: what is refused leaves no folder behind
+        if not is_restart():
+            work_dir.begun.unlink(missing_ok=True)
     return cfg, work_dir
 
 

@@ -17,7 +17,7 @@ from cskd_core.distiller import Distiller
 from cskd_data.files import write_json
 from cskd_train.engine.build import SPLITS, Parts, agree_on_broken, build_parts, download
 from cskd_train.engine.device import keep_freed_memory
-from cskd_train.engine.distributed import SharedError, World, is_launched, is_restart, joined
+from cskd_train.engine.distributed import SharedError, World, is_launched, is_restart, is_worker, joined
 from cskd_train.engine.evaluate import EvaluationStopped, evaluate
 from cskd_train.engine.failures import explained_failures
 from cskd_train.engine.loader import Position
@@ -39,6 +39,7 @@ from cskd_train.engine.resume import Resumption, Saver, Trained, flat, saved_pos
 from cskd_train.engine.signals import Interrupted, StopRequest, stop_on_signals
 from cskd_train.engine.step import NotFinite
 from cskd_train.engine.terms import DistilledTerms
+from cskd_train.engine.workdir import WorkDir
 from cskd_train.files import checkpoints
 from cskd_train.files.config import config_to_data, config_to_json
 from cskd_train.mm.detector import DistilledDetector
@@ -65,14 +66,21 @@ def run(options: RunOptions, console: Console) -> RunResult:
         TrainError: bad input; a loss that is not finite; a checkpoint that cannot be written.
         Interrupted: one of `signals.STOP_SIGNALS`; what was done is saved and `--resume` goes on from there.
     """
-    if is_restart():
-        options = replace(options, resume=True, overwrite=False)
     # A process that waits for the others to join is ended by a signal as it is: it looks at none until then.
     with joined(options.device) as world, stop_on_signals() as stop:
         if not world.is_main:
             console = Console(quiet=True, force_terminal=False)
+        if is_restart():
+            options = _restarted(options, world)
         with stopped_at_start(stop, options), explained_failures(stop):
             return Run(options, world, stop, console).train()
+
+
+def _restarted(options: RunOptions, world: World) -> RunOptions:
+    """The options of a restart: it goes on, unless an older run is still to be replaced."""
+    if options.overwrite and not world.from_main(WorkDir(options.work_dir).begun.exists()):
+        return options
+    return replace(options, resume=True, overwrite=False)
 
 
 class Run:
@@ -140,6 +148,7 @@ class Run:
         result = outcome(self)
         if world.is_main:
             write_json(work_dir.result, result.to_dict())
+            work_dir.begun.unlink(missing_ok=True)
         return result
 
     def check_teacher(self, images: int = IMAGES, seconds: float = SECONDS) -> TeacherCheck | None:
@@ -291,6 +300,8 @@ class Run:
             work_dir.sweep()
         else:
             work_dir.clear()
+            if is_worker():
+                work_dir.begun.touch()
         write_json(work_dir.config, config_to_json(self.config_data))
         tell = partial(say, self.console)
         self.log = JsonLines(work_dir.log, tell)

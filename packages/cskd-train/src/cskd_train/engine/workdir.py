@@ -48,6 +48,11 @@ class WorkDir:
         """TensorBoard's event files."""
         return self.root / "tf_logs"
 
+    @property
+    def begun(self) -> Path:
+        """Empty, and there while a launch is under way that has cleared the folder: its restarts go on from here."""
+        return self.root / ".begun"
+
     def make(self) -> None:
         """Make the folder. Nothing is removed: `clear` does that once all the input has been found to be right.
 
