@@ -13,8 +13,9 @@ import torch
 from cskd_train.engine import loader, run, step
 from cskd_train.engine.records import Recorder
 from cskd_train.engine.signals import Interrupted
+from cskd_train.files.config import config_to_data
 
-from .runs import STEPS, differences, last, log, train
+from .runs import STEPS, differences, last, log, narrow, train
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +66,35 @@ def test_a_run_stopped_within_an_epoch_resumes_to_the_last_bit(small_runs, tmp_p
     assert outcome.iterations == steps
     assert log(parts) == log(whole)
     assert differences(last(parts), last(whole)) == []
+
+
+def dynamic():
+    """Settings of a Dynamic R-CNN, which moves its IoU threshold and the beta of its loss every four steps."""
+    rcnn = config_to_data(narrow("FasterRCNN").train_cfg)["rcnn"]
+    moves = {"iou_topk": 8, "beta_topk": 4, "update_iter_interval": 4, "initial_iou": 0.3, "initial_beta": 1.0}
+    return {
+        "model.roi_head.type": "DynamicRoIHead",
+        "model.roi_head.bbox_head.loss_bbox": {"type": "SmoothL1Loss", "beta": 1.0},
+        "model.train_cfg.rcnn": {**rcnn, "dynamic_rcnn": moves},
+    }
+
+
+def test_what_a_head_keeps_beside_its_state_dict_comes_back(small_runs, tmp_path):
+    case = "FasterRCNN", False, dynamic(), None
+    assert train(small_runs.options(tmp_path / "whole", *case[:2], settings=case[2]))[0].iterations == STEPS
+    options = interrupted(small_runs, tmp_path / "parts", case, 8)
+    (kept,) = last(tmp_path / "parts")["attributes"]
+    assert {"roi_head.bbox_assigner.pos_iou_thr", "roi_head.bbox_head.loss_bbox.beta"} <= kept.keys()
+    assert len(kept["roi_head.iou_history"]) == len(kept["roi_head.beta_history"]) == 1
+    forgetful = shutil.copytree(tmp_path / "parts", tmp_path / "forgetful")
+    contents = torch.load(forgetful / "last.pth", weights_only=True)
+    del contents["attributes"]
+    torch.save(contents, forgetful / "last.pth")
+    train(options)
+    assert log(tmp_path / "parts") == log(tmp_path / "whole")
+    assert differences(last(tmp_path / "parts"), last(tmp_path / "whole")) == []
+    train(replace(options, work_dir=forgetful))
+    assert log(forgetful) != log(tmp_path / "whole")
 
 
 def test_a_run_may_be_stopped_again_and_again(small_runs, tmp_path):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cskd_data.errors import DataError
+from cskd_train.engine.attributes import Attributes
 from cskd_train.engine.loader import Position, TrainLoader
 from cskd_train.engine.records import Recorder, RunState
 from cskd_train.engine.step import AveragedStudent, NotFinite, TrainStep
@@ -31,6 +32,7 @@ class Trained:
     loader: TrainLoader
     state: RunState
     recorder: Recorder
+    attributes: Attributes  # of the student
     terms: DistilledTerms | None = None  # None without a distiller
 
     @property
@@ -80,6 +82,7 @@ class Saver:
         for part in (one.student, one.distiller):
             if part is not None:
                 check_finite(part, position.step)
+        attributes = self._world.to_main(one.attributes.changed())
         if not self._world.is_main:
             return
         contents = {
@@ -89,6 +92,7 @@ class Saver:
             "optimizer": one.step.optimizer.state_dict(),
             "scaler": one.step.scaler.state_dict(),
             "run": one.state.to_data(),
+            "attributes": attributes,  # of each process
             "records": {"sums": one.recorder.sums, "counts": one.recorder.counts},
         }
         if one.distiller is not None:
@@ -192,7 +196,7 @@ class Resumption:
         return RunState.from_data(data, images_per_step)
 
     def restore(self, trained: Trained) -> None:
-        """Load weights, averages, optimizer and scale into what the config has built.
+        """Load weights, averages, optimizer, scale and attributes into what the config has built.
 
         The optimizer's settings (learning rate, weight decay) stay the config's, which a user may have changed; the
         schedule sets the learning rate of each epoch from them.
@@ -221,6 +225,9 @@ class Resumption:
             ) from error
         if trained.terms is not None:
             trained.terms.load_state_dict(contents.get("terms", {}))
+        if attributes := contents.get("attributes"):
+            world = trained.loader.world
+            trained.attributes.restore(attributes[world.rank if world.size == len(attributes) else 0])
         records = contents.get("records", {"sums": {}, "counts": {}})
         trained.recorder.sums, trained.recorder.counts = (current_terms(records[key]) for key in ("sums", "counts"))
 

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from cskd_core.distiller import Distiller
 from cskd_data.files import write_json
+from cskd_train.engine.attributes import Attributes
 from cskd_train.engine.build import SPLITS, Parts, agree_on_broken, build_parts, download
 from cskd_train.engine.device import keep_freed_memory
 from cskd_train.engine.distributed import SharedError, World, is_launched, is_restart, is_worker, joined
@@ -278,7 +279,8 @@ class Run:
         terms = DistilledTerms(parts.distiller.plan, len(loader)) if isinstance(parts.distiller, Distiller) else None
         if terms is not None:
             recorder.derived = terms.shares
-        self.trained = Trained(parts.student, parts.distiller, parts.step, loader, state, recorder, terms)
+        attributes = Attributes(parts.student)
+        self.trained = Trained(parts.student, parts.distiller, parts.step, loader, state, recorder, attributes, terms)
         epochs, best = cfg.runner.max_epochs, state.best.get("bbox_mAP")
         self.display = ProgressDisplay(self.console, epochs, len(loader), step, best, self._interval)
         if resumption:
