@@ -29,7 +29,7 @@ class Head(nn.Module):
         self.history, self.size, self.steps, self.found = [], (1, 2), 0, None
         self.table = {"a": 1}
         self.same = self.conv
-        self.itself = self
+        self.assigners[0].holder = self
 
 
 def trained(head):

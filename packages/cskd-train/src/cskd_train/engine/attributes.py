@@ -7,7 +7,7 @@ the size of its images and the number of its steps, DropBlock that number too.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -65,7 +65,7 @@ def _parts(model: nn.Module) -> Iterator[tuple[str, Any]]:
         yield path, part
         held = {**vars(part), **vars(part).get("_modules", {})}
         for name, value in held.items():
-            items = enumerate(value) if isinstance(value, (list, tuple)) else [("", value)]
+            items: Iterable[tuple[Any, Any]] = enumerate(value) if isinstance(value, (list, tuple)) else [("", value)]
             for place, one in items:
                 if _is_part(one, part):
                     waiting.append((".".join(filter(None, (path, name, str(place)))), one))
