@@ -71,7 +71,7 @@ def test_a_run_stopped_within_an_epoch_resumes_to_the_last_bit(small_runs, tmp_p
 def dynamic():
     """Settings of a Dynamic R-CNN, which moves its IoU threshold and the beta of its loss every four steps."""
     rcnn = config_to_data(narrow("FasterRCNN").train_cfg)["rcnn"]
-    moves = {"iou_topk": 8, "beta_topk": 4, "update_iter_interval": 4, "initial_iou": 0.3, "initial_beta": 1.0}
+    moves = {"iou_topk": 8, "beta_topk": 4, "update_iter_interval": 4, "initial_iou": 0.3, "initial_beta": 100.0}
     return {
         "model.roi_head.type": "DynamicRoIHead",
         "model.roi_head.bbox_head.loss_bbox": {"type": "SmoothL1Loss", "beta": 1.0},
