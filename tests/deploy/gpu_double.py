@@ -6,7 +6,9 @@ What reads a result too early, uses freed memory, or waits while a graph is reco
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -58,29 +60,48 @@ class BuffersDouble(Buffers):
 
     def __init__(self, gpu: GpuDouble) -> None:
         self.gpu = gpu
+        self._at_work: int | None = None  # the thread that is
         self._clock = 0.0
         self._marks = 0
 
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        assert self._at_work is None, "two threads at a time"
+        self._at_work = threading.get_ident()
+        try:
+            yield
+        finally:
+            self._at_work = None
+
+    def _require_active(self) -> None:
+        assert self._at_work == threading.get_ident(), "not within `active`"
+
     def allocate(self, size: int) -> Block:
+        self._require_active()
         self.gpu.calls.append(f"allocate {size}")
         return Block(self.gpu.allocate(size), size, None)
 
     def free(self, block: Block) -> None:
+        self._require_active()
         self.gpu.calls.append(f"free {block.size}")
         self.gpu.free(block.address)
 
     def page_locked(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+        self._require_active()
         return np.full(shape, 0xCD, dtype)
 
     def copy_in(self, block: Block, array: np.ndarray) -> None:
+        self._require_active()
         target = self.gpu.array(block.address, (array.nbytes,), np.uint8)
         self.gpu.enqueue("copy in", lambda: np.copyto(target, array.reshape(-1).view(np.uint8)))
 
     def copy_out(self, array: np.ndarray, block: Block) -> None:
+        self._require_active()
         source = self.gpu.array(block.address, (array.nbytes,), np.uint8)
         self.gpu.enqueue("copy out", lambda: np.copyto(array.reshape(-1).view(np.uint8), source))
 
     def mark(self) -> list[float]:
+        self._require_active()
         reached: list[float] = []
 
         def pass_by() -> None:
@@ -95,10 +116,12 @@ class BuffersDouble(Buffers):
         return second[0] - first[0]
 
     def synchronize(self) -> None:
+        self._require_active()
         self.gpu.calls.append("synchronize")
         self.gpu.drain()
 
     def close(self) -> None:
+        assert self._at_work is None
         self.gpu.calls.append("close")
 
 

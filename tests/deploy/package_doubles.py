@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import threading
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -69,36 +70,55 @@ def cuda_python(failing: str = "") -> Any:
 
 
 def pycuda() -> Any:
+    """A context is current in the threads that have pushed it, and all else fails in the others."""
     calls: list[str] = []
     clock = iter(range(1000))
+    pushed: list[int] = []
+
+    def require_context() -> None:
+        assert threading.get_ident() in pushed, "invalid device context"
 
     class Allocation:
         def __init__(self, size: int) -> None:
+            require_context()
             self.memory = (ctypes.c_uint8 * size)()
 
         def __int__(self) -> int:
             return ctypes.addressof(self.memory)
 
         def free(self) -> None:
+            require_context()
             calls.append("free")
 
     class Stream:
         handle = STREAM
 
+        def __init__(self) -> None:
+            require_context()
+
         def synchronize(self) -> None:
+            require_context()
             calls.append("synchronize")
 
     class Event:
         def record(self, stream: Stream) -> None:
+            require_context()
             self.time = next(clock)
 
         def time_till(self, other: Event) -> float:
             return float(other.time - self.time)
 
     class Context:
-        push = staticmethod(lambda: calls.append("push"))
-        pop = staticmethod(lambda: calls.append("pop"))
-        detach = staticmethod(lambda: calls.append("detach"))
+        def push(self) -> None:
+            calls.append("push")
+            pushed.append(threading.get_ident())
+
+        def pop(self) -> None:
+            calls.append("pop")
+            pushed.remove(threading.get_ident())
+
+        def detach(self) -> None:
+            calls.append("detach")
 
     class Device:
         def __init__(self, place: int) -> None:
@@ -107,10 +127,16 @@ def pycuda() -> Any:
         def retain_primary_context(self) -> Context:
             return Context()
 
+    def page_locked(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        require_context()
+        return np.empty(shape, dtype)
+
     def copy_in(target: Allocation, source: np.ndarray, stream: Stream) -> None:
+        require_context()
         ctypes.memmove(int(target), source.ctypes.data, source.nbytes)
 
     def copy_out(target: np.ndarray, source: Allocation, stream: Stream) -> None:
+        require_context()
         ctypes.memmove(target.ctypes.data, int(source), target.nbytes)
 
     return SimpleNamespace(
@@ -121,7 +147,7 @@ def pycuda() -> Any:
         Stream=Stream,
         Event=Event,
         mem_alloc=Allocation,
-        pagelocked_empty=np.empty,
+        pagelocked_empty=page_locked,
         memcpy_htod_async=copy_in,
         memcpy_dtoh_async=copy_out,
     )

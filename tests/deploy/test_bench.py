@@ -53,10 +53,10 @@ class Counting(Backend):
     def load(self):
         pass
 
-    def close(self):
+    def _close(self):
         pass
 
-    def infer(self, feed):
+    def _infer(self, feed):
         self.calls.append(self.path)
         batch = len(feed["image"])
         assert feed["image_shape"].shape == (batch, 2)

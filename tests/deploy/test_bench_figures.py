@@ -149,9 +149,9 @@ class Slow(Counting):
         self.device = device
         self._clock = clock
 
-    def infer(self, feed: Any) -> dict[str, np.ndarray]:
+    def _infer(self, feed: Any) -> dict[str, np.ndarray]:
         self._clock[0] += 0.01 * len(feed["image"])
-        return super().infer(feed)
+        return super()._infer(feed)
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
 
 from cskd_deploy.backends import BUFFERS
-from cskd_deploy.backends.tensorrt.memory import open_buffers
+from cskd_deploy.backends.tensorrt.memory import Buffers, open_buffers
 from cskd_deploy.errors import BackendMissing, DeployError
 
 from . import package_doubles
@@ -47,25 +48,33 @@ def test_arrays_go_to_the_gpu_and_back_on_one_stream(name, install, monkeypatch)
     install(name)
     buffers = open_buffers(name)
     assert (buffers.name, buffers.stream) == (name, STREAM)
-    sent = buffers.page_locked((2, 3), np.dtype(np.float32))
-    received = buffers.page_locked((2, 2), np.dtype(np.float32))
-    assert (sent.shape, sent.dtype, sent.flags["C_CONTIGUOUS"]) == ((2, 3), np.float32, True)
-    sent[:] = np.arange(6).reshape(2, 3)
-    received[:] = -1
-    block = buffers.allocate(64)
-    assert block.size == 64
-    first = buffers.mark()
-    buffers.copy_in(block, sent)
-    buffers.copy_out(received, block)
-    second, third = buffers.mark(), buffers.mark()
-    buffers.synchronize()
-    np.testing.assert_array_equal(received, [[0, 1], [2, 3]])
-    assert buffers.milliseconds(first, second) == 1.0
-    assert buffers.milliseconds(first, third) == 2.0
-    buffers.free(block)
-    assert buffers.allocate(0).address != 0
-    assert buffers.page_locked((0, 4), np.dtype(np.int64)).shape == (0, 4)
-    buffers.close()
+    use(buffers)
+    with ThreadPoolExecutor(1) as another:
+        another.submit(use, buffers).result()
+        another.submit(buffers.close).result()
+
+
+def use(buffers: Buffers) -> None:
+    """Copy to the GPU and back."""
+    with buffers.active():
+        sent = buffers.page_locked((2, 3), np.dtype(np.float32))
+        received = buffers.page_locked((2, 2), np.dtype(np.float32))
+        assert (sent.shape, sent.dtype, sent.flags["C_CONTIGUOUS"]) == ((2, 3), np.float32, True)
+        sent[:] = np.arange(6).reshape(2, 3)
+        received[:] = -1
+        block = buffers.allocate(64)
+        assert block.size == 64
+        first = buffers.mark()
+        buffers.copy_in(block, sent)
+        buffers.copy_out(received, block)
+        second, third = buffers.mark(), buffers.mark()
+        buffers.synchronize()
+        np.testing.assert_array_equal(received, [[0, 1], [2, 3]])
+        assert buffers.milliseconds(first, second) == 1.0
+        assert buffers.milliseconds(first, third) == 2.0
+        buffers.free(block)
+        assert buffers.allocate(0).address != 0
+        assert buffers.page_locked((0, 4), np.dtype(np.int64)).shape == (0, 4)
 
 
 def test_cuda_python_frees_all_it_took_and_names_what_failed(install, monkeypatch):
@@ -113,10 +122,20 @@ def test_pycuda_works_in_the_primary_context_and_leaves_it(install, monkeypatch)
     with_parents(monkeypatch, MODULES["pycuda"])
     pycuda = install("pycuda")
     buffers = open_buffers("pycuda")
-    assert pycuda.calls == ["init", "push"]
+    assert pycuda.calls == ["init", "push", "pop"]  # the thread that made them has none left
     assert buffers.failures == (pycuda.Error,)
     buffers.close()
-    assert pycuda.calls[-2:] == ["pop", "detach"]
+    assert pycuda.calls[-3:] == ["push", "pop", "detach"]
+
+
+def test_cuda_python_sets_the_gpu_in_each_thread(install, monkeypatch):
+    """A CUDA graph is launched by the driver, which does not set it as the runtime does."""
+    with_parents(monkeypatch, MODULES["cuda-python"])
+    cuda = install("cuda-python")
+    buffers = open_buffers("cuda-python")
+    cuda.calls.clear()
+    with buffers.active():
+        assert cuda.calls == ["cudaSetDevice"]
 
 
 def test_the_first_usable_package_is_taken(install, monkeypatch):

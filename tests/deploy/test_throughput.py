@@ -36,12 +36,12 @@ class Slow(Counting):
     def load(self):
         self.threads.add(threading.get_ident())
 
-    def infer(self, feed):
+    def _infer(self, feed):
         self.threads.add(threading.get_ident())
         time.sleep(self.seconds)
-        return super().infer(feed)
+        return super()._infer(feed)
 
-    def close(self):
+    def _close(self):
         self.threads.add(threading.get_ident())
         self.closed = True
 
@@ -84,7 +84,7 @@ def test_each_batch_of_a_stream_has_the_size_that_was_asked_for(short_turns):
 
 def test_what_fails_in_one_stream_ends_all_with_its_error(short_turns):
     class Failing(Slow):
-        def infer(self, feed):
+        def _infer(self, feed):
             raise DeployError("out of memory")
 
     backends = [Slow("a", []), Failing("b", []), Slow("c", [])]

@@ -27,8 +27,8 @@ FRAMES, RATE = 7, 12.5
 class Brightest(Counting):
     """Finds one box, which is as likely as the image is bright."""
 
-    def infer(self, feed):
-        found = super().infer(feed)
+    def _infer(self, feed):
+        found = super()._infer(feed)
         found["scores"] = feed["image"].mean(axis=(1, 2, 3))[:, None] / 255
         return found
 
@@ -218,10 +218,10 @@ class Slow(Backend):
     def load(self):
         pass
 
-    def close(self):
+    def _close(self):
         pass
 
-    def infer(self, feed):
+    def _infer(self, feed):
         time.sleep(0.2)
         boxes = np.array([[[1, 1, 9, 9]]], dtype=np.float32)
         return {{"boxes": boxes, "scores": boxes[..., 2] / 10, "labels": np.zeros((1, 1), dtype=np.int64)}}

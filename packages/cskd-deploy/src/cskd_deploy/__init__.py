@@ -88,6 +88,8 @@ def load(
     """Load a model for detection: `load("student.onnx").detect(image)`.
 
     The detector is a context manager, which lets go of the model at its end; without `with`, `Detector.close` does.
+    Several threads may call one detector: ONNX Runtime on the processor then infers for all of them at once, every
+    other runtime for one after the other.
 
     Args:
         model: a file of `export` (ONNX), a TensorRT engine with its manifest, or a checkpoint, which runs in PyTorch.

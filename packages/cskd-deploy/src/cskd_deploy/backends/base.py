@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, TypeVar
@@ -30,6 +32,9 @@ class Backend(ABC):
     `class_scores` `(N, k)` where the manifest has the score threshold apply to them. An exported graph gives the same
     `k` for every input of one size; candidates below the score threshold may be among them. With NMS in the graph the
     three are detections.
+
+    Several threads may use one backend. What a subclass does in `_infer` and `_close` is done by one thread at a time,
+    unless `shares_memory` is False.
     """
 
     name: ClassVar[str]
@@ -37,12 +42,15 @@ class Backend(ABC):
     batch_size: int | None = None  # the one that the graph is fixed to; None takes any, or the runtime says which
     manifest: Manifest
     size_bytes: int  # of what is loaded: the model file, or the weights
-    # Of the last inference: until its work was handed to the device; None where the runtime cannot tell.
+    shares_memory: bool = True  # inferences write to the same memory; False where each has its own
+    # Of the last inference, of whatever thread: until its work was handed to the device; None where the runtime cannot
+    # tell.
     enqueue_seconds: float | None = None
     notes: tuple[str, ...] = ()  # what a reader of its results should know of how it runs
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._turn = threading.RLock()
 
     @property
     def label(self) -> str:
@@ -51,7 +59,7 @@ class Backend(ABC):
 
     @property
     def device_milliseconds(self) -> Mapping[str, float]:
-        """Of the last inference: `h2d`, `compute` and `d2h`, where the runtime can tell them apart."""
+        """Of the last inference, of whatever thread: `h2d`, `compute` and `d2h`, where the runtime tells them apart."""
         return {}
 
     @abstractmethod
@@ -63,13 +71,23 @@ class Backend(ABC):
             BackendMissing: the runtime is not installed.
         """
 
-    @abstractmethod
     def infer(self, feed: Arrays) -> dict[str, np.ndarray]:
         """Run the detector once on `image` and `image_shape`."""
+        with self._turn if self.shares_memory else nullcontext():
+            return self._infer(feed)
+
+    def close(self) -> None:
+        """Let go of the model, after an inference that another thread is at."""
+        with self._turn:
+            self._close()
 
     @abstractmethod
-    def close(self) -> None:
-        """Let go of the model."""
+    def _infer(self, feed: Arrays) -> dict[str, np.ndarray]:
+        """What `infer` does in its turn."""
+
+    @abstractmethod
+    def _close(self) -> None:
+        """What `close` does in its turn."""
 
     def __enter__(self: AnyBackend) -> AnyBackend:
         self.load()

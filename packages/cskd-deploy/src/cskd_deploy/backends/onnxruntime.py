@@ -32,6 +32,7 @@ class OnnxRuntimeBackend(Backend):
     """
 
     name: ClassVar[str] = "onnxruntime"
+    shares_memory = False  # on the processor
 
     def __init__(
         self,
@@ -80,6 +81,7 @@ class OnnxRuntimeBackend(Backend):
         self.batch_size = batch if isinstance(batch, int) else None
         self._session = session
         if self.device == "cuda":
+            self.shares_memory = True
             self._bound = cuda.BoundRun(runtime, session, "cuda", self._inputs, self._outputs)
             left = cuda.nodes_on_cpu(session)
             self.notes = (f"{self.path}: {left}",) if left else ()
@@ -126,7 +128,7 @@ class OnnxRuntimeBackend(Backend):
         """The file that `profile` asked for, written now."""
         return Path(self._session.end_profiling())
 
-    def infer(self, feed: Arrays) -> dict[str, np.ndarray]:
+    def _infer(self, feed: Arrays) -> dict[str, np.ndarray]:
         try:
             if self._bound is not None:
                 return self._bound(feed)
@@ -135,7 +137,7 @@ class OnnxRuntimeBackend(Backend):
             raise DeployError(f"{self.path} failed in ONNX Runtime: {cuda.first_line(error)}") from error
         return dict(zip(self._outputs, values, strict=True))
 
-    def close(self) -> None:
+    def _close(self) -> None:
         self._session = self._bound = None
 
 

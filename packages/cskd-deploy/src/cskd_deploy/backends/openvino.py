@@ -121,7 +121,7 @@ class OpenVinoBackend(Backend):
                 f"{input_shapes(self.manifest)[INPUT]} and {', '.join(self._outputs)}. Export it again"
             )
 
-    def infer(self, feed: Arrays) -> dict[str, np.ndarray]:
+    def _infer(self, feed: Arrays) -> dict[str, np.ndarray]:
         try:
             self._request.infer({name: np.ascontiguousarray(feed[name]) for name in self._inputs}, share_inputs=True)
             # Copies: the request's memory is written again by the next inference.
@@ -129,7 +129,7 @@ class OpenVinoBackend(Backend):
         except Exception as error:
             raise DeployError(f"{self.path} failed in OpenVINO: {reason(error)}") from error
 
-    def close(self) -> None:
+    def _close(self) -> None:
         self._request = None
 
 

@@ -58,7 +58,7 @@ class TorchBackend(Backend):
         self._held.enter_context(torch_threads(self._threads))
         self._student = student
 
-    def infer(self, feed: Arrays) -> dict[str, np.ndarray]:
+    def _infer(self, feed: Arrays) -> dict[str, np.ndarray]:
         assert self._student is not None
         self._synchronize()  # what was enqueued before is not part of this
         found = mmdet_candidates(self._student.model, feed[INPUT], feed[IMAGE_SHAPE])
@@ -74,7 +74,7 @@ class TorchBackend(Backend):
 
             torch.cuda.synchronize()
 
-    def close(self) -> None:
+    def _close(self) -> None:
         self._student = None
         self._held.close()
 

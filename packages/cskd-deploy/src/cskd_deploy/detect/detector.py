@@ -19,7 +19,7 @@ Item = TypeVar("Item")
 class Detector:
     """The three stages of a detection, together (`detect`) or one by one (to time them).
 
-    A context manager that closes its backend, which is open already.
+    A context manager that closes its backend, which is open already. Several threads may use one detector.
 
     Args:
         backend: a loaded backend.
@@ -69,11 +69,18 @@ class Detector:
         """
         for image in images:
             _check_image(image)
+        self._require_open()
+        prepared = [self.prepare(image) for image in images]
+        try:
+            outputs = self.infer(*prepared)
+        except Exception:
+            self._require_open()  # another thread may have closed it meanwhile
+            raise
+        return [self.select(outputs, one, place) for place, one in enumerate(prepared)]
+
+    def _require_open(self) -> None:
         if self._closed:
             raise DeployError(f"{self.backend.path} has been closed: load it again")
-        prepared = [self.prepare(image) for image in images]
-        outputs = self.infer(*prepared)
-        return [self.select(outputs, one, place) for place, one in enumerate(prepared)]
 
     def batch(self, asked: int | None = None) -> int:
         """How many images at a time: as many as are asked for, else as the graph is fixed to, else one.

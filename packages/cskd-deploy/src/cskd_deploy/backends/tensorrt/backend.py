@@ -83,7 +83,7 @@ class TensorRTBackend(Backend):
         batches = {size for one in images for size in (one.min[0], one.max[0])}
         self.batch_size = batches.pop() if len(batches) == 1 else None
 
-    def infer(self, feed: Arrays) -> dict[str, np.ndarray]:
+    def _infer(self, feed: Arrays) -> dict[str, np.ndarray]:
         outputs = self._told(lambda session: session.run(feed))
         assert self._session is not None
         # Until `execute_async_v3`, or the launch of the CUDA graph, returned.
@@ -92,7 +92,8 @@ class TensorRTBackend(Backend):
 
     def time_layers(self, feed: Arrays, runs: int) -> list[LayerTime]:
         """The engine's layers and what they take of a run; see `EngineSession.time_layers`."""
-        return self._told(lambda session: session.time_layers(feed, runs))
+        with self._turn:
+            return self._told(lambda session: session.time_layers(feed, runs))
 
     def _told(self, work: Callable[[EngineSession], Result]) -> Result:
         """What comes of the session, whose failures are named after the file."""
@@ -104,7 +105,7 @@ class TensorRTBackend(Backend):
         except self._failures as error:
             raise DeployError(f"{self.path} failed on the GPU: {error}") from error
 
-    def close(self) -> None:
+    def _close(self) -> None:
         session, self._session = self._session, None
         if session is not None:
             try:

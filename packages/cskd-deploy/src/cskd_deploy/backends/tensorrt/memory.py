@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import importlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, ClassVar
@@ -27,6 +29,8 @@ class Block:
 class Buffers(ABC):
     """Memory of GPU 0, page-locked memory of the host, one stream and its events.
 
+    All but `close` is done within `active`, in any thread, one at a time.
+
     Copies are put on the stream and return at once: host arrays are those of `page_locked`, which a copy may still be
     reading or writing until `synchronize`.
     """
@@ -34,6 +38,10 @@ class Buffers(ABC):
     name: ClassVar[str]
     stream: int  # the handle of a stream that is not the default one
     failures: tuple[type[Exception], ...] = ()  # what the package raises when the GPU fails, beside DeployError
+
+    @abstractmethod
+    def active(self) -> AbstractContextManager[None]:
+        """While it lasts, this thread works on the GPU."""
 
     @abstractmethod
     def allocate(self, size: int) -> Block:
@@ -89,6 +97,12 @@ class CudaPythonBuffers(Buffers):
         self.stream = int(self._stream)
         self._blocks: dict[int, Block] = {}
         self._hosts: list[int] = []
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        # The runtime does so by itself at its first call in a thread; the driver's calls for a CUDA graph do not.
+        self._check(self._cuda.cudaSetDevice(0))
+        yield
 
     def allocate(self, size: int) -> Block:
         address = int(self._check(self._cuda.cudaMalloc(max(size, 1))))
@@ -175,10 +189,18 @@ class PycudaBuffers(Buffers):
         self._cuda.init()
         # pycuda.autoinit would make a context of its own.
         self._context = self._cuda.Device(0).retain_primary_context()
-        self._context.push()
-        self._stream = self._cuda.Stream()
+        with self.active():
+            self._stream = self._cuda.Stream()
         self.stream = int(self._stream.handle)
         self._hosts: list[np.ndarray] = []
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        self._context.push()  # PyCUDA has contexts by thread, and frees nothing of one that is another thread's alone
+        try:
+            yield
+        finally:
+            self._context.pop()
 
     def allocate(self, size: int) -> Block:
         allocation = self._cuda.mem_alloc(max(size, 1))
@@ -210,8 +232,8 @@ class PycudaBuffers(Buffers):
         self._stream.synchronize()
 
     def close(self) -> None:
-        self._hosts.clear()
-        self._context.pop()
+        with self.active():
+            self._hosts.clear()
         self._context.detach()
 
 

@@ -132,7 +132,8 @@ class EngineSession:
             DeployError: a shape is not one that the engine was built for, or the run fails.
         """
         try:
-            return self._run(feed)
+            with self._buffers.active():
+                return self._run(feed)
         except BaseException:
             self._failed = True
             raise
@@ -193,19 +194,23 @@ class EngineSession:
             Exception: the first failure. None after a run that failed, since CUDA repeats its error in every call.
         """
         first: Exception | None = None
-        for free in (
+        steps: tuple[Callable[[], None], ...] = (
             self._drop_graph,
             self._loaded.close,  # before the memory that it has the addresses of, and the context of CUDA
             *(functools.partial(self._buffers.free, block) for block in self._blocks.values()),
             *(allocator.free for allocator in self._allocators.values()),
-            self._buffers.close,
-        ):
+        )
+        for free in (*(functools.partial(self._active, step) for step in steps), self._buffers.close):
             try:
                 free()
             except Exception as error:
                 first = first or error
         if first is not None and not self._failed:
             raise first
+
+    def _active(self, work: Callable[[], None]) -> None:
+        with self._buffers.active():
+            work()
 
     def _prepare(self, shapes: dict[str, Shape]) -> None:
         """Set the shapes of the inputs in the context, and give every tensor an address."""
