@@ -19,6 +19,8 @@ from cskd_deploy.commands.infer import draw
 from cskd_deploy.detect.detector import Detector
 from cskd_deploy.detect.postprocess import Detections
 
+from .engines import write_small_model
+
 EXAMPLE = Path(__file__).parents[2] / "packages" / "cskd-deploy" / "examples" / "detect.py"
 
 
@@ -76,6 +78,28 @@ def test_drawings_keep_their_place_below_the_folder_and_the_images_stay(deploy, 
     assert refused.code == 2
     assert "would replace the image" in refused.err
     assert before == {path: path.read_bytes() for path in before}
+
+
+def test_drawings_of_links_are_named_after_the_links(deploy, frames, tmp_path):
+    """As a data set of a hub, whose names are links to files that are named after their content."""
+    model = write_small_model(tmp_path / "model.onnx")
+    blobs, links = tmp_path / "blobs", tmp_path / "links"
+    links.mkdir()
+    frames.rename(blobs)
+    (blobs / "a.jpg").rename(blobs / "3f9c2a")
+    for name in ("one.jpg", "two.jpg"):
+        (links / name).symlink_to(blobs / "3f9c2a")
+    (links / "late").symlink_to(blobs / "late")
+    done = deploy("infer", model, links / "one.jpg", links / "two.jpg", links / "late", "--output", tmp_path / "o")
+    assert done.code == 0, done.err
+    drawn = sorted(str(path.relative_to(tmp_path / "o")) for path in (tmp_path / "o").rglob("*.*"))
+    assert drawn == ["late/a.png", "one.jpg", "two.jpg"]
+    for folder in (links, blobs / "late"):
+        (tmp_path / "there").unlink(missing_ok=True)
+        (tmp_path / "there").symlink_to(folder)
+        refused = deploy("infer", model, *sorted(folder.glob("*.*")), "--output", tmp_path / "there")
+        assert refused.code == 2
+        assert "would replace the image" in refused.err
 
 
 def test_images_that_cannot_be_read_are_named_and_the_others_done(deploy, model_file, frames, tmp_path):

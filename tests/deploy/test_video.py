@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -96,6 +97,55 @@ def test_no_more_frames_than_asked_for(deploy, model, film):
     refused = deploy("infer", model, film.parent, "--max-frames", 3)
     assert refused.code == 2
     assert "--max-frames is for a video or a camera" in refused.err
+
+
+def cut_off(film: Path, path: Path) -> Path:
+    """Its first four frames, under a header that announces all."""
+    content = film.read_bytes()
+    place = content.index(b"movi")
+    for _ in range(5):
+        place = content.index(b"00dc", place + 4)
+    path.write_bytes(content[:place])
+    return path
+
+
+def test_a_video_that_ends_early_is_said_to(deploy, model, film):
+    cut = cut_off(film, film.with_name("cut.avi"))
+    done = deploy("infer", model, cut, "--json", "-")
+    found = lines(done.out)
+    assert 0 < len(found) < FRAMES - 1
+    assert done.code == 1
+    assert f"error: the video ends after {len(found)} frames, about {FRAMES} were announced: " in done.err
+    assert deploy("infer", model, cut, "--json", "-", "--max-frames", len(found)).code == 0
+    assert deploy("infer", model, cut, "--json", "-", "--max-frames", len(found) + 1).code == 1
+
+
+@pytest.mark.parametrize(
+    ("facts", "announced"),
+    [
+        ({cv2.CAP_PROP_FRAME_COUNT: 12}, 12),
+        ({cv2.CAP_PROP_FRAME_COUNT: 8}, None),  # a frame that players leave out
+        ({cv2.CAP_PROP_FRAME_COUNT: 0}, None),
+        ({cv2.CAP_PROP_FRAME_COUNT: -9.2e18}, None),
+        ({cv2.CAP_PROP_FRAME_COUNT: 9.2e18}, None),
+        # Guessed from a rate that the frames do not keep: the last one stands where the file ends.
+        ({cv2.CAP_PROP_FRAME_COUNT: 60, cv2.CAP_PROP_POS_MSEC: 4800.0}, None),
+    ],
+)
+def test_frames_are_missed_where_fewer_came_in_less_time_than_announced(film, facts, announced):
+    with room.Video(str(film)) as video:
+        real = video._capture
+        video._capture = SimpleNamespace(
+            read=real.read, release=real.release, get=lambda name: facts.get(name, real.get(name))
+        )
+        assert len(list(video)) == FRAMES
+    assert video.announced == announced
+
+
+def test_a_container_without_a_count_is_not_held_to_a_guess(film):
+    with room.Video(str(cut_off(film, film.with_suffix(".mpg")))) as video:
+        assert len(list(video)) < FRAMES - 1
+    assert video.announced is None
 
 
 @pytest.mark.parametrize("name", ["drawn.avi", "new/drawn.mp4"])

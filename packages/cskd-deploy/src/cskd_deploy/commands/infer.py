@@ -83,7 +83,8 @@ def command(
 
     A video or a camera is given alone: as a file that OpenCV reads, or as camera:0 for the first camera. Each frame is
     detected on, in its turn, and written as it is done; at the end frames a second are those of the whole: reading,
-    detecting, drawing. Ctrl-C ends it between two frames: what was written is whole, the exit code is 130.
+    detecting, drawing. Ctrl-C ends it between two frames: what was written is whole, the exit code is 130. Where a
+    file holds clearly fewer frames than it announces, that is said, and the exit code is 1.
 
     \b
     Examples:
@@ -193,6 +194,7 @@ def _detect_frames(
 
     Raises:
         Interrupted: a signal came.
+        CheckFailed: the video ended before the frames that it announces.
     """
     manifest = detector.manifest
     begin = shown = time.perf_counter()
@@ -222,6 +224,11 @@ def _detect_frames(
     click.echo(f"{done} frames in {seconds:.1f} s: {done / seconds:.1f} frames/s{own}", err=True)
     if signals:
         raise Interrupted(f"stopped after {done} frames by {signals[0].name}", signals[0])
+    if video.announced is not None:
+        raise CheckFailed(
+            f"the video ends after {done} frames, about {video.announced} were announced: it is cut off or damaged "
+            "(copy it again), or its container counts wrongly"
+        )
 
 
 def _ready(detector: Detector, score_thr: float | None, model: Path) -> float:
@@ -274,13 +281,15 @@ def _line(name: object, found: Detections, classes: Sequence[str]) -> str:
 def _drawings(paths: list[Path], folder: Path) -> dict[Path, Path]:
     """Where each image's drawing goes: by its name, or by its place below the folder that all images share.
 
+    Both as they were given: of a link its own, not those of what it points to.
+
     Raises:
         DeployError: a drawing would replace an image, or the folder cannot be written.
     """
-    resolved = {path: path.resolve() for path in paths}
-    shared = Path(os.path.commonpath([path.parent for path in resolved.values()]))
-    drawings = {path: folder / place.relative_to(shared) for path, place in resolved.items()}
-    originals = set(resolved.values())
+    places = {path: Path(os.path.abspath(path)) for path in paths}
+    shared = Path(os.path.commonpath([place.parent for place in places.values()]))
+    drawings = {path: folder / place.relative_to(shared) for path, place in places.items()}
+    originals = {path.resolve() for path in paths}
     for path, drawing in drawings.items():
         if drawing.resolve() in originals:
             raise DeployError(f"--output {folder} would replace the image {path}: give another folder")

@@ -28,6 +28,9 @@ VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wm
 CODES = {".mp4": "mp4v", ".avi": "MJPG"}  # that OpenCV's wheels write
 USUAL_RATE = 25.0  # of a drawn video whose source does not say its own
 _HEAD = 4096
+_COUNTED = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm", ".wmv")  # their headers say how long they are
+_MOST_FRAMES = 1e9  # OpenCV's count of what has none is beyond
+_COMPLETE = 0.9  # of frames and of time: containers count frames that a player leaves out, and round
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,8 @@ class Video:
             raise DeployError(f"{source} is neither a picture nor a video that OpenCV reads")
         rate = self._capture.get(cv2.CAP_PROP_FPS)
         self.rate: float | None = float(rate) if 0 < rate < 1e4 else None  # frames a second
+        # Frames by the file's header; known once the last one has been read, and None where they came.
+        self.announced: int | None = None
 
     def __enter__(self) -> Video:
         return self
@@ -133,9 +138,23 @@ class Video:
                 seconds = now - self._begin
             else:
                 seconds = self._number / self.rate
+            reached = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1e3
             yield Frame(self._number, round(seconds, 6), image)
             self._number += 1
             read, image = self._capture.read()
+        self.announced = self._missing(reached)
+
+    def _missing(self, reached: float) -> int | None:
+        """The number of frames that the file announces, where clearly fewer came, in clearly less time.
+
+        Args:
+            reached: seconds at the last frame, by its own time stamp.
+        """
+        if self._path is None or self.rate is None or self._path.suffix.lower() not in _COUNTED:
+            return None
+        announced = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        few = self._number + 1 < _COMPLETE * announced < _MOST_FRAMES
+        return round(announced) if few and reached + 2 / self.rate < _COMPLETE * announced / self.rate else None
 
 
 def _opened(source: str | int) -> Any:
