@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -24,7 +25,7 @@ from cskd_deploy.model.manifest import MANIFEST_KEY, manifest_from_metadata
 from cskd_deploy.model.onnx_file import interface_of
 from cskd_deploy.serving.triton import TYPES, Enum, written
 
-from .engines import MANIFEST, ORIN, write_graph
+from .engines import MANIFEST, ORIN, write_graph, write_small_model
 from .students import student_config, write_checkpoint
 from .triton_text import read_config
 
@@ -159,15 +160,36 @@ def test_what_the_file_says_of_its_ends_is_what_onnx_runtime_says(family, studen
             assert TYPES[one.type]
 
 
-@pytest.mark.parametrize("family", ["FCOS", "RetinaNet"])
-def test_the_client_of_the_readme_prints_what_the_detector_finds(
-    family, deploy, students, tmp_path, monkeypatch, capsys
-):
-    """The server is ONNX Runtime here, fed through the names, types and shapes of the configuration."""
-    model = students[family]
-    config = config_of(deploy, model, tmp_path / "models")
-    folder = tmp_path / "models" / family
-    session = onnxruntime.InferenceSession(str(folder / "1" / "model.onnx"), providers=["CPUExecutionProvider"])
+@pytest.fixture
+def assert_client_finds_what_the_detector_finds(deploy, tmp_path, monkeypatch, capsys) -> Callable[..., None]:
+    """Given a model, an image and the names of its classes, runs the program in the README.
+
+    The server is ONNX Runtime here, fed through the names, types and shapes of the configuration.
+    """
+
+    def check(model: Path, image: np.ndarray, classes: Sequence[str]) -> None:
+        config = config_of(deploy, model, tmp_path / "models")
+        folder = tmp_path / "models" / model.stem
+        put_server(monkeypatch, config, folder / "1" / "model.onnx")
+        cv2.imwrite(str(tmp_path / "image.png"), image)
+        monkeypatch.setattr(sys, "argv", ["client.py", str(tmp_path / "image.png")])
+        program = (folder / "README.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+        capsys.readouterr()
+        exec(compile(program, "client.py", "exec"), {})
+        with cskd_deploy.load(model, device="cpu") as detector:
+            found = detector.detect(image)
+        assert len(found) > 3
+        assert capsys.readouterr().out.splitlines() == [
+            f"{classes[label]} {round(float(score), 3)} {[round(float(side), 1) for side in box]}"
+            for box, score, label in zip(found.boxes, found.scores, found.labels, strict=True)
+        ]
+
+    return check
+
+
+def put_server(monkeypatch: Any, config: dict[str, Any], model: Path) -> None:
+    """A `tritonclient` whose server has this model."""
+    session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
     batched = config["max_batch_size"] > 0
 
     class Input:
@@ -203,19 +225,39 @@ def test_the_client_of_the_readme_prints_what_the_detector_finds(
     package.http = module
     monkeypatch.setitem(sys.modules, "tritonclient", package)
     monkeypatch.setitem(sys.modules, "tritonclient.http", module)
+
+
+@pytest.mark.parametrize("family", ["FCOS", "RetinaNet"])
+def test_the_client_of_the_readme_prints_what_the_detector_finds(
+    family, students, assert_client_finds_what_the_detector_finds
+):
     image = random_images((128, 96), count=1, seed=5)[0]
-    cv2.imwrite(str(tmp_path / "image.png"), image)
-    monkeypatch.setattr(sys, "argv", ["client.py", str(tmp_path / "image.png")])
-    program = (folder / "README.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
-    capsys.readouterr()
-    exec(compile(program, "client.py", "exec"), {})
-    with cskd_deploy.load(model, device="cpu") as detector:
-        found = detector.detect(image)
-    assert len(found) > 5
-    assert capsys.readouterr().out.splitlines() == [
-        f"{CLASSES[label]} {round(float(score), 3)} {[round(float(side), 1) for side in box]}"
-        for box, score, label in zip(found.boxes, found.scores, found.labels, strict=True)
-    ]
+    assert_client_finds_what_the_detector_finds(students[family], image, CLASSES)
+
+
+def test_the_client_of_a_fixed_batch_sends_as_many_images(tmp_path, assert_client_finds_what_the_detector_finds):
+    model = onnx.load(str(write_small_model(tmp_path / "three.onnx")))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 3
+    manifest = dataclasses.replace(MANIFEST, graph=dataclasses.replace(MANIFEST.graph, batch=3))
+    onnx.helper.set_model_props(model, manifest.to_metadata())
+    onnx.save(model, str(tmp_path / "three.onnx"))
+    image = random_images((64, 96), count=1, seed=5)[0] // 40
+    assert_client_finds_what_the_detector_finds(tmp_path / "three.onnx", image, MANIFEST.classes)
+    text = (tmp_path / "models" / "three" / "README.md").read_text(encoding="utf-8")
+    assert "3 images at a time" in text
+    assert "Send 3 images; where there are fewer, the last one fills up." in text
+
+
+@pytest.mark.parametrize(("batches", "words"), [((4, 4), "4 images at a time"), ((2, 4), "2 to 4 images of one size")])
+def test_an_engine_whose_profile_takes_no_single_image_gets_no_single_image(batches, words, deploy, tmp_path):
+    low, high = ((batch, 3, 64, 96) for batch in batches)
+    engine = write_engine(tmp_path / "a.engine", ShapeRange(low, high, high))
+    config = config_of(deploy, engine, tmp_path / "models")
+    assert config["max_batch_size"] == (0 if low == high else 4)
+    text = (tmp_path / "models" / "a" / "README.md").read_text(encoding="utf-8")
+    assert words in text
+    assert f"np.repeat(array, {batches[0]}, axis=0)" in text
 
 
 def test_the_readme_says_what_the_manifest_says(deploy, students, tmp_path):
@@ -296,6 +338,11 @@ def renamed_output(path: Path) -> Path:
         (write_graph, ("--max-batch", 4), "takes batches of 1 only: export it with --batch any"),
         (lambda path: write_engine(path.with_suffix(".plan"), FIXED), ("--device", "cpu"), "leave --device cpu out"),
         (lambda path: write_engine(path.with_suffix(".plan"), SEVERAL), ("--max-batch", 5), "takes at most 4 images"),
+        (
+            lambda path: write_engine(path.with_suffix(".plan"), ShapeRange(*2 * [(2, 3, 64, 96)], (4, 3, 64, 96))),
+            ("--max-batch", 1),
+            "takes at least 2 images",
+        ),
         (write_graph, ("--device", "npu"), "Invalid value for '--device'"),
     ],
 )

@@ -24,7 +24,7 @@ manifest = manifest_from_metadata({{"{key}": parameters["{key}"]["string_value"]
 image = cv2.imread(sys.argv[1])
 prepared = prepare(image, manifest.preprocessing, manifest.graph)
 feed = {{"image": prepared.tensor, "image_shape": np.array([prepared.resized_size], dtype=np.float32)}}
-inputs = []
+{fill}inputs = []
 for name in {inputs}:
     inputs.append(triton.InferInput(name, feed[name].shape, {types}[name]))
     inputs[-1].set_data_from_numpy(feed[name])
@@ -34,9 +34,12 @@ boxes, scores, labels = (result.as_numpy(name)[0] for name in ("boxes", "scores"
 for box, score, label in zip(found.boxes, found.scores, found.labels):
     print(manifest.classes[label], round(float(score), 3), [round(float(side), 1) for side in box])
 """
+_FILL = """\
+feed = {{name: np.repeat(array, {least}, axis=0) for name, array in feed.items()}}  # one image fills the batch
+"""
 
 
-def readme(name: str, manifest: Manifest, inputs: Sequence[str], sha256: str, max_batch: int) -> str:
+def readme(name: str, manifest: Manifest, inputs: Sequence[str], sha256: str, max_batch: int, least: int = 1) -> str:
     """The text, in Markdown.
 
     Args:
@@ -44,12 +47,16 @@ def readme(name: str, manifest: Manifest, inputs: Sequence[str], sha256: str, ma
         inputs: names of the graph's.
         sha256: of the model file.
         max_batch: images at a time; 0: the batch is in the shapes.
+        least: images that a request has at least; of a fixed batch its number.
     """
     classes = ", ".join(manifest.classes)
-    fixed = manifest.graph.batch or 1
-    numbered = "\n".join(f"{place}. {step}" for place, step in enumerate(_before(manifest, inputs), start=1))
+    steps = _before(manifest, inputs, least)
+    numbered = "\n".join(f"{place}. {step}" for place, step in enumerate(steps, start=1))
     finished = "\n".join(f"{place}. {step}" for place, step in enumerate(_after(manifest), start=1))
-    batches = f"up to {max_batch} images of one size" if max_batch else "one image" if fixed == 1 else f"{fixed} images"
+    if max_batch:
+        batches = f"{'up' if least == 1 else least} to {max_batch} images of one size"
+    else:
+        batches = "one image" if least == 1 else f"{least} images"
     return f"""# {name}
 
 {manifest.family}, {manifest.precision}, {batches} at a time, {len(manifest.classes)} classes: {classes}.
@@ -69,11 +76,11 @@ All that follows stands, as JSON, in the parameter `{MANIFEST_KEY}` of the model
 Needs `pip install cskd-deploy 'tritonclient[http]'`; it prints what is found in an image file:
 
 ```python
-{_client(name, manifest, inputs)}```
+{_client(name, manifest, inputs, least)}```
 """
 
 
-def _before(manifest: Manifest, inputs: Sequence[str]) -> list[str]:
+def _before(manifest: Manifest, inputs: Sequence[str], least: int) -> list[str]:
     rule, graph = manifest.preprocessing, manifest.graph
     width, height = rule.scale
     resize = (
@@ -97,6 +104,8 @@ def _before(manifest: Manifest, inputs: Sequence[str]) -> list[str]:
             f"Pad right and bottom {pad}, with {rule.pad_value:g}.",
             "Send `image` as float32, batch x 3 x height x width.",
         ]
+    if least > 1:
+        steps.append(f"Send {least} images; where there are fewer, the last one fills up.")
     if IMAGE_SHAPE in inputs:
         steps.append(
             f"Send `{IMAGE_SHAPE}` too: (height, width) of each image after resizing, before padding, float32."
@@ -123,7 +132,7 @@ def _after(manifest: Manifest) -> list[str]:
     ]
 
 
-def _client(name: str, manifest: Manifest, inputs: Sequence[str]) -> str:
+def _client(name: str, manifest: Manifest, inputs: Sequence[str], least: int) -> str:
     threshold = manifest.postprocessing.threshold_on
     image = "UINT8" if manifest.graph.input == "uint8" else "FP32"
     if manifest.graph.nms == "graph":
@@ -140,6 +149,7 @@ def _client(name: str, manifest: Manifest, inputs: Sequence[str]) -> str:
         key=MANIFEST_KEY,
         select=select,
         found=found,
+        fill=_FILL.format(least=least) if least > 1 else "",
         inputs=repr(tuple(inputs)),
         types=repr({one: image if one == "image" else "FP32" for one in inputs}),
     )

@@ -47,6 +47,7 @@ class Served:
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     most: int | None  # images at a time, where any number or a range of them is taken; 0: one number alone
+    least: int = 1  # images of a request
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,9 @@ def write_repository(
     texts = {
         CONFIG: config,
         LABELS: "".join(f"{one}\n" for one in served.manifest.classes),
-        README: readme(name, served.manifest, [one.name for one in served.inputs], sha256_of_file(model), batch),
+        README: readme(
+            name, served.manifest, [one.name for one in served.inputs], sha256_of_file(model), batch, served.least
+        ),
     }
     # Beside the repository, then renamed: a server that watches it never sees half a model.
     output.mkdir(parents=True, exist_ok=True)
@@ -143,7 +146,8 @@ def _onnx(model: Path) -> Served:
         )
     batch = manifest.graph.batch
     known = [Tensor(name, there[name].type, _completed(name, there[name].shape, batch)) for name in needed]
-    return Served("onnxruntime", "model.onnx", manifest, inputs, tuple(known), LARGEST_BATCH if batch is None else 0)
+    most = LARGEST_BATCH if batch is None else 0
+    return Served("onnxruntime", "model.onnx", manifest, inputs, tuple(known), most, batch or 1)
 
 
 def _completed(name: str, shape: Shape, batch: int | None) -> Shape:
@@ -182,7 +186,7 @@ def _engine(model: Path) -> Served:
     )
     images = engine.inputs[INPUT]
     most = images.max[0] if images.min[0] != images.max[0] else 0
-    return Served("tensorrt", "model.plan", manifest, inputs, outputs, most)
+    return Served("tensorrt", "model.plan", manifest, inputs, outputs, most, images.min[0])
 
 
 def _fixed(low: int, high: int) -> int | None:
@@ -222,6 +226,8 @@ def _max_batch(served: Served, asked: int | None, model: Path) -> int:
         )
     if served.backend == "tensorrt" and asked > served.most:
         raise DeployError(f"{model} takes at most {served.most} images at a time (its profile): change --max-batch")
+    if asked < served.least:
+        raise DeployError(f"{model} takes at least {served.least} images at a time (its profile): change --max-batch")
     return asked
 
 
