@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import gc
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
+from cskd_data.cores import usable_cores
+
 READERS = 8
 """Threads that open files: they wait for the disk, or for the network."""
 
-DECODERS = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+DECODERS = min(4, usable_cores())
 """Threads that decode images, which OpenCV does outside of Python's lock; each has a picture in memory."""
 
 _CHUNK = 16  # items of one task: a task costs as much as a header

@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from cskd_data.cores import usable_cores as usable_cores
 from cskd_deploy.backends.tensorrt.driver import find_driver
 from cskd_deploy.errors import BackendMissing
 
@@ -83,13 +84,6 @@ def lacks(requires: Sequence[str], there: Sequence[str]) -> tuple[str, ...]:
     x86 = any(name.startswith(("sse", "avx", "amx")) for name in there)
     met = {*there, *(("vnni",) if _VNNI.intersection(there) or not x86 else ())}
     return tuple(name for name in requires if there and name not in met)
-
-
-def usable_cores() -> int:
-    """Logical cores that this process may run on (a container often has fewer than the machine)."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def version_of(distribution: str) -> str | None:

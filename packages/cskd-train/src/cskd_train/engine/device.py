@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
 
 import torch
 
+from cskd_data.cores import usable_cores as cores  # noqa: F401 (for engine/launch.py)
 from cskd_train.errors import TrainError
 
 CHOICES = ("auto", "cpu", "cuda")
@@ -43,11 +43,6 @@ def check_gpus(processes: int) -> None:
             f"{processes} processes on a machine where torch sees {torch.cuda.device_count()} GPU(s), and each takes "
             "one: lower the number (--gpus), or train on the processor with --device cpu"
         )
-
-
-def cores() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def device_name(device: torch.device) -> str:

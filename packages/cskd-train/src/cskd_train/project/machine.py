@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+
+from cskd_data.cores import usable_cores
 
 # What Linux calls the instructions that multiply bfloat16: of x86 (AVX-512, AMX) and of ARM.
 _BFLOAT16 = re.compile(r"^(?:flags|Features)\s*:.*\b(avx512_bf16|amx_bf16|bf16)\b", re.MULTILINE)
@@ -29,7 +30,7 @@ def this_machine() -> Machine:
     """The machine that this process runs on."""
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     if not torch.cuda.is_available():
         return Machine(cores, bfloat16=multiplies_bfloat16())
     properties = torch.cuda.get_device_properties(0)
