@@ -68,6 +68,8 @@ def test_a_term_set_to_none_is_left_out():
         ({"assistant": {"soft_labels": 1}}, r"distill\.assistant\.soft_labels: expected a bool, got 1"),
         ({"preset": "fixed"}, r"distill\.preset: expected one of 'published', 'cskd-fixed', got 'fixed'"),
         ({"loss": {"guidance_min": "0.5"}}, r"distill\.loss\.guidance_min: expected a number, got '0\.5'"),
+        ({"loss": {"guidance_min": -1}}, r"distill\.loss\.guidance_min: expected a number >= 0, .*, got -1\.0$"),
+        ({"loss": {"guidance_min": float("nan")}}, r"distill\.loss\.guidance_min: expected a number >= 0, .* got nan"),
         ({"loss": {"eps_mode": "both"}}, r"distill\.loss\.eps_mode: expected one of 'separate', 'product'"),
         ({"regions": {"coord": 1}}, r"distill\.regions: unknown key 'coord'"),
         ({"teacher": {**TEACHER, "class_map": {"cat": 1}}}, r"distill\.teacher\.class_map: expected a dict of names"),
@@ -117,6 +119,8 @@ def test_the_fixed_preset_sets_what_it_promises_and_keys_of_the_plan_win():
     own = DistillPlan.parse({**fixed, "tower": None, "loss": {"count_outside": True}})
     assert own.tower is None
     assert own.loss.count_outside is True
+    given = dict.fromkeys(("tower", "loss", "regions"), True)
+    assert DistillPlan.parse({**fixed, **given}) == DistillPlan.parse(fixed)
 
 
 def test_what_a_family_has_no_use_for_is_refused_and_not_ignored():

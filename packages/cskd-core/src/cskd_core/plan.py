@@ -273,10 +273,11 @@ def _with_preset(data: Mapping[str, Any], preset: Mapping[str, Any]) -> dict[str
     """`data` with the preset's keys where it has none; a term that it leaves out (None) stays out."""
     merged = dict(data)
     for key, value in preset.items():
-        if key not in merged:
+        given = merged.get(key, True)
+        if given is True:  # the defaults, as an empty block has them
             merged[key] = value
-        elif isinstance(merged[key], Mapping):
-            merged[key] = {**value, **merged[key]}
+        elif isinstance(given, Mapping):
+            merged[key] = {**value, **given}
     return merged
 
 

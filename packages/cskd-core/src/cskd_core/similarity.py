@@ -5,6 +5,7 @@ A mean squared error, weighted by how little student and teacher point the same 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -12,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from cskd_core.errors import ShapeError
+from cskd_core.errors import PlanError, ShapeError
 from cskd_core.guided import bounded_losses, guided_losses, norms
 from cskd_core.transfer import to_device
 
@@ -31,12 +32,21 @@ class LossOptions:
         count_outside: count every position outside a mask at distance 1, a constant without gradient (9.5).
         eps_mode: clamp each norm of a cosine at `EPS`, as torch >= 2 does, or the product of both, as torch 1.10 did,
             on which the code was published (9.2). They differ for vectors that are nearly zero.
+
+    Raises:
+        PlanError: `guidance_min` below zero, which no guidance is.
     """
 
     detach_guidance: bool = False
     guidance_min: float | None = None
     count_outside: bool = True
     eps_mode: Literal["separate", "product"] = "separate"
+
+    def __post_init__(self) -> None:
+        if self.guidance_min is not None and not 0 <= self.guidance_min < math.inf:
+            raise PlanError(
+                f"distill.loss.guidance_min: expected a number >= 0, or None for no bound, got {self.guidance_min}"
+            )
 
 
 PUBLISHED = LossOptions()
@@ -89,9 +99,10 @@ def cosine_guided_losses(
     :math:`S, T` are student and teacher, under a mask both multiplied by it; :math:`b` the image, :math:`c` the
     channel, :math:`p` the position. :math:`\Gamma` is the guidance (the gradient flows through it). :math:`A = A'` is
     `avg_factor`, or the number of masked elements; without either, the numbers of elements (:math:`A = BCP`,
-    :math:`A' = BP`). Each norm is clamped below by `EPS`, so that a zero vector is at distance 1 from everything and
-    sends back no gradient: a position outside a mask adds a constant to the value and nothing to the gradient, unless
-    `options.count_outside` is off.
+    :math:`A' = BP`). Each norm is clamped below by `EPS`, so that a zero vector is at distance 1 from everything.
+    Where both sides are zero nothing flows back: a position outside a mask adds a constant to the value and nothing to
+    the gradient, unless `options.count_outside` is off. Where the student alone is zero, its distance sends back a
+    gradient of up to 1 / `EPS`: clip gradients.
 
     The sum over the guidance is :math:`|u|^T (S-T)^2 |v|`: no (B, C, P) guidance is ever built, unless
     `options.guidance_min` asks for it. All arithmetic is in float32 or better, also under autocast. Nothing flows back
