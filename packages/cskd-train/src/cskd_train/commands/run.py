@@ -95,7 +95,7 @@ def command(
       cskd-train run mine.py --init mmdet::retinanet/retinanet_r18_fpn_1x_coco.py --dry-run
       cskd-train run configs/cskd/cskd_retina_r50_distill_r18_fpn_coco_1x.py --gpus 8 --amp --checkpoint-every 1000
       cskd-train run mmdet::gfl/gfl_r50_fpn_1x_coco.py --teacher mmdet::gfl/gfl_r101_fpn_mstrain_2x_coco.py \\
-          --teacher-checkpoint gfl_r101.pth --set distill.preset=cskd-fixed
+          --teacher-checkpoint gfl_r101.pth
     """
     from rich.console import Console
 
