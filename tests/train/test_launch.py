@@ -148,7 +148,7 @@ def test_a_process_that_the_launcher_started_does_not_launch(monkeypatch):
 
 
 def test_the_processes_get_the_command_line_and_a_share_of_the_cores(launcher, monkeypatch):
-    monkeypatch.setattr(launching, "cores", lambda: 8)
+    monkeypatch.setattr(launching, "usable_cores", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS")
     launching.launch(3, ["run", "c.py", "--gpus", "3"], str, max_restarts=2)
     config, arguments = launcher.started[0]

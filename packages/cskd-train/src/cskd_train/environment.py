@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import os
 import platform
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from packaging.requirements import Requirement
+
+from cskd_data.cores import usable_cores
 
 # Distributions shown, in this order. The runtimes belong to cskd-deploy and are never needed to train.
 DISTRIBUTIONS = (
@@ -70,7 +71,7 @@ def inspect() -> Environment:
     """Look at this interpreter's environment. Imports torch, mmcv and mmdet where they import."""
     faults = [*_module_faults(), *_version_faults(), *_overwriting_faults()]
     operators: dict[str, str] = {}
-    devices = [f"cpu: {os.cpu_count()} cores"]
+    devices = [f"cpu: {usable_cores()} cores"]
     if not any(fault.blocks_training for fault in faults):
         operators, mm_faults = _operators()
         gpus, gpu_faults = _gpus()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 
 import torch
 
-from cskd_data.cores import usable_cores as cores  # noqa: F401 (for engine/launch.py)
+from cskd_data.cores import usable_cores
 from cskd_train.errors import TrainError
 
 CHOICES = ("auto", "cpu", "cuda")
@@ -18,6 +19,9 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # the names of <malloc.
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
     """The device of `auto` (a GPU where there is one), `cpu` or `cuda`.
 
+    On the processor torch takes a thread for each core that it sees; where a container may use fewer, so many, unless
+    OMP_NUM_THREADS says how many.
+
     Args:
         local_rank: of this process among those of its machine; each takes a GPU of its own.
 
@@ -27,6 +31,8 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise TrainError("--device cuda: torch sees no GPU here (cskd-train doctor says why); use --device cpu")
     if name == "cpu" or not torch.cuda.is_available():
+        if torch.get_num_threads() > usable_cores() and "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(usable_cores())
         return torch.device("cpu")
     check_gpus(local_rank + 1)
     return torch.device("cuda", local_rank)

@@ -22,7 +22,8 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from cskd_train.engine.device import check_gpus, cores
+from cskd_data.cores import usable_cores
+from cskd_train.engine.device import check_gpus
 from cskd_train.engine.distributed import LAUNCHED, ConnectionLost, is_launched, is_worker
 from cskd_train.engine.signals import Interrupted, taken_signals
 from cskd_train.errors import TrainError
@@ -62,7 +63,7 @@ def launch(processes: int, arguments: Sequence[str], way_on: Callable[[], str], 
         Interrupted: a signal; it was passed on, and every process had torch's 30 s for what it had to save.
     """
     os.environ[LAUNCHED] = str(os.getpid())
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(cores() // processes, 1)))  # the launcher would say 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(usable_cores() // processes, 1)))  # the launcher would say 1
     # A worker's error is in the file that torch gives it, and becomes one message here.
     with tempfile.TemporaryDirectory(prefix="cskd-train-") as folder, _first_signal_raised(), _silent_logging():
         settings: dict[str, Any] = {

@@ -194,13 +194,14 @@ class EngineSession:
             Exception: the first failure. None after a run that failed, since CUDA repeats its error in every call.
         """
         first: Exception | None = None
-        steps: tuple[Callable[[], None], ...] = (
+        own: tuple[Callable[[], None], ...] = (
             self._drop_graph,
             self._loaded.close,  # before the memory that it has the addresses of, and the context of CUDA
             *(functools.partial(self._buffers.free, block) for block in self._blocks.values()),
             *(allocator.free for allocator in self._allocators.values()),
         )
-        for free in (*(functools.partial(self._active, step) for step in steps), self._buffers.close):
+        steps: list[Callable[[], None]] = [functools.partial(self._active, step) for step in own]
+        for free in (*steps, self._buffers.close):
             try:
                 free()
             except Exception as error:
