@@ -148,18 +148,19 @@ def test_images_are_no_longer_mixed_towards_the_end_nor_after_a_resumption(
     inner = config_to_data(load_config(small_runs.config()).data)["train"]
     steps = inner.pop("pipeline")
     mixed = {"type": "MultiImageMixDataset", "dataset": {**inner, "pipeline": steps[:2]}}
-    switch = {"type": "YOLOXModeSwitchHook", "num_last_epochs": 0, "skip_type_keys": ["Mix"]}
+    switch = {"type": "YOLOXModeSwitchHook", "num_last_epochs": 1, "skip_type_keys": ["Mix"]}
     settings = {
+        "runner.max_epochs": 3,
         "data.train": {**mixed, "pipeline": [{"type": "Mix"}, *steps[2:]]},
         "data.workers_per_gpu": workers,
         "custom_hooks": [{"type": "StopAfter"}, switch, {"type": "WitnessMixed"}],
     }
     options = small_runs.options(tmp_path / "w", distilled=distilled, settings=settings)
-    assert isinstance(train(options, stop_after=9)[0], Interrupted)
-    assert seen == [*((step, True, False) for step in range(7)), *((step, False, True) for step in range(7, 10))]
+    assert isinstance(train(options, stop_after=15)[0], Interrupted)  # in the epoch after that of the switch
+    assert seen == [*((step, True, False) for step in range(7)), *((step, False, True) for step in range(7, 16))]
     seen.clear()
-    assert train(replace(options, resume=True))[0].iterations == STEPS
-    assert seen == [(step, False, True) for step in range(10, STEPS)]
+    assert train(replace(options, resume=True))[0].iterations == 21
+    assert seen == [(step, False, True) for step in range(16, 21)]
 
 
 @pytest.mark.parametrize("amp", [None, "bf16"])
