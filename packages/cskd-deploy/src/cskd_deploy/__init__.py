@@ -343,7 +343,7 @@ def benchmark(
 
     return room.benchmark(
         [Path(model) for model in ([models] if isinstance(models, (str, PathLike)) else models)],
-        _path(images) if ann is None else cskd_data.read(ann, images),
+        _path(images) if ann is None else cskd_data.read(Path(ann), _path(images)),
         reference=_path(reference),
         backends=backends,
         batches=batches,

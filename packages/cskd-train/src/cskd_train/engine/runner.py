@@ -106,7 +106,8 @@ class ModeSwitchHook(Hook):
         self._switched = True
         leave_out(runner.data_loader.dataset, self.skip_type_keys)
         runner.data_loader.close()  # its processes have the dataset as it was
-        if hasattr(head := getattr(runner.model, "bbox_head", None), "use_l1"):
+        head = getattr(runner.model, "bbox_head", None)
+        if head is not None and hasattr(head, "use_l1"):
             head.use_l1 = True
 
 
