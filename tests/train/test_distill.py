@@ -300,6 +300,26 @@ def test_half_of_the_planned_epochs_are_not_remarked_on(project, monkeypatch):
     assert "were planned" not in said
 
 
+@pytest.mark.parametrize(("slower", "said"), [(3.0, "student alone: 4 of 20 epochs, 3 s a step"), (1.0, None)])
+def test_epochs_that_the_teachers_time_changes_are_said(slower, said, project, monkeypatch):
+    let_last(project, monkeypatch)
+    console = Console(record=True, width=300, file=io.StringIO())
+    way = module._Way(project, None, True, None, "cpu", console)
+    costs = dict.fromkeys(module.ROLES, Cost(1.0, 6, 4.0))
+    way.state.budget = (10 * 3 * 10 + 4 * 4 + 3 * 4) / 0.95
+    way.state.costs = {role: vars(cost) for role, cost in costs.items()}
+    way.state.epochs = dict.fromkeys(module.ROLES, 10)
+    (project / "work_dirs" / "teacher").mkdir(parents=True)
+    (project / "work_dirs" / "teacher" / "last.pth").touch()
+    monkeypatch.setattr(module, "read_json", lambda _: {})
+    monkeypatch.setattr(module.budgets, "slowdown", lambda *_: (slower, 1.0))
+    way._plan_again()
+    text = console.export_text()
+    assert ("by the time that the teacher took, the budget holds:" in text) == (said is not None)
+    assert said is None or said in text
+    assert way.state.epochs["student"] == way.state.epochs["distilled"] == (10 if said is None else 4)
+
+
 @pytest.mark.reliability
 def test_a_budget_shortens_all_runs_alike(project, no_deploy, monkeypatch):
     """Students stay equally long, and the rate falls at the same shares."""

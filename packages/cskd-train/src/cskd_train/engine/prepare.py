@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +43,7 @@ class RunOptions:
     dry_run: bool = False  # nothing is written
     command: str = ""  # as typed, for result.json
     way_on: str = ""  # the command that goes on with the run, where it is not `command` with --resume
+    said: Collection[str] = ()  # warnings of its data that the user has read
 
 
 def say(console: Console, line: str) -> None:
@@ -73,7 +74,7 @@ def prepare(options: RunOptions, say: Say, look: bool = True) -> tuple[Config, W
         raise TrainError(f"--checkpoint-every {options.checkpoint_every}: expected a number of steps, at least 1")
     work_dir.check(resume=options.resume, overwrite=options.overwrite)
     if look:
-        for warning in (*notes, *check_data(cfg)):
+        for warning in (*notes, *(one for one in check_data(cfg) if one not in options.said)):
             say(f"warning: {warning}")
         if cfg.get("load_from") and not (options.resume and work_dir.last.exists()):
             local_file(cfg.load_from, "load_from")

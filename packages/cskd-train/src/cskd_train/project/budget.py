@@ -77,11 +77,27 @@ def fitting_epochs(planned: Mapping[str, int], costs: Mapping[str, Cost], second
     )
 
 
-def few(epochs: Mapping[str, int], planned: Mapping[str, int]) -> str:
-    """What is to be known of a budget that holds less than half of the planned epochs of a run; "" of any other."""
-    share = min(epochs.get(name, number) / number for name, number in planned.items())
-    if share >= MANY:
-        return ""
+def lines(
+    planned: Mapping[str, int], epochs: Mapping[str, int], costs: Mapping[str, Cost], titles: Mapping[str, str]
+) -> list[str]:
+    """What is said of runs to come: their epochs, how long they take, and whether these are few.
+
+    Args:
+        epochs: that were chosen; of other runs all that were planned.
+        titles: what each run is called.
+    """
+    found = []
+    chosen = {name: epochs.get(name, number) for name, number in planned.items()}
+    for name, number in chosen.items():
+        of = f"{number} of {planned[name]}" if number < planned[name] else f"{number}"
+        lasts = duration(costs[name].seconds(number))
+        found.append(f"  {titles[name]}: {of} epochs, {costs[name].step:.2g} s a step, about {lasts}")
+    share = min(number / planned[name] for name, number in chosen.items())
+    return found if share >= MANY else [*found, _few(share)]
+
+
+def _few(share: float) -> str:
+    """What is to be known of a budget that holds less than half of the planned epochs of a run."""
     return (
         f"note: {share:.0%} of the epochs that were planned: far from the best that these detectors can be, most of "
         "all from scratch. What goes further: more time, smaller images (image_scale in dataset.py), a narrower "

@@ -116,7 +116,8 @@ class _Way:
         """All steps, in order."""
         self._step("the data")
         splits = ("train", "val") if self.test_is_val else ("train", "val", "test")
-        for warning in check_data(self.configs["distilled"], splits):
+        self.said = check_data(self.configs["distilled"], splits)
+        for warning in self.said:
             say(self.console, f"warning: {warning}")
         if self.no_export:
             say(self.console, f"warning: {self.no_export}")
@@ -156,6 +157,7 @@ class _Way:
             device=self.device,
             command=shlex.join([*words, *assignments(overrides)]),
             way_on=shlex.join(["cskd-train", "distill", str(self.root)]),
+            said=self.said,
         )
 
     def _refuse_changes(self) -> None:
@@ -198,8 +200,7 @@ class _Way:
 
     def _plan(self) -> None:
         """Measure what the runs cost that have not begun, and choose their epochs where there is a budget."""
-        todo = self._not_begun()
-        if not todo:
+        if not (todo := self._not_begun()):
             return
         if any(role not in self.state.costs for role in todo):
             say(self.console, "what a step takes ...")
@@ -207,14 +208,12 @@ class _Way:
                 self.state.costs = {role: vars(cost) for role, cost in self._costs(todo, Path(folder)).items()}
         costs = {role: Cost(**self.state.costs[role]) for role in todo}
         self._fit(costs)
-        for role in todo:
-            planned = self.configs[role].runner.max_epochs
-            epochs = self.state.epochs.get(role, planned)
-            fewer = f"{epochs} of {planned}" if epochs < planned else f"{epochs}"
-            lasts = budgets.duration(costs[role].seconds(epochs))
-            say(self.console, f"  {ROLES[role]}: {fewer} epochs, {costs[role].step:.2g} s a step, about {lasts}")
-        if note := budgets.few(self.state.epochs, {role: self.configs[role].runner.max_epochs for role in todo}):
-            say(self.console, note)
+        self._say_plan(costs)
+
+    def _say_plan(self, costs: Mapping[str, Cost]) -> None:
+        planned = {role: int(self.configs[role].runner.max_epochs) for role in costs}
+        for line in budgets.lines(planned, self.state.epochs, costs, ROLES):
+            say(self.console, line)
 
     def _not_begun(self) -> list[str]:
         return [role for role in self.roles if not self._work_dir(role).last.exists()]
@@ -285,8 +284,12 @@ class _Way:
         slower = 1.0, 1.0
         if "teacher" in self.state.costs and "teacher" in self.roles:
             slower = budgets.slowdown(Cost(**self.state.costs["teacher"]), read_json(self._work_dir("teacher").result))
-        costs = {role: Cost(**self.state.costs[role]) for role in self._not_begun()}
-        self._fit({role: cost.times(*slower) for role, cost in costs.items()})
+        costs = {role: Cost(**self.state.costs[role]).times(*slower) for role in self._not_begun()}
+        before = dict(self.state.epochs)
+        self._fit(costs)
+        if self.state.epochs != before:
+            say(self.console, "\nby the time that the teacher took, the budget holds:")
+            self._say_plan(costs)
 
     def _refuse_other_teacher(self, began: bool) -> None:
         """Keep the teacher's hash, and refuse a distilled run that began under another one.
@@ -380,10 +383,8 @@ class _Way:
             for role, result in results.items()
         )
         made = [*(self._best(role) for role in self.roles), picture]
-        if file is not None:
-            made += [file.path, file.eval_file, file.bench_file]
-        if report is not None:
-            made.append(report)
+        made += [] if file is None else [file.path, file.eval_file, file.bench_file]
+        made += [] if report is None else [report]
         return Distilled(
             folder=str(self.root),
             seed=results["distilled"].seed,
