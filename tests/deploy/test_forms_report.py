@@ -361,7 +361,8 @@ def test_images_that_the_config_leaves_to_be_looked_for_are_calibrated_on(doors,
     ("options", "words"),
     [
         (("--images", "x"), "--images is the folder of the images of --ann: give that too"),
-        (("--calibration-ann", "x"), "--calibration-ann lists images of --calibration-images"),
+        (("--calibration-ann", "x"), "annotation file x does not exist"),
+        (("--calibration-images", "x"), "image folder x does not exist"),
         (("--ann", "missing.json"), "missing.json"),
     ],
 )

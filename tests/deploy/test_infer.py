@@ -139,8 +139,9 @@ def test_a_source_without_images_and_a_threshold_below_the_files_own_are_refused
     for source, message in (
         (tmp_path / "nowhere.jpg", "nowhere.jpg does not exist"),
         (f"{frames}/*.webp", "no image matches"),
-        (tmp_path, "holds no image"),
+        (tmp_path / "empty", "holds no image"),
     ):
+        (tmp_path / "empty").mkdir(exist_ok=True)
         done = deploy("infer", model_file, source)
         assert done.code == 2
         assert message in done.err

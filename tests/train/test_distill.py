@@ -368,8 +368,9 @@ def test_pictures_without_labels_are_labelled_by_the_teacher(project, shapes_roo
     before = made.stat().st_mtime_ns
     assert distill(project) == outcome
     assert made.stat().st_mtime_ns == before
-    assert sorted(data_hashes(project, made)) == ["data/train.json", "data/val.json"]
-    assert sorted(data_hashes(project, Path())) == ["data/train.json", "data/unlabeled.json", "data/val.json"]
+    others = ["data/test.json", "data/train.json", "data/val.json"]
+    assert sorted(data_hashes(project, made)) == others
+    assert sorted(data_hashes(project, Path())) == sorted([*others, "data/unlabeled.json"])
 
 
 def test_several_gpus_train_through_the_launcher(done, no_deploy, monkeypatch):

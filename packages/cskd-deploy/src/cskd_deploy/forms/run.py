@@ -113,6 +113,8 @@ class _Run:
             train, pictures = split_files(student, "train")
             if train is not None:
                 calibration = CalibrationSettings(pictures, train, settings.calibration_count)
+        else:
+            calibration.paths(student.classes)  # to be refused before anything is made
         self._dataset = cskd_data.read(ann, images).select(student.classes)
         if not self._dataset.countable:
             raise DeployError(f"mAP cannot be computed: {self._dataset.nothing_counts()}")
