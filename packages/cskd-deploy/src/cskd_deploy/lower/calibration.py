@@ -29,7 +29,8 @@ def calibration_images(folder: Path | None, count: int, annotations: Path | None
         DataError: there is no folder, or no image in it; the file cannot be used, or lists an image that is missing.
     """
     if annotations is None:
-        paths = list_images(folder or Path())
+        assert folder is not None  # one of the two is given
+        paths = list_images(folder)
     else:
         listed = cskd_data.read(annotations, folder).select(classes)
         paths = sorted(listed.path(entry) for entry in listed.images)

@@ -16,7 +16,7 @@ RESERVE = 0.05
 """Share of the time that is left for what was not measured: checkpoints, a machine that slows down as it warms up."""
 
 MANY = 0.5
-"""Share of the planned epochs; a budget that holds less is remarked on."""
+"""Share of the planned epochs; a budget that holds less is noted."""
 
 REPORT_IMAGES = 100
 """The most validation images on which the detectors of `report.html` are looked at; `cskd-train report` takes more."""
