@@ -149,7 +149,7 @@ def test_the_settings_of_the_repositorys_plan_are_known(gain, runs_of_the_reposi
             cfg = config_of(gain, run, tmp_path)
             assert cfg.runner.max_epochs == run.epochs
             assert bool(cfg.get("distill")) == (run.method not in ("teacher", "alone", "alone_bf16"))
-            in_bfloat16 = run.method.endswith("_bf16") or run.study in ("bccd", "cards", "cards_quarter")
+            in_bfloat16 = run.method.endswith("_bf16") or run.study in ("cards", "cards_quarter")
             assert cfg.get("amp") == ("bf16" if in_bfloat16 else None)
             if cfg.get("distill"):
                 plans[run.study, run.method] = DistillPlan.parse(cfg.distill)
