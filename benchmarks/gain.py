@@ -52,7 +52,18 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 import machine
-from gain_plan import ROOT, TEACHER, Run, assignments, decided, filled, key_of, recorded_elsewhere, runs_of
+from gain_plan import (
+    ROOT,
+    TEACHER,
+    Run,
+    assignments,
+    decided,
+    filled,
+    key_of,
+    processor_of,
+    recorded_elsewhere,
+    runs_of,
+)
 
 from cskd_train import mm  # noqa: F401  (before any mmcv import)
 from cskd_train.files.config import load_config
@@ -177,8 +188,11 @@ def write(records: Path, record: Mapping[str, Any]) -> None:
 
 
 def expected_seconds(run: Run, records: Sequence[Mapping[str, Any]]) -> float | None:
-    """What a run will take, by the seconds an epoch of its method took in the latest run of its study."""
-    alike = [one for one in records if (one["study"], one["method"]) == (run.study, run.method)]
+    """What a run will take, by the seconds an epoch of its method took in the latest run of its study here."""
+    here = processor_of(machine.processor())
+    alike = [
+        one for one in records if (one["study"], one["method"]) == (run.study, run.method) and processor_of(one) == here
+    ]
     return alike[-1]["seconds"] / alike[-1]["epochs"] * run.epochs if alike else None
 
 
@@ -219,6 +233,11 @@ def main(plan: Path, work_dir: Path, records: Path, study: str | None, budget: s
         click.echo(f"{run.name}{lasts}" + (f", {run.chosen}" if run.chosen else ""))
         teacher = work_dir / run.teacher_of / TEACHER / "best.pth"
         if run.method != TEACHER and not teacher.exists():
+            if any(key_of(one)[:2] == (run.teacher_of, TEACHER) for one in done):
+                raise click.UsageError(
+                    f"{run.name}: {records} has the teacher of {run.teacher_of}, and {teacher} is not there: give the "
+                    "--work-dir that has it, or another file of --records"
+                )
             raise click.UsageError(f"{run.name}: {run.teacher_of} has no teacher yet: begin with that study")
         for when in ("prepare",) if run.method == TEACHER else ("prepare", "after_teacher"):
             if (run.study, when) not in prepared:

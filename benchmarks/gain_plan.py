@@ -163,8 +163,8 @@ def recorded_elsewhere(
         data = plan["studies"][one.study].get("prepare")
         return one.config, one.epochs, one.seed, one.teacher_of, one.split, data, words
 
-    here = machine.processor()["processor"]
-    recorded = {key_of(one): one for one in records if one.get("processor") == here}
+    here = processor_of(machine.processor())
+    recorded = {key_of(one): one for one in records if processor_of(one) == here}
     for other in runs_of(plan):
         if other.study != run.study and TEACHER not in (other.method, run.method) and other.key in recorded:
             other = decided(other, plan, records)
@@ -200,3 +200,8 @@ def filled(text: str, folder: Path) -> str:
 def key_of(record: Mapping[str, Any]) -> tuple[Any, ...]:
     """As `Run.key`."""
     return tuple(record[name] for name in ("study", "method", "epochs", "seed"))
+
+
+def processor_of(record: Mapping[str, Any]) -> str:
+    """Its name with the instructions that decide what it computes: several processors may have one name."""
+    return f"{record['processor']} ({', '.join(record['instructions'])})"

@@ -5,9 +5,10 @@
 Of each study and number of epochs: mean and standard deviation over the seeds of each method, and the difference of
 each to the student alone, seed by seed: its mean and, from two seeds on, the 95 % interval of that mean by Student's t.
 The student alone is that of as many epochs, or the only one where a study gives it epochs of its own. Only runs of one
-processor are compared; a seed that one side lacks is left out of the difference. Then what each kind of error costs
-teacher and students, those of most epochs, on the split they are tested on. What is written stands between two marks in
-the page, with a plot a study beside it: mAP by epochs and by minutes, a line a method, the band one standard deviation.
+processor are compared, and one name with other instructions is another processor; a seed that one side lacks is left
+out of the difference. Then what each kind of error costs teacher and students, those of most epochs, on the split they
+are tested on. What is written stands between two marks in the page, with a plot a study beside it: mAP by epochs and by
+minutes, a line a method, the band one standard deviation.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ import click
 from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).parent))
-from gain import TEACHER, on_processor, read
+from gain import on_processor, read
+from gain_plan import TEACHER, processor_of
 
 ALONE = "alone"
 LINES = ("-", "--", ":", "-.")  # of a plot, from the longest training on
@@ -86,7 +88,7 @@ def rows_of(records: Sequence[Mapping[str, Any]], split: str = "test") -> Iterat
     groups: dict[tuple[str, str, int], dict[str, dict[int, Mapping[str, Any]]]] = {}
     for one in records:
         if one["method"] != TEACHER:
-            group = groups.setdefault((one["study"], one["processor"], one["epochs"]), {})
+            group = groups.setdefault((one["study"], processor_of(one), one["epochs"]), {})
             group.setdefault(one["method"], {})[one["seed"]] = one
     for (study, processor, epochs), methods in groups.items():
         apart = [one for key, one in groups.items() if key[:2] == (study, processor) and one.keys() == {ALONE}]
@@ -139,10 +141,7 @@ def tables(records: Sequence[Mapping[str, Any]]) -> str:
             runs = ", ".join(f"{method} is {found}" for method, found in taken)
             lines += ["", f"Run once for two studies: {runs}."]
         lines += ["", *errors_of(own), ""]
-        facts = {
-            f"{one['processor']} ({', '.join(one['instructions'])}), {one['device']}, commit {one['commit'][:10]}."
-            for one in own
-        }
+        facts = {f"{processor_of(one)}, {one['device']}, commit {one['commit'][:10]}." for one in own}
         lines += [*sorted(facts), ""]
     return "\n".join(lines)
 
