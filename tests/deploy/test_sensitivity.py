@@ -95,9 +95,11 @@ def test_search_keeps_what_the_drop_demands(deploy, exported, shapes_root, found
 def test_a_search_that_needs_no_layer_says_so_and_writes_the_int8_file(
     deploy, exported, shapes_root, found_annotations, tmp_path
 ):
+    """And calibrates on what a COCO file lists, whose folder it finds as `export` and `report` do."""
     images, output = shapes_root / "images", tmp_path / "student.onnx"
+    train = shapes_root / "annotations" / "train.json"
     done = deploy(
-        *("search", exported("RetinaNet").model, "--calibration-images", images, "--calibration-count", 3),
+        *("search", exported("RetinaNet").model, "--calibration-ann", train, "--calibration-count", 3),
         *("--max-drop", 100, "--ann", found_annotations, "--images", images, "--output", output),
     )
     assert done.code == 0, done.err
@@ -113,6 +115,8 @@ def test_a_search_that_needs_no_layer_says_so_and_writes_the_int8_file(
         ({"--ann": "{tmp}/empty.json"}, "mAP cannot be computed"),
         ({"--images": "{tmp}"}, "image val_00000.jpg does not exist"),
         ({"--calibration-images": "{tmp}/none"}, "none does not exist"),
+        ({"--calibration-images": None}, "give --calibration-images or --calibration-ann"),
+        ({"--calibration-images": None, "--calibration-ann": "{tmp}/none.json"}, "none.json"),
         ({"--keep-float": "neck.x"}, "is no layer"),
         ({"--output": "{tmp}/empty.json/student.onnx"}, "empty.json"),
     ],
@@ -125,7 +129,8 @@ def test_a_search_that_cannot_be_done_is_refused_before_anything_is_measured(
     images = shapes_root / "images"
     options = {"--calibration-images": images, "--calibration-count": 1, "--ann": found_annotations, "--images": images}
     options |= {"--output": tmp_path / "student.onnx", **changed}
-    words = [str(word).format(tmp=tmp_path) for option in options.items() for word in option]
+    given = [option for option in options.items() if option[1] is not None]
+    words = [str(word).format(tmp=tmp_path) for option in given for word in option]
     done = deploy("search", model_file, "--max-drop", 1, *words)
     assert done.code == 2
     assert message in done.err

@@ -46,7 +46,7 @@ _OPTIONS = (
         "--calibration-ann",
         type=click.Path(path_type=Path),
         metavar="FILE",
-        help="Take only those images of the folder that this COCO file lists.",
+        help="Take only those images that this COCO file lists; without a folder those beside it.",
     ),
     click.option(
         "--calibration-count",

@@ -33,18 +33,20 @@ def runtime_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def calibration_options(required: bool, help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def calibration_options(help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Give a command `calibration_images`, `calibration_ann` and `calibration_count`.
 
     Args:
-        required: whether the images must be named.
-        help: what they are for.
+        help: what the images are for.
     """
     a_path = click.Path(path_type=Path)
     options = (
-        click.option("--calibration-images", required=required, type=a_path, metavar="DIR", help=help),
+        click.option("--calibration-images", type=a_path, metavar="DIR", help=help),
         click.option(
-            "--calibration-ann", type=a_path, metavar="FILE", help="Only those images that this COCO file lists."
+            "--calibration-ann",
+            type=a_path,
+            metavar="FILE",
+            help="Only those images that this COCO file lists; without a folder those beside it.",
         ),
         click.option(
             "--calibration-count",

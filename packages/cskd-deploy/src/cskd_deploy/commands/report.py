@@ -31,9 +31,7 @@ A_PATH = click.Path(path_type=Path)
 )
 @click.option("--images", type=A_PATH, help="Folder of its images.  [default: beside the file]")
 @click.option("--limit", type=click.IntRange(min=1), help="Evaluate on the first N images only.")
-@calibration_options(
-    required=False, help="INT8 is calibrated on them, not those of --ann.  [default: what the config names as train]"
-)
+@calibration_options(help="INT8 is calibrated on them, not those of --ann.  [default: what the config names as train]")
 @click.option("--input-size", "input_sizes", nargs=2, type=int, multiple=True, metavar="H W", help="As of export.")
 @click.option(
     "--nms", type=click.Choice(["outside", "graph"]), default="outside", show_default=True, help="As of export."

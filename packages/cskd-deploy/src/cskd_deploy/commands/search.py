@@ -17,7 +17,7 @@ A_PATH = click.Path(path_type=Path)
 
 @click.command()
 @click.argument("model", metavar="FP32.onnx", type=A_PATH)
-@calibration_options(required=True, help="Images like those it will see, not those of --ann.")
+@calibration_options(help="Images like those it will see, not those of --ann.")
 @click.option(
     "--ann", required=True, type=A_PATH, help="COCO file, or the folder of another format, to measure mAP on."
 )
@@ -37,7 +37,7 @@ A_PATH = click.Path(path_type=Path)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
     model: Path,
-    calibration_images: Path,
+    calibration_images: Path | None,
     calibration_ann: Path | None,
     calibration_count: int,
     ann: Path,
@@ -60,6 +60,9 @@ def command(
           --calibration-ann data/shapes/annotations/train.json \\
           --ann data/shapes/annotations/val.json --images data/shapes/images --max-drop 0.5
     """
+
+    if calibration_images is None and calibration_ann is None:
+        raise click.UsageError("INT8 needs images to calibrate on: give --calibration-images or --calibration-ann")
 
     def progress(line: str) -> None:
         click.echo(f"search: {line}", err=True)

@@ -181,7 +181,8 @@ class _Run:
         calibration = self._settings.calibration
         if plan.precision == "int8" and calibration is None:
             raise DeployError(
-                f"the config in {self._checkpoint} names no training images to calibrate on: give --calibration-images"
+                f"the config in {self._checkpoint} names no training images to calibrate on: give --calibration-images "
+                "or --calibration-ann"
             )
 
         def make() -> Mapping[str, Any]:

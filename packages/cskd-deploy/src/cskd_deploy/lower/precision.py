@@ -157,7 +157,7 @@ def precision_plan(
         if calibration_images is None and calibration_ann is None and (chosen or calibration_cache is None):
             needs = f"{spelled('precision')} {precision} needs images to calibrate on"
             why = needs if calibrated and not chosen else "which images"
-            raise DeployError(f"{why}: give {spelled('calibration_images')}")
+            raise DeployError(f"{why}: give {spelled('calibration_images')} or {spelled('calibration_ann')}")
         calibration = CalibrationSettings(
             calibration_images, calibration_ann, calibration_count or CalibrationSettings.count, calibration_cache
         )
