@@ -34,7 +34,10 @@ TERMS = "pyramid=dict(full=(1, 0.5), roi=(1, 0.5)), tower=dict(cls=(1, 0.5)), pr
 
 
 def write_project(folder, shapes_root):
-    """Upright images for training, and other ones for the test; two epochs of six steps; the teacher is wider."""
+    """Upright images for training, and other ones for the test; two epochs of six steps; the teacher is wider.
+
+    Images lie in the folders of their splits, and each annotation file says where from, as `new` writes a YOLO set.
+    """
     (folder / "data").mkdir(parents=True)
     for name, split in {"train": "train", "val": "val", "test": "val"}.items():
         data = json.loads((shapes_root / "annotations" / f"{split}.json").read_text())
@@ -42,9 +45,14 @@ def write_project(folder, shapes_root):
             data["images"] = data["images"][:4]
             kept = {one["id"] for one in data["images"]}
             data["annotations"] = [one for one in data["annotations"] if one["image_id"] in kept]
+        (folder / "photos" / name / "images").mkdir(parents=True)
+        for image in data["images"]:
+            file = f"{name}/images/{image['file_name']}"
+            shutil.copy(shapes_root / "images" / image["file_name"], folder / "photos" / file)
+            image["file_name"] = file
+        data["info"] = {**data.get("info", {}), "image_root": "../photos"}
         (folder / "data" / f"{name}.json").write_text(json.dumps(data))
-    sources = ", ".join(f"{name}=dict(ann_file='{name}.json', img_prefix={str(shapes_root / 'images')!r})"
-                        for name in ("train", "val", "test"))  # fmt: skip
+    sources = ", ".join(f"{name}=dict(ann_file='{name}.json', img_prefix=None)" for name in ("train", "val", "test"))
     (folder / "student.py").write_text(
         f"_base_ = [{str(TINY)!r}]\ndata_root = '{{{{ fileDirname }}}}/data'\n"
         f"data = dict(samples_per_gpu=2, workers_per_gpu=0, {sources})\n"
