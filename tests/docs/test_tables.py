@@ -91,7 +91,8 @@ def ratio(value):
 
 
 def latency_of_random_weights():
-    for row in stored("latency_random.jsonl"):
+    """With VNNI, then without."""
+    for row in [*stored("latency_random.jsonl"), *stored("latency_random_avx2.jsonl")]:
         yield [
             ("PyTorch" if row["backend"] == "pytorch" else PRECISIONS[row["precision"]])
             + (f", {row['proposals']} proposals" if row["proposals"] else ""),
