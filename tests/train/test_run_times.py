@@ -148,6 +148,14 @@ def test_a_resumed_run_estimates_from_its_own_iterations():
     assert str(left) == "0:00:24"  # 10 of 1.5 s, and one evaluation
 
 
+def test_after_steps_of_another_length_the_time_left_is_that_of_the_steps_to_come():
+    # Two of four epochs are done, in 10 steps each: an epoch has 40 by now.
+    console = Console(file=io.StringIO(), width=200)
+    display = ProgressDisplay(console, epochs=4, iterations=40, done=80, best=None, recorded=20)
+    display.train(record(40, 0.5, 0.125, 3))
+    assert str(display._time_left) == "0:00:30"
+
+
 @pytest.mark.parametrize(
     ("seconds", "shown"), [(59.4, "0:00:59"), (59.6, "0:01:00"), (3725.0, "1:02:05"), (100 * 3600.0, "100:00:00")]
 )

@@ -7,7 +7,15 @@ import math
 
 import pytest
 import torch
+from mmcv import Config
 from mmcv.runner import HOOKS, Hook
+from torch import nn
+
+from cskd_train.engine.loader import Position, TrainLoader
+from cskd_train.engine.runner import build_runner
+from cskd_train.engine.signals import Interrupted
+
+from .runs import train
 
 calls = []  # (hook, event, epoch, iteration), as the hooks below are called
 
@@ -125,6 +133,70 @@ def test_a_schedule_over_iterations_ends_with_the_run(train_upright, tmp_path):
     cosine = "lr_config={'policy': 'CosineAnnealing', 'min_lr': 0.0002, 'by_epoch': False}"
     assert train_upright(tmp_path, cosine)[0] == 0
     expected = [0.0002 + 0.0004 * (1 + math.cos(math.pi * done / 6)) for done in range(6)]
+    assert column(tmp_path, "lr") == pytest.approx(expected)
+
+
+BY_ITERATION = {
+    "cosine": {"policy": "CosineAnnealing", "min_lr": 0, "by_epoch": False},
+    "poly": {"policy": "poly", "power": 0.9, "min_lr": 0, "by_epoch": False},
+    "steps": {"policy": "step", "step": [2, 14], "gamma": 0.5, "by_epoch": False},
+    "warmup": {"policy": "step", "step": [9], "warmup": "linear", "warmup_iters": 15, "warmup_ratio": 0.1},
+}
+
+
+class Images:
+    """Of a data set, as a loader takes them."""
+
+    flag = [0] * 28
+
+    def __len__(self):
+        return len(self.flag)
+
+
+class Model(nn.Linear):
+    """As far as a runner looks at one."""
+
+    def train_step(self):
+        pass
+
+
+def rates(lr_config, accumulate, position):
+    """Of the steps from a position to the end of four epochs of 14 batches."""
+    config = {"optimizer": {"type": "SGD"}, "lr_config": lr_config, "runner": {"max_epochs": 4}}
+    loader = TrainLoader(Images(), 2, 0, seed=0, accumulate=accumulate)
+    runner = build_runner(Config(config), Model(2, 2), 0.1, "")
+    runner.begin(loader, position)
+    found = []
+    while position.epoch < 4:
+        runner.begin_epoch(position)
+        for _ in range(loader.steps_left(position)):
+            runner.before_step({})
+            found.append(runner.learning_rate)
+            runner.after_step({"loss": 0.0}, 2)
+        position = Position(position.epoch + 1)
+        runner.after_epoch(position.epoch, {})
+    return found
+
+
+@pytest.mark.parametrize("name", BY_ITERATION)
+def test_after_steps_of_another_length_a_schedule_over_iterations_goes_by_those_to_come(name):
+    whole = {accumulate: rates(BY_ITERATION[name], accumulate, Position()) for accumulate in (1, 4)}
+    assert [len(found) for found in whole.values()] == [56, 16]
+    for before, after, batches, left in ((1, 4, 0, 4), (1, 4, 7, 2), (4, 1, 0, 14), (4, 1, 8, 6)):
+        inner = batches // before
+        position = Position(3, batches, inner, 3 * len(whole[before]) // 4 + inner)
+        assert rates(BY_ITERATION[name], after, position) == pytest.approx(whole[after][-left:])
+    assert len(set(whole[4])) > 2  # none of them is constant
+
+
+def test_a_run_that_goes_on_in_longer_steps_ends_its_schedule(small_runs, tmp_path):
+    cosine = {"policy": "CosineAnnealing", "min_lr": 0.0, "by_epoch": False}
+    settings = {"lr_config": cosine, "log_config.interval": 1}
+    assert isinstance(train(small_runs.options(tmp_path, settings=settings), stop_after=9)[0], Interrupted)
+    longer = small_runs.options(tmp_path, settings={**settings, "accumulate": 2}, resume=True)
+    assert train(longer)[0].iterations == 12  # 4 of 7 batches are left
+    assert column(tmp_path, "iter") == [*range(1, 13)]
+    expected = [0.0005 * (1 + math.cos(math.pi * done)) for done in (*(one / 14 for one in range(10)), 6 / 8, 7 / 8)]
     assert column(tmp_path, "lr") == pytest.approx(expected)
 
 

@@ -210,6 +210,15 @@ class TrainLoader:
         """Steps from a position to the end of its epoch."""
         return -(-(self.batches - position.batches) // self.per_step)
 
+    def steps_done(self, position: Position) -> tuple[int, int]:
+        """Steps up to a position, of its epoch and of the whole run, as if all had been of this many batches.
+
+        The steps that a `Position` counts may have been longer or shorter: of other numbers of processes and of
+        accumulated batches.
+        """
+        inner = len(self) - self.steps_left(position)
+        return inner, position.epoch * len(self) + inner
+
     def steps(self, position: Position) -> Iterator[tuple[list[Batch], Position]]:
         """The batches of this process for each step from `position` to the end of its epoch, and where it then is.
 

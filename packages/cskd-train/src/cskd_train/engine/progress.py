@@ -26,7 +26,7 @@ class TimeLeft:
     Args:
         epochs: of the whole run.
         iterations: steps of an epoch.
-        done: steps that an earlier session has done.
+        done: steps that an earlier session has done, in steps of this one (`TrainLoader.steps_done`).
         interval: epochs from one evaluation to the next; the last epoch is evaluated always.
     """
 
@@ -65,18 +65,27 @@ class ProgressDisplay:
     Args:
         epochs: of the whole run.
         iterations: steps of an epoch.
-        done: steps that an earlier session has done.
+        done: as of `TimeLeft`.
         best: highest mAP of an earlier session.
         interval: epochs from one evaluation to the next.
+        recorded: the same steps as records number them: each session's own; `done` by default.
     """
 
     def __init__(
-        self, console: Console, epochs: int, iterations: int, done: int, best: float | None, interval: int = 1
+        self,
+        console: Console,
+        epochs: int,
+        iterations: int,
+        done: int,
+        best: float | None,
+        interval: int = 1,
+        recorded: int | None = None,
     ) -> None:
         self._console = console
         self._epochs = epochs
         self._inner, self._steps = 0, iterations
         self._time_left = TimeLeft(epochs, iterations, done, interval)
+        self._ahead = 0 if recorded is None else recorded - done  # of records
         self._best = best
         self._numbers = ""
         self._tenths_shown = 0
@@ -112,7 +121,7 @@ class ProgressDisplay:
         self._bar.update(self._task, completed=done, total=total)
 
     def train(self, record: Record) -> None:
-        self._time_left.trained(record["iter"], record["time"])
+        self._time_left.trained(record["iter"] - self._ahead, record["time"])
         shown = (name for name in record if name not in _NOT_LOSS_TERMS and not name.startswith(SHARE))
         terms = " ".join(f"{name} {record[name]:.3g}" for name in shown)
         distilled = f", {record[DISTILLATION]:.0%} of it distillation" if DISTILLATION in record else ""

@@ -282,7 +282,8 @@ class Run:
         attributes = Attributes(parts.student)
         self.trained = Trained(parts.student, parts.distiller, parts.step, loader, state, recorder, attributes, terms)
         epochs, best = cfg.runner.max_epochs, state.best.get("bbox_mAP")
-        self.display = ProgressDisplay(self.console, epochs, len(loader), step, best, self._interval)
+        _, done = loader.steps_done(self.position)
+        self.display = ProgressDisplay(self.console, epochs, len(loader), done, best, self._interval, step)
         if resumption:
             resumption.restore(self.trained)
             for change in resumption.changed_settings(self.config_data):

@@ -38,16 +38,20 @@ class HookRunner(EpochBasedRunner):
         self.data_loader = loader
         self._max_iters = self.max_epochs * len(loader)
         self._has_loggers = any(isinstance(hook, LoggerHook) for hook in self.hooks)
-        # Hooks count epochs and iterations from 0, one iteration a step.
-        self._epoch, self._iter, self._inner_iter = position.epoch, position.step, position.inner
-        self._done = position.inner  # steps of the epoch
+        self._stand_at(position)
         self.call_hook("before_run")
 
     def begin_epoch(self, position: Position) -> None:
         """An epoch begins, or goes on from `position`."""
-        self._epoch, self._iter, self._inner_iter = position.epoch, position.step, position.inner
-        self._done = position.inner
+        self._stand_at(position)
         self.call_hook("before_train_epoch")
+
+    def _stand_at(self, position: Position) -> None:
+        """Hooks count epochs and iterations from 0, one iteration a step, all steps as long as those to come: schedules
+        by iteration go by the place in the epochs, whatever number of steps earlier sessions took to it."""
+        self._epoch = position.epoch
+        self._inner_iter, self._iter = self.data_loader.steps_done(position)
+        self._done = self._inner_iter  # steps of the epoch
 
     def before_step(self, data: Mapping[str, Any]) -> None:
         """A step on these data follows."""
