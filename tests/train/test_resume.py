@@ -97,7 +97,8 @@ def test_a_lower_learning_rate_takes_effect_and_is_told(train_tiny, used):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--seed", 5], "--seed 5: the run that is resumed has seed 0"),
+        (["--seed", 5], "--seed 5: the run that is resumed has seed 0; leave it out"),
+        (["--set", "seed=5"], "seed = 5: the run that is resumed has seed 0; leave it out"),
         (["--set", "data.samples_per_gpu=6"], "3 batches an epoch, the config now gives 2"),
         (["--set", "model.bbox_head.stacked_convs=3"], "bbox_head.cls_convs.2.conv.weight is missing"),
     ],
@@ -108,6 +109,35 @@ def test_another_run_is_not_resumed(train_tiny, used, options, message):
     assert code == 2
     assert message in err
     assert {path: path.read_bytes() for path in used.rglob("*") if path.is_file()} == before
+
+
+def test_the_seed_is_told_alike_on_the_command_line_and_in_the_config(small_runs, tmp_path):
+    first = small_runs.options(tmp_path, settings={"seed": 3, "runner.max_epochs": 1})
+    assert train(first)[0].seed == 3
+    longer = {"runner.max_epochs": 2}
+    for settings, seed in (({}, 4), ({"seed": 4}, None)):
+        again = replace(first, overrides={**longer, **settings}, seed=seed, resume=True)
+        assert "the run that is resumed has seed 3" in str(train(again)[0])
+    for number, (settings, seed) in enumerate([({}, None), ({"seed": 3}, None), ({"seed": 4}, 3)]):
+        more = {"runner.max_epochs": 2 + number}
+        result = train(replace(first, overrides={**more, **settings}, seed=seed, resume=True))[0]
+        assert (result.seed, result.epochs) == (3, 2 + number)
+
+
+@pytest.mark.parametrize("stop_after", [7, 9])  # at the end of the first epoch, and in the second
+def test_a_run_is_not_ended_before_where_it_is(small_runs, tmp_path, stop_after):
+    options = small_runs.options(tmp_path, settings={"runner.max_epochs": 3})
+    assert isinstance(train(options, stop_after=7 + stop_after)[0], Interrupted)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    least = 2 if stop_after == 7 else 3
+    for epochs in range(1, least):
+        error, _ = train(replace(options, overrides={"runner.max_epochs": epochs}, resume=True))
+        assert isinstance(error, TrainError)
+        assert f"runner.max_epochs = {epochs} (--epochs)" in str(error)
+        assert f"trained further, to epoch 2{'' if stop_after == 7 else ', step 17'}. " in str(error)
+        assert f"Go on with {least} epochs or more" in str(error)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert train(replace(options, overrides={"runner.max_epochs": least}, resume=True))[0].epochs == least
 
 
 def test_a_broken_last_checkpoint_is_named(train_tiny, used):

@@ -89,12 +89,34 @@ def prepare(options: RunOptions, say: Say, look: bool = True) -> tuple[Config, W
 
 
 def seed_of(options: RunOptions, cfg: Config, resumption: Resumption | None) -> int:
-    """The seed of the run: of the one that is resumed, of the command line, of the config, or 0."""
+    """The seed of the run: of the one that is resumed, of the command line, of the config, or 0.
+
+    Raises:
+        TrainError: the run that is resumed has another one than the command line, or the config, asks for by now.
+    """
     if resumption is None:
         return int(cfg.get("seed") or 0) if options.seed is None else options.seed
-    if options.seed not in (None, resumption.seed):
-        raise TrainError(f"--seed {options.seed}: the run that is resumed has seed {resumption.seed}; leave --seed out")
+    where, asked = f"--seed {options.seed}", options.seed
+    if asked is None and ("seed" in options.overrides or cfg.get("seed") != resumption.config.get("seed")):
+        where, asked = f"seed = {cfg.get('seed')}", cfg.get("seed")
+    if asked not in (None, resumption.seed):
+        raise TrainError(f"{where}: the run that is resumed has seed {resumption.seed}; leave it out, or set that")
     return resumption.seed
+
+
+def check_epochs(cfg: Config, resumption: Resumption) -> None:
+    """Refuse to end a run before where it is.
+
+    Raises:
+        TrainError: says how far it is.
+    """
+    position, epochs = resumption.position, cfg.runner.max_epochs
+    if (position.epoch, position.batches) > (epochs, 0):
+        raise TrainError(
+            f"runner.max_epochs = {epochs} (--epochs): {resumption.path} is trained further, to {described(position)}. "
+            f"Go on with {position.epoch + (position.batches > 0)} epochs or more, or begin a run of {epochs} epochs in "
+            "another --work-dir"
+        )
 
 
 def described(position: Position) -> str:

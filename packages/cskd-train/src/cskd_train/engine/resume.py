@@ -148,6 +148,16 @@ class Resumption:
         return Position(**self._contents.get("position", {"epoch": meta["epoch"], "step": meta["iter"]}))
 
     @property
+    def path(self) -> Path:
+        """The file."""
+        return self._checkpoint.path
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The config that the run had, as plain data."""
+        return self._checkpoint.config
+
+    @property
     def seed(self) -> int:
         """The seed of the run."""
         return int(self._checkpoint.meta["seed"])
@@ -169,7 +179,7 @@ class Resumption:
 
     def changed_settings(self, config: Mapping[str, Any]) -> list[str]:
         """`key: old -> new` for each setting that is not as it was when the run began."""
-        before, now = dict(flat(self._checkpoint.config)), dict(flat(config))
+        before, now = dict(flat(self.config)), dict(flat(config))
         keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
         return [f"{key}: {before.get(key, 'none')} -> {now.get(key, 'none')}" for key in keys]
 
@@ -184,7 +194,7 @@ class Resumption:
         batches = self._contents.get("epoch_batches") or self.position.step // self.position.epoch
         if batches != loader.batches:
             raise TrainError(
-                f"{self._checkpoint.path} was trained with {batches} batches an epoch, the config now gives "
+                f"{self.path} was trained with {batches} batches an epoch, the config now gives "
                 f"{loader.batches}: data or batch size have changed. Start a new run in another --work-dir"
             )
 
@@ -220,7 +230,7 @@ class Resumption:
                 trained.step.scaler.load_state_dict(contents["scaler"])
         except (KeyError, RuntimeError, ValueError) as error:
             raise TrainError(
-                f"{self._checkpoint.path} does not fit this config's distillation or optimizer: {error}. "
+                f"{self.path} does not fit this config's distillation or optimizer: {error}. "
                 "Resume with the config of the run"
             ) from error
         if trained.terms is not None:

@@ -26,6 +26,7 @@ from cskd_train.engine.outcome import outcome
 from cskd_train.engine.preflight import IMAGES, SECONDS, TeacherCheck, check_teacher, find_student_alone
 from cskd_train.engine.prepare import (
     RunOptions,
+    check_epochs,
     described,
     prepare,
     say,
@@ -109,6 +110,8 @@ class Run:
         if resumption and resumption.position.epoch >= epochs and work_dir.result.exists():
             say(self.console, f"{work_dir.root}: this run is finished already ({resumption.position.epoch} epochs)")
             return False
+        if resumption:
+            world.together(lambda: check_epochs(self.cfg, resumption))
         self.position = resumption.position if resumption else Position()
         if is_restart():
             done = f"step {self.position.step}"
