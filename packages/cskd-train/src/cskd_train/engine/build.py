@@ -23,6 +23,7 @@ from cskd_train.engine.loader import TrainLoader, Unlabelled
 from cskd_train.engine.runner import HookRunner, build_runner
 from cskd_train.engine.step import AveragedStudent, TrainStep
 from cskd_train.errors import TrainError
+from cskd_train.files.heads import head_kind
 from cskd_train.mm import data_sources, datasets
 from cskd_train.mm.detector import build_distilled
 from cskd_train.mm.families import export_note
@@ -296,19 +297,21 @@ def build_split(cfg: Config, split: str, classes: Sequence[str] = ()) -> Any:
 
 
 def check_classes(model: nn.Module, classes: tuple[str, ...]) -> None:
-    """Refuse a head whose number of classes is not the data's.
+    """Refuse heads whose number of classes is not the data's.
 
     Raises:
-        TrainError: names the head, both numbers and the setting.
+        TrainError: names the first, both numbers and the settings.
     """
-    for name, module in model.named_modules():
-        count = getattr(module, "num_classes", None)
-        if name.endswith("bbox_head") and isinstance(count, int) and count != len(classes):
-            raise TrainError(
-                f"{name} has {count} classes, the data has {len(classes)} ({', '.join(classes[:8])}"
-                f"{', ...' if len(classes) > 8 else ''}): --set model.{name}.num_classes={len(classes)}, "
-                "or set `classes`, which it follows"
-            )
+    counts = {
+        name: getattr(one, "num_classes", None) for name, one in model.named_modules() if head_kind(name) == "bbox_head"
+    }
+    wrong = {name: count for name, count in counts.items() if isinstance(count, int) and count != len(classes)}
+    for name, count in wrong.items():
+        settings = " ".join(f"--set model.{head}.num_classes={len(classes)}" for head in wrong)
+        raise TrainError(
+            f"{name} has {count} classes, the data has {len(classes)} ({', '.join(classes[:8])}"
+            f"{', ...' if len(classes) > 8 else ''}): {settings}, or set `classes`, which it follows"
+        )
 
 
 def skips_broken(cfg: Config) -> bool:

@@ -114,8 +114,8 @@ def check_epochs(cfg: Config, resumption: Resumption) -> None:
     if (position.epoch, position.batches) > (epochs, 0):
         raise TrainError(
             f"runner.max_epochs = {epochs} (--epochs): {resumption.path} is trained further, to {described(position)}. "
-            f"Go on with {position.epoch + (position.batches > 0)} epochs or more, or begin a run of {epochs} epochs in "
-            "another --work-dir"
+            f"Go on with {position.epoch + (position.batches > 0)} epochs or more, or begin a run of {epochs} "
+            "in another --work-dir"
         )
 
 

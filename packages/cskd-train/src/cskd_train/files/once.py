@@ -21,6 +21,7 @@ from typing import Any
 
 from cskd_train.errors import TrainError
 from cskd_train.files.chain import ConfigFile, referred_names
+from cskd_train.files.heads import head_kind, tells_classes
 from cskd_train.files.locate import shipped_by
 from cskd_train.files.overrides import assign, move_root
 from cskd_train.files.reading import Bound
@@ -33,8 +34,6 @@ NAMES = {
     "data_root": ("data_root", "ann_file", "img_prefix"),
 }
 """Each name, and the keys that take its value or a part of it."""
-
-_HEADS = ("bbox_head", "mask_head")
 
 Data = dict[str, Any]
 
@@ -195,8 +194,9 @@ def _datasets(node: Any, path: str = "data") -> Iterator[tuple[str, Data]]:
 def _heads(node: Any, path: str) -> Iterator[tuple[str, Data]]:
     """The heads of a model that have a number of classes."""
     for key, item in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
-        if isinstance(item, dict) and {key, path.rpartition(".")[2]} & {*_HEADS}:
-            if "num_classes" in item or ("type" in item and "bbox_head" in (key, path.rpartition(".")[2])):
-                yield f"{path}.{key}", item
+        place = f"{path}.{key}"
+        if isinstance(item, dict) and tells_classes(place):
+            if "num_classes" in item or ("type" in item and head_kind(place) == "bbox_head"):
+                yield place, item
         elif isinstance(item, (dict, list)):
-            yield from _heads(item, f"{path}.{key}")
+            yield from _heads(item, place)

@@ -16,6 +16,7 @@ from cskd_core.family import Batch
 from cskd_core.plan import DistillPlan
 from cskd_core.teacher import FrozenTeacher
 from cskd_train.errors import TrainError
+from cskd_train.files.heads import head_kind
 from cskd_train.mm.class_map import keep_classes, match_classes
 from cskd_train.mm.families import family_of_pair
 from cskd_train.mm.folding import folded
@@ -234,7 +235,6 @@ class TeacherAsDetector(nn.Module):
         return self.detector(img=img, img_metas=img_metas, **arguments)
 
 
-HEADS = ("bbox_head", "rpn_head", "roi_head.bbox_head")
 METHODS = ("loss", "get_bboxes")
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -249,10 +249,10 @@ def float32_heads(detector: nn.Module) -> Iterator[None]:
     Without autocast nothing changes. Afterwards the detector is as it was.
 
     Args:
-        detector: a stock mmdet detector; `loss` and `get_bboxes` of its dense, proposal and box heads are covered.
+        detector: a stock mmdet detector; `loss` and `get_bboxes` of its dense, proposal and box heads are covered, and
+            of the stages that such a head is made of.
     """
-    modules = dict(detector.named_modules())
-    heads = [modules[path] for path in HEADS if path in modules]
+    heads = [module for path, module in detector.named_modules() if _is_of_head(path)]
     shadowed = [(head, name, head.__dict__.get(name)) for head in heads for name in METHODS if hasattr(head, name)]
     for head, name, _ in shadowed:
         # An instance attribute shadows the class's method for as long as it is there.
@@ -265,6 +265,11 @@ def float32_heads(detector: nn.Module) -> Iterator[None]:
                 del head.__dict__[name]
             else:
                 head.__dict__[name] = before
+
+
+def _is_of_head(path: str) -> bool:
+    parts = path.split(".")
+    return any(head_kind(".".join(parts[: end + 1])) in ("bbox_head", "rpn_head") for end in range(len(parts)))
 
 
 def _in_float32(method: Callable[..., Any]) -> Callable[..., Any]:

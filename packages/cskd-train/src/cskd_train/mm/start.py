@@ -16,6 +16,7 @@ from cskd_train.files.checkpoints import Checkpoint, load_checkpoint
 from cskd_train.files.config import load_config
 from cskd_train.files.downloads import local_file
 from cskd_train.files.foreign import layout_of
+from cskd_train.files.heads import tells_classes
 from cskd_train.files.locate import MMDET_PREFIX
 from cskd_train.files.model_zoo import is_of_coco
 from cskd_train.mm.detector import build_student
@@ -268,11 +269,11 @@ class Fit:
 
 
 def _class_heads(model: nn.Module) -> dict[str, Any]:
-    """Path -> head, of those that tell classes apart: not of the RPN, whose one class is `object`."""
+    """Path -> head, of those that tell classes apart."""
     return {
         path: module
         for path, module in model.named_modules()
-        if isinstance(getattr(module, "num_classes", None), int) and path.rpartition(".")[2] != "rpn_head"
+        if tells_classes(path) and isinstance(getattr(module, "num_classes", None), int)
     }
 
 
