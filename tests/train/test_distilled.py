@@ -135,18 +135,38 @@ def test_a_teacher_sees_the_students_very_tensor(narrow_model, save_teacher, the
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "without"),
-    [([RGB, PAD], [PAD], "teacher"), ([PAD], [RGB, PAD], "student")],
-    ids=["teacher", "student"],
+    ("ours", "theirs"), [([RGB, PAD], [PAD]), ([PAD], [RGB, PAD]), ([PAD], [CAFFE, PAD])], ids=["its", "ours", "BGR"]
 )
-def test_a_config_without_normalisation_gives_the_teacher_the_students_tensor_and_says_so(
+def test_a_pipeline_that_does_not_normalise_gives_pixels_as_they_are(narrow_model, save_teacher, ours, theirs):
+    file = save_teacher(narrow_model("FCOS", 50), data={"train": {"pipeline": theirs}})
+    model = under(narrow_model("FCOS"), file, pipeline=ours)
+    images, expected = (pictures_after(*steps).float() for steps in (ours, theirs))
+    found = seen_by_teacher(model, images)
+    assert (found - expected).abs().max() < 1e-4 * max(expected.std(), 1)
+    assert (found - images).abs().max() > 50
+    (note,) = model.notes
+    assert "the teacher sees its own normalisation" in note
+
+
+def test_two_pipelines_that_do_not_normalise_give_the_very_tensor(narrow_model, save_teacher):
+    file = save_teacher(narrow_model("FCOS", 50), data={"train": {"pipeline": [PAD]}})
+    model = under(narrow_model("FCOS"), file, pipeline=[PAD])
+    assert seen_by_teacher(model, IMAGES) is IMAGES
+    assert model.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "without"), [([RGB, PAD], [], "teacher"), ([], [RGB, PAD], "student")], ids=["its", "ours"]
+)
+def test_a_config_without_a_pipeline_gives_the_teacher_the_students_tensor_and_says_so(
     narrow_model, save_teacher, ours, theirs, without
 ):
     file = save_teacher(narrow_model("FCOS", 50), data={"train": {"pipeline": theirs}})
     model = under(narrow_model("FCOS"), file, pipeline=ours)
     assert seen_by_teacher(model, IMAGES) is IMAGES
-    note = f"the {without}'s config has no Normalize step: the teacher sees the images as the student does"
-    assert model.notes == (note,)
+    (note,) = model.notes
+    assert note.startswith(f"the {without}'s config has no pipeline")
+    assert note.endswith("the teacher sees them as the student does")
 
 
 @pytest.mark.parametrize(("in_strides", "units"), [(True, "pixels are converted to the student's strides"),

@@ -102,6 +102,7 @@ def test_there_and_back_is_the_same_in_float64():
     [
         ("mmdet::fcos/fcos_r50_caffe_fpn_gn-head_1x_coco.py", ((102.9801, 115.9465, 122.7717), (1, 1, 1), False)),
         ("mmdet::retinanet/retinanet_r50_fpn_1x_coco.py", (TORCHVISION.mean, TORCHVISION.std, True)),
+        ("mmdet::yolox/yolox_tiny_8x8_300e_coco.py", ((0, 0, 0), (1, 1, 1), False)),
     ],
 )
 def test_the_normalisation_of_a_stock_config_is_found(file, expected):
@@ -137,6 +138,14 @@ INSIDE = {
 @pytest.mark.parametrize("place", INSIDE)
 def test_the_step_is_found_inside_wrappers(place):
     assert Normalization.of_config(INSIDE[place]) == CAFFE
+
+
+@pytest.mark.parametrize(
+    ("preprocessor", "to_rgb"), [({}, False), ({"pad_size_divisor": 32}, False), ({"bgr_to_rgb": True}, True)]
+)
+def test_a_config_of_mmdet_3_that_does_not_normalise_gives_pixels(preprocessor, to_rgb):
+    config = {"train_pipeline": [{"type": "PackDetInputs"}], "model": {"data_preprocessor": preprocessor}}
+    assert Normalization.of_config(config) == Normalization((0, 0, 0), (1, 1, 1), to_rgb)
 
 
 def test_a_step_without_three_numbers_is_refused():

@@ -96,8 +96,8 @@ def build_distilled(student: nn.Module, cfg: Any, device: str | torch.device) ->
             notes.append(f"the teacher sees its own normalisation of the images: {other}")
         else:
             notes.append(
-                f"the {'teacher' if own else 'student'}'s config has no Normalize step: "
-                "the teacher sees the images as the student does"
+                f"the {'teacher' if own else 'student'}'s config has no pipeline, so how it normalises images is not "
+                "known: the teacher sees them as the student does"
             )
     distiller = Distiller(student, teacher.model, family, plan)
     notes += distiller.notes

@@ -16,7 +16,10 @@ Triple = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Normalization:
-    """What mmdet's `Normalize` does to an image: (pixel - mean) / std, in RGB order or in BGR order."""
+    """What mmdet's `Normalize` does to an image: (pixel - mean) / std, in RGB order or in BGR order.
+
+    Images are read as BGR: mean 0 and std 1 in this order leave them as they are, as in YOLOX's pipelines.
+    """
 
     mean: Triple  # in the order of the channels after the conversion, of pixel values 0..255
     std: Triple
@@ -28,17 +31,23 @@ class Normalization:
 
         The pipelines of `data.train`, `data.val` and `data.test` are searched in this order, then `train_pipeline` and
         `test_pipeline`; dataset wrappers and steps that hold steps (`MultiScaleFlipAug`) are looked into. Last comes
-        `model.data_preprocessor`, where mmdet 3 has it.
+        `model.data_preprocessor`, where mmdet 3 has it. Pipelines that normalise nowhere give pixels as they are.
 
         Raises:
             TrainError: a `Normalize` step without three numbers for mean and for std.
         """
         data = cfg.get("data") or {}
-        places = [data.get(split) for split in ("train", "val", "test")]
-        for step in _steps([*places, cfg.get("train_pipeline"), cfg.get("test_pipeline")]):
+        splits = [data.get(split) for split in ("train", "val", "test")]
+        pipelines = [cfg.get("train_pipeline"), cfg.get("test_pipeline")]
+        for step in _steps([*splits, *pipelines]):
             if step.get("type") == "Normalize":
                 return cls(_triple(step, "mean"), _triple(step, "std"), bool(step.get("to_rgb", True)))
-        return cls.of_preprocessor((cfg.get("model") or {}).get("data_preprocessor") or {})
+        preprocessor = (cfg.get("model") or {}).get("data_preprocessor") or {}
+        if found := cls.of_preprocessor(preprocessor):
+            return found
+        if preprocessor or any(pipelines) or any(step.get("pipeline") for step in _steps(splits)):
+            return cls((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), bool(preprocessor.get("bgr_to_rgb", False)))
+        return None
 
     @classmethod
     def of_preprocessor(cls, settings: Mapping[str, Any]) -> Normalization | None:
