@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from cskd_train.files.config import config_to_data, load_config
+from cskd_train.files.overrides import parse_overrides
 from cskd_train.results import RunResult, next_steps, prolonged, still_improving, without_teacher
+from cskd_train.tables.work_dirs import FinishedRun
 
 RESULT = RunResult(
     config="mine.py",
@@ -86,6 +90,30 @@ def test_the_way_to_the_student_alone_leaves_out_its_teacher_and_keeps_the_rest(
     assert without_teacher(replace(RESULT, command="")) == (
         "cskd-train run mine.py --set distill=None --work-dir work_dirs/mine_alone"
     )
+
+
+def test_the_student_alone_has_no_images_without_labels_and_is_found_beside_the_distilled_one(tmp_path):
+    config = tmp_path / "distilled.py"
+    config.write_text(
+        f"_base_ = [{str(Path(__file__).with_name('tiny_retinanet.py'))!r}]\n"
+        "data = dict(unlabeled=dict(ann_file='pseudo.json', img_prefix='more'))\n"
+        "distill = dict(teacher=dict(checkpoint='t.pth'))\n"
+    )
+    typed = (
+        f"cskd-train run {config} --set data.unlabeled.weight=0.3 --set data_root=data --set=data.unlabeled.share=0.25"
+    )
+    result = replace(RESULT, work_dir="w", command=typed, images={"train": 4, "unlabeled": 9, "val": 2})
+    command = without_teacher(result)
+    assert command == (
+        f"cskd-train run {config} --set data_root=data --set distill=None --set data.unlabeled=None --work-dir w_alone"
+    )
+
+    def student(command):
+        settings = [word for word in shlex.split(command.replace("--set=", "--set ")) if "=" in word]
+        data = config_to_data(load_config(config, parse_overrides(settings)))
+        return FinishedRun(tmp_path, "", "", 0, "", data, 0, 0).student
+
+    assert student(command) == student(typed)
 
 
 @pytest.mark.parametrize(

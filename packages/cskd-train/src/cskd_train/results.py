@@ -153,17 +153,24 @@ def _points(difference: float) -> str:
 def prolonged(result: RunResult) -> str:
     """The command that goes on with a finished run for half as many epochs again."""
     epochs = result.epochs + max(result.epochs // 2, 1)
-    return shlex.join([*_words(result, ("--epochs",), "runner.max_epochs="), "--resume", "--epochs", str(epochs)])
+    return shlex.join([*_words(result, ("--epochs",), ("runner.max_epochs",)), "--resume", "--epochs", str(epochs)])
 
 
 def without_teacher(result: RunResult) -> str:
-    """The command that trains the student of a distilled run alone, in a folder beside it."""
-    words = _words(result, ("--teacher", "--teacher-checkpoint", "--work-dir"), "distill")
-    return shlex.join([*words, "--set", "distill=None", "--work-dir", f"{Path(result.work_dir)}_alone"])
+    """The command that trains the student of a distilled run alone, in a folder beside it.
+
+    Images without labels are the distillation's, as its teacher labels them: the student alone does without.
+    """
+    parts = ("distill", "data.unlabeled")
+    words = _words(result, ("--teacher", "--teacher-checkpoint", "--work-dir"), parts)
+    for part in parts[: 1 + ("unlabeled" in result.images)]:
+        words += ["--set", f"{part}=None"]
+    return shlex.join([*words, "--work-dir", f"{Path(result.work_dir)}_alone"])
 
 
-def _words(result: RunResult, options: Sequence[str], setting: str) -> list[str]:
-    """The command of a run as typed, or one like it, without some options and without `--set` of some settings."""
+def _words(result: RunResult, options: Sequence[str], settings: Sequence[str]) -> list[str]:
+    """The command of a run as typed, or one like it, without some options and without `--set` of some settings, or of
+    what is in them."""
     default = ["cskd-train", "run", result.config, "--work-dir", result.work_dir]
     words = iter(shlex.split(result.command) or default)
     kept: list[str] = []
@@ -171,7 +178,8 @@ def _words(result: RunResult, options: Sequence[str], setting: str) -> list[str]
         name, equals, value = word.partition("=")
         if name in (*options, "--set"):
             value = value if equals else next(words, "")
-            if name == "--set" and not value.startswith(setting):
+            key = value.partition("=")[0].strip()
+            if name == "--set" and not any(f"{key}.".startswith(f"{one}.") for one in settings):
                 kept += ["--set", value]
         elif word not in ("--resume", "--overwrite"):
             kept.append(word)

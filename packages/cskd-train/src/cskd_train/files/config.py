@@ -49,7 +49,15 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     apply_overrides(data, rest)
     data = resolve_references(data)
     follow_classes(data, chain, overrides)
+    _leave_out(data)
     return Config(data, cfg_text=config.text, filename=str(file))
+
+
+def _leave_out(data: dict[str, Any]) -> None:
+    """Take out images without labels that are set to None: runs are compared by what their configs have."""
+    splits = data.get("data")
+    if isinstance(splits, dict) and splits.get("unlabeled", {}) is None:
+        del splits["unlabeled"]
 
 
 def config_to_data(config: Config | Mapping[str, Any]) -> dict[str, Any]:
