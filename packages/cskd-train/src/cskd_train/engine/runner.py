@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from mmcv import Config
-from mmcv.runner import EpochBasedRunner, Hook, LoggerHook, build_optimizer
+from mmcv.runner import EpochBasedRunner, Hook, LoggerHook
 from torch import nn
 from torch.optim import Optimizer
 
@@ -17,6 +17,7 @@ from cskd_train.engine.loader import Position, TrainLoader
 from cskd_train.errors import TrainError
 from cskd_train.files.settings import kept_hooks
 from cskd_train.mm.datasets import leave_out
+from cskd_train.mm.detector import DistilledDetector
 
 
 class HookRunner(EpochBasedRunner):
@@ -127,15 +128,37 @@ def build_runner(cfg: Config, model: nn.Module, lr: float, work_dir: str) -> Hoo
     """
     hooks = [{**hook, "type": OWN_HOOKS.get(hook["type"], hook["type"])} for hook in kept_hooks(cfg)]
     try:
-        runner = HookRunner(model, build_optimizer(model, {**cfg.optimizer, "lr": lr}), cfg.runner.max_epochs, work_dir)
+        runner = HookRunner(model, _optimizer(model, {**cfg.optimizer, "lr": lr}), cfg.runner.max_epochs, work_dir)
         runner.register_training_hooks(
             lr_config=copy.deepcopy(cfg.get("lr_config")),  # mmcv takes keys out of it
             momentum_config=copy.deepcopy(cfg.get("momentum_config")),
             timer_config=None,
             custom_hooks_config=copy.deepcopy(hooks),
         )
-    except (AssertionError, KeyError, TypeError, ValueError, ImportError) as error:
+    except (
+        AssertionError, AttributeError, ImportError, KeyError, NotImplementedError, TypeError, ValueError
+    ) as error:  # fmt: skip
         raise TrainError(
-            f"optimizer, lr_config, momentum_config, log_config or custom_hooks of the config cannot be built: {error}"
+            "optimizer, lr_config, momentum_config, log_config or custom_hooks of the config cannot be built: "
+            f"{str(error) or type(error).__name__}"
         ) from error
     return runner
+
+
+def _optimizer(model: nn.Module, settings: Mapping[str, Any]) -> Optimizer:
+    """The optimizer of a config; by a constructor of mmdet's, too, in the versions that have some.
+
+    A constructor goes by the names of parameters: a student under its distiller has those that it has alone.
+    """
+    try:
+        from mmdet.core import build_optimizer
+    except ImportError:
+        from mmcv.runner import build_optimizer
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)  # mmdet's writes a line for each parameter
+    try:
+        named = model.under_own_names() if isinstance(model, DistilledDetector) else model
+        optimizer: Optimizer = build_optimizer(named, dict(settings))
+    finally:
+        logging.disable(before)
+    return optimizer

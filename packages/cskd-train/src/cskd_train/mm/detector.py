@@ -147,6 +147,10 @@ class DistilledDetector(nn.Module):
                 raise
             return getattr(self.student, name)
 
+    def under_own_names(self) -> nn.Module:
+        """The same parameters in the same order, those of the student by the names that it has alone."""
+        return _OwnNames(self.student, self.distiller)
+
     def taught_by(self) -> TeacherAsDetector:
         """The teacher as a detector of its own, on images as the student's pipeline gives them."""
         return TeacherAsDetector(self.distiller.teacher.detector, self._normalizations)
@@ -199,6 +203,26 @@ def weighted(losses: Mapping[str, Any], weight: float) -> dict[str, Any]:
         else [one * weight for one in value]
         for name, value in losses.items()
     }
+
+
+class _OwnNames(nn.Module):
+    """The parts of a student, and its distiller beside them; what else it is asked for is the student's."""
+
+    def __init__(self, student: nn.Module, distiller: nn.Module) -> None:
+        super().__init__()
+        for name, parameter in student.named_parameters(recurse=False):
+            self.register_parameter(name, parameter)
+        for name, part in (*student.named_children(), ("distiller", distiller)):
+            self.add_module(name, part)
+        self.__dict__["_whole"] = student  # last, as names must be free, and no part itself
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if "_whole" not in self.__dict__:
+                raise
+            return getattr(self.__dict__["_whole"], name)
 
 
 class TeacherAsDetector(nn.Module):
