@@ -97,18 +97,26 @@ def test_a_backbone_that_could_tell_classes_apart_is_no_head_to_start_from(tmp_p
     assert [part for part in start.fresh if part.startswith("bbox_head.")]
 
 
-def test_each_of_several_heads_computes_its_losses_in_float32():
+def test_each_of_several_heads_computes_boxes_in_float32():
     model = build_without_pretrained(cascade({"classes": NAMES}))
     torch.manual_seed(0)
-    predictions = torch.randn(8, 4).bfloat16(), torch.randn(8, 4).bfloat16()
-    targets = torch.randint(4, (8,)), torch.ones(8), torch.randn(8, 4), torch.ones(8, 4)
-    rois = torch.zeros(8, 5)
+    logits, deltas = torch.randn(8, 4), torch.randn(8, 4)
+    corners = torch.rand(8, 2) * torch.tensor([60.0, 30.0])
+    rois = torch.cat([torch.zeros(8, 1), corners, corners + 30], dim=1)
+    meta = {"img_shape": (64, 96, 3)}
+
+    def boxes(head, dtype):
+        of_class = logits.to(dtype), deltas.to(dtype)
+        found = head.get_bboxes(rois, *of_class, meta["img_shape"], 1.0)
+        return [*found, head.regress_by_class(rois, torch.zeros(8, dtype=torch.long), of_class[1], meta)]
+
+    logits, deltas = logits.bfloat16().float(), deltas.bfloat16().float()
     for head in model.roi_head.bbox_head:
-        exact = head.loss(*(one.float() for one in predictions), rois, *targets)
-        with torch.autocast("cpu", dtype=torch.bfloat16), float32_heads(model):
-            found = head.loss(*predictions, rois, *targets)
-        assert {name: value.dtype for name, value in found.items() if "loss" in name} == {
-            "loss_cls": torch.float32,
-            "loss_bbox": torch.float32,
-        }
-        assert all(torch.equal(found[name], exact[name]) for name in exact)
+        exact = boxes(head, torch.float32)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rounded = boxes(head, torch.bfloat16)
+            with float32_heads(model):
+                found = boxes(head, torch.bfloat16)
+        assert all(map(torch.equal, found, exact))
+        assert not torch.equal(rounded[0], exact[0])
+        assert not torch.equal(rounded[2], exact[2])

@@ -259,7 +259,7 @@ class TeacherAsDetector(nn.Module):
         return self.detector(img=img, img_metas=img_metas, **arguments)
 
 
-METHODS = ("loss", "get_bboxes")
+METHODS = ("loss", "get_bboxes", "refine_bboxes", "regress_by_class")
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -273,8 +273,8 @@ def float32_heads(detector: nn.Module) -> Iterator[None]:
     Without autocast nothing changes. Afterwards the detector is as it was.
 
     Args:
-        detector: a stock mmdet detector; `loss` and `get_bboxes` of its dense, proposal and box heads are covered, and
-            of the stages that such a head is made of.
+        detector: a stock mmdet detector; `METHODS` of its dense, proposal and box heads are covered, and of the stages
+            that such a head is made of, which refine boxes one after the other.
     """
     heads = [module for path, module in detector.named_modules() if _is_of_head(path)]
     shadowed = [(head, name, head.__dict__.get(name)) for head in heads for name in METHODS if hasattr(head, name)]
