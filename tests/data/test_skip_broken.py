@@ -123,6 +123,28 @@ def test_what_is_broken_is_remembered_until_a_file_changes(broken, tmp_path, mon
     assert len(skipping(broken, use_memory=True).images) == 3
 
 
+def test_what_is_remembered_is_of_the_files_whatever_ids_another_list_gives_them(broken, tmp_path, monkeypatch):
+    monkeypatch.setattr("cskd_data.fingerprint.REMEMBERED_FROM", 4)
+    write_photo(tmp_path / "images" / "missing.jpg", height=240, width=320)
+    names = ("half", "whole", "small", "again", "missing")
+
+    def listed(first, file):
+        data = json.loads(broken.read_text())
+        places = {f"id {name}": place for place, name in enumerate(names, start=first)}
+        for entries, key in ((data["images"], "id"), (data["annotations"], "image_id")):
+            for one in entries:
+                one[key] = places[one[key]]
+        return write(tmp_path / file, json.dumps(data))
+
+    for first, file in ((1, "one.json"), (0, "zero.json"), (7, "far.json"), (1, "one.json")):
+        dataset = skipping(listed(first, file), use_memory=True)
+        assert [image["file_name"] for image in dataset.images] == ["whole.jpg", "again.jpg", "missing.jpg"]
+        assert {key: words.split()[1] for key, words in dataset.left_out.items()} == {
+            first: "half.jpg",
+            first + 2: "small.jpg",
+        }
+
+
 def test_a_file_that_could_not_be_read_is_tried_again(broken, monkeypatch):
     from cskd_data import images
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,6 @@ from typing import Any
 from cskd_data import fingerprint as memory
 from cskd_data.dataset import Dataset
 from cskd_data.errors import ImageFault
-from cskd_data.ids import Key
 from cskd_data.images import picture
 from cskd_data.many import DECODERS, in_threads
 from cskd_data.names import counted
@@ -74,19 +73,31 @@ def usable(dataset: Dataset, progress: Progress | None = None, *, use_memory: bo
         DataError: no image is left; the images were not found.
     """
     mark = memory.fingerprint(dataset) if use_memory and len(dataset.images) >= memory.REMEMBERED_FROM else ""
-    known = memory.remembered(mark, memory.USABLE) if mark else None
-    if known is not None:
-        faults, warnings = dict(known[0]), known[1]
-    else:
-        faults, warnings, lasting = _faults(dataset, progress)
+    found = memory.remembered(mark, memory.USABLE) if mark else None
+    if found is None:
+        broken, odd, lasting = _looked_at(dataset, progress)
         if mark and lasting:
-            memory.remember(mark, memory.USABLE, [list(faults.items()), warnings])
-    return Usable(dataset.without(faults), tuple(faults.values()), tuple(warnings))
+            memory.remember(mark, memory.USABLE, [broken, odd])
+    else:
+        broken, odd = found
+    faults = {dataset.image_keys[dataset.images[place]["id"]]: words for place, words in _named(dataset, broken)}
+    return Usable(dataset.without(faults), tuple(faults.values()), tuple(words for _, words in _named(dataset, odd)))
 
 
-def _faults(dataset: Dataset, progress: Progress | None) -> tuple[dict[Key, str], list[str], bool]:
-    """The user's id of each image that cannot be used and why, what is odd about others, and whether all of it lies in
-    the files: reading one may succeed another time."""
+def _named(dataset: Dataset, found: Iterable[tuple[int, str]]) -> list[tuple[int, str]]:
+    """The words on images with their names before them: `image NAME FAULT`."""
+    return [(place, f"image {dataset.images[place]['file_name']} {words}") for place, words in found]
+
+
+def _looked_at(
+    dataset: Dataset, progress: Progress | None
+) -> tuple[list[tuple[int, str]], list[tuple[int, str]], bool]:
+    """What makes images unusable, what is odd about others, and whether all of it lies in the files: reading one may
+    succeed another time.
+
+    Images are given by their place in `dataset.images`, which a fingerprint knows. It knows no ids: the same files may
+    be listed under others.
+    """
 
     def look(image: Mapping[str, Any]) -> tuple[int, int, tuple[str, ...]] | ImageFault:
         try:
@@ -95,24 +106,23 @@ def _faults(dataset: Dataset, progress: Progress | None) -> tuple[dict[Key, str]
             return fault
         return found.pixels.shape[1], found.pixels.shape[0], found.warnings
 
-    faults: dict[Key, str] = {}
-    warnings: list[str] = []
+    broken: list[tuple[int, str]] = []
+    odd: list[tuple[int, str]] = []
     lasting = True
     looked = in_threads(look, dataset.images, DECODERS)
-    for done, (image, found) in enumerate(zip(dataset.images, looked, strict=True), start=1):
-        name, key = f"image {image['file_name']}", dataset.image_keys[image["id"]]
+    for place, (image, found) in enumerate(zip(dataset.images, looked, strict=True)):
         if isinstance(found, ImageFault):
-            faults[key] = f"{name} {found}"
+            broken.append((place, str(found)))
             lasting = lasting and not isinstance(found.__cause__, OSError)
         else:
-            width, height, odd = found
+            width, height, warnings = found
             if (width, height) != (image["width"], image["height"]):
                 stated = f"the annotations say {image['width']} x {image['height']}"
-                faults[key] = f"{name} is {width} x {height} pixels, but {stated}"
-            warnings += [f"{name} {warning}" for warning in odd]
+                broken.append((place, f"is {width} x {height} pixels, but {stated}"))
+            odd += [(place, warning) for warning in warnings]
         if progress is not None:
-            progress(done, len(dataset.images))
-    return faults, warnings, lasting
+            progress(place + 1, len(dataset.images))
+    return broken, odd, lasting
 
 
 def clean(dataset: Dataset, out: Path, progress: Progress | None = None) -> Cleaned:
