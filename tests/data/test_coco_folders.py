@@ -62,6 +62,12 @@ def layout(request, tmp_path):
     return lay_out(tmp_path / "pets", splits, file, folder), names
 
 
+def test_endings_in_capitals_are_found(tmp_path):
+    root = lay_out(tmp_path, ("train", "val"), "annotations/{}.JSON", "images")
+    assert splits_of(root) == ["train", "val"]
+    assert len(read(root).images) == 8
+
+
 def test_each_split_is_found_with_its_images(layout, call, tmp_path):
     root, names = layout
     assert (format_of(root), splits_of(root)) == ("coco", list(names))

@@ -81,6 +81,17 @@ def test_coordinates_count_from_one_unless_one_is_below_or_the_caller_says_so(vo
     assert boxes_of(read_voc(root, zero_based=False))["a.jpg"] == [[1, 2, 9, 20.5, "dog"]]
 
 
+def test_all_splits_count_their_coordinates_alike(voc):
+    root, fill = voc
+    fill(a=annotation(thing(box=(0, 3, 10, 22))), b=annotation(thing(box=(5, 3, 10, 22)), "b.jpg"))
+    for split, name in (("train", "a"), ("val", "b")):
+        write(root / "ImageSets" / "Main" / f"{split}.txt", f"{name}\n")
+    assert boxes_of(read_voc(root, split="train")) == {"a.jpg": [[0, 3, 10, 19, "dog"]]}
+    assert boxes_of(read_voc(root, split="val")) == {"b.jpg": [[5, 3, 5, 19, "dog"]]}
+    said = "coordinates are read as counted from zero (width = xmax - xmin): 1 box at 0"
+    assert str(read_voc(root, split="val").notes[0]).startswith(said)
+
+
 @pytest.mark.parametrize(
     "box", [(2.5, 3.25, 10.5, 22.0), ("2,5", "3,25", "10,5", "22"), (" 2.5 ", "3.250", "1.05e1", "22")]
 )
@@ -203,7 +214,6 @@ def test_every_encoding_is_read(voc, encoding, declared):
         (annotation(thing().replace("<ymin>3</ymin>", "")), "a.xml, line 4: <bndbox> has no <ymin>"),
         (annotation(thing().replace("<name>dog</name>", "")), "a.xml, line 4: <object> has no <name>"),
         (annotation(thing(" ")), "a.xml, line 4: <name> is empty, expected a class name"),
-        ("<html></html>", "a.xml, line 1: <html> is <html>, expected a VOC <annotation>"),
         ("", "a.xml, line 1, column 1: not XML (no element found)"),
         ('<!DOCTYPE a [<!ENTITY e "aaaa">]><annotation/>', "a.xml, line 1: declares an entity, which is not read"),
         ("<annotation>" + "<object>" * 99, "nested more than 64 deep"),
@@ -215,6 +225,11 @@ def test_a_broken_file_is_named_with_its_line(voc, content, said):
         read(fill(a=content, b=annotation(filename="b.jpg")))
     assert said in str(error.value)
     assert "cannot be used, 1 fault" in str(error.value)
+
+
+def test_one_xml_file_that_is_no_annotation_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"a\.xml, line 1: <html> is <html>, expected a VOC <annotation>"):
+        read(write(tmp_path / "a.xml", "<html></html>"))
 
 
 def test_an_entity_is_never_expanded_and_a_huge_file_never_read(tmp_path):

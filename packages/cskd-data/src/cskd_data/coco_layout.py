@@ -73,7 +73,7 @@ def _by_name(place: Path) -> dict[str, Path]:
 
 def _json_files(place: Path) -> list[Path]:
     """By name; without captions and keypoints where there are `instances`."""
-    files = sorted(file for file in place.glob("*.json") if not file.name.startswith("."))
+    files = sorted(file for file in place.glob("*") if file.suffix.lower() == ".json" and not file.name.startswith("."))
     return [file for file in files if file.stem.startswith("instances_")] or files
 
 

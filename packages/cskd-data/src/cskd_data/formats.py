@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from cskd_data.dataset import Dataset, Note, together
 from cskd_data.errors import SHOWN, DataError
 from cskd_data.merge import merge
 from cskd_data.names import counted
+from cskd_data.voc_xml import is_another
 from cskd_data.yolo_layout import find_yaml, layout_of, names_file
 
 Reader = Callable[..., Dataset]
@@ -67,7 +68,7 @@ def _format_of_folder(path: Path) -> str | None:
     """As `format_of`; None for a folder of no data set."""
     if find_yaml(path) is not None:
         return "yolo"
-    if _has(path, "*.xml") or _has(path, "*/*.xml"):
+    if any(not is_another(file) for file in _xml_files(path)):
         return "voc"
     if ((path / "labels").is_dir() and names_file(path) is not None) or (path / "obj.names").is_file():
         return "yolo"  # before Label Studio's notes.json
@@ -75,14 +76,23 @@ def _format_of_folder(path: Path) -> str | None:
         return "coco"
     if (path / "Annotations").is_dir():  # maybe COCO's `annotations`, where names have no case
         return "voc"
-    if (path / "labels").is_dir() or _has(path, "*/labels"):
+    if (path / "labels").is_dir() or any((folder / "labels").is_dir() for folder in _folders(path)):
         return "yolo"
     return "yolo" if split_of(path) is not None else None
 
 
-def _has(folder: Path, pattern: str) -> bool:
-    """Whether something matches that is not hidden, nor in a hidden folder: an editor's `.idea` holds XML."""
-    return any(not any(part.startswith(".") for part in one.relative_to(folder).parts) for one in folder.glob(pattern))
+def _folders(path: Path) -> list[Path]:
+    """Directly in a folder; without hidden ones: an editor's `.idea` holds XML."""
+    return [one for one in sorted(path.glob("*")) if one.is_dir() and not one.name.startswith(".")]
+
+
+def _xml_files(path: Path) -> Iterator[Path]:
+    """In a folder, or one further down."""
+    for folder in (path, *_folders(path)):
+        names: list[str] = []
+        with contextlib.suppress(OSError):  # a folder that may not be read
+            names = os.listdir(folder)
+        yield from (folder / name for name in names if name.lower().endswith(".xml") and not name.startswith("."))
 
 
 def _holds_a_set(folder: Path) -> bool:

@@ -32,10 +32,13 @@ class Images:
     notes: list[Note] = field(default_factory=list)
 
 
-def normal_images(raw: Sequence[Any], source: Path, images: Path | None, skip_missing: bool) -> Images:
+def normal_images(
+    raw: Sequence[Any], source: Path, images: Path | None, skip_missing: bool, searched: bool = False
+) -> Images:
     """The images of a COCO file.
 
-    Integer ids keep their order, by which pycocotools breaks ties between equal scores.
+    Integer ids keep their order, by which pycocotools breaks ties between equal scores. Arguments as for
+    `cskd_data.normalise.normalise`.
 
     Raises:
         DataError: an image without id or name, two of one id, none at all; a file that is not there, or that does not
@@ -54,7 +57,7 @@ def normal_images(raw: Sequence[Any], source: Path, images: Path | None, skip_mi
             else:
                 faults.append(f"images have the id {key!r} twice: {before['file_name']} and {image['file_name']}")
     refuse(source, faults, "Give each image an id of its own")
-    root, files, notes = find_images([str(image["file_name"]) for image in entries.values()], source, images)
+    root, files, notes = find_images([str(image["file_name"]) for image in entries.values()], source, images, searched)
     if repeated:
         notes.append(Note.of(f"{counted(len(repeated), 'image')} listed twice with the same id, taken once", repeated))
 

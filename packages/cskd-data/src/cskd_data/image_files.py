@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from pathlib import Path
 
@@ -23,18 +23,30 @@ class ImageFiles:
             for key in {path.name, path.stem, folded(path.name), folded(path.stem)}:
                 self._by_name.setdefault(key, []).append(path)
 
-    def named(self, name: str, near: Path) -> Path | None:
-        """The image of a name, with or without its ending; of several the one nearest to the file `near`.
+    def named(self, name: str, near: Path, folders: Sequence[Sequence[str]] = ()) -> tuple[Path, int] | None:
+        """The image of a name, with or without its ending, and how many folders it shares with the first of `folders`.
 
-        None where there is none, or two are as near. Upper and lower case count only where two files differ by it.
+        Of several it is the one in the folders that are asked for; where that does not tell, the one nearest to the
+        file `near`. None where there is none, or two are as good. Upper and lower case count only where two files
+        differ by it.
+
+        Args:
+            folders: names of folders that the image may lie in, the innermost last, the surest first.
         """
         for key in (name, folded(name)):
             found = self._by_name.get(key, [])
             if found:
-                distances = [_distance(path, near) for path in found]
-                least = min(distances)
-                return found[distances.index(least)] if distances.count(least) == 1 else None
+                ranks = [
+                    (*(shared_end(path.parent.parts, one) for one in folders), -_distance(path, near)) for path in found
+                ]
+                best = max(ranks)
+                return (found[ranks.index(best)], best[0] if folders else 0) if ranks.count(best) == 1 else None
         return None
+
+
+def shared_end(one: Sequence[str], other: Sequence[str]) -> int:
+    """How many names two ways have in common at their ends."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(reversed(one), reversed(other), strict=False)))
 
 
 def _distance(one: Path, other: Path) -> int:

@@ -24,7 +24,7 @@ _KINDS = {  # in the order in which they are tried
 
 
 def find_images(
-    names: Sequence[str], source: Path, images: Path | None
+    names: Sequence[str], source: Path, images: Path | None, searched: bool = False
 ) -> tuple[Path | None, list[str | None], list[Note]]:
     """The image folder and, for each name, the file's name below it.
 
@@ -32,6 +32,7 @@ def find_images(
         names: the file names of the data set.
         source: the annotation file.
         images: the image folder; None looks for it beside `source`.
+        searched: only the name as it stands is a file's.
 
     Returns:
         The folder, None where none was given and no image found; the name of each file below it (absolute where the
@@ -43,6 +44,8 @@ def find_images(
     root = check_folder(images, source) if images is not None else _guess(names, source)
     if root is None:
         return None, [None] * len(names), []
+    if searched:
+        return root, [name if os.path.isfile(os.path.join(root, name)) else None for name in names], []
     folder = _Folder(root)
     found = [folder.find(name) for name in names]
     # Two names of other machines that would mean one file here mean neither.

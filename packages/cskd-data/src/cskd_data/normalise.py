@@ -25,6 +25,7 @@ def normalise(
     notes: Sequence[Note] = (),
     *,
     skip_missing: bool = False,
+    searched: bool = False,
 ) -> Dataset:
     """The normal form of a COCO dict, however freely written; readers of other formats build such a dict and end here.
 
@@ -36,11 +37,12 @@ def normalise(
         images: folder that the file names start from; None looks for it beside `source`.
         notes: what the reader has to say already.
         skip_missing: leave images out whose file is not there, or whose size cannot be read, with a note.
+        searched: the reader has looked for the images: a file is where its name says, or is missing.
 
     Raises:
         DataError: as `cskd_data.coco.read_coco`.
     """
-    pictures = normal_images(raw["images"], source, images, skip_missing)
+    pictures = normal_images(raw["images"], source, images, skip_missing, searched)
     entries = raw.get("annotations") or []
     faults, boxes = _read_boxes(entries)
     refuse(source, faults, _WAY_OUT)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,14 @@ from cskd_data.images import SUFFIXES
 from cskd_data.names import counted
 from cskd_data.normalise import normalise
 from cskd_data.voc_lists import folders_of, listed, lists_of, splits_of_lists
-from cskd_data.voc_xml import VocAnnotation, VocObject, read_xml
+from cskd_data.voc_xml import VocAnnotation, VocObject, is_another, read_xml
 
 _IMAGE_FOLDERS = ("images", "JPEGImages")  # beside the folder of the annotations
 
 Progress = Callable[[int, int], None]
+
+Claim = tuple[bool, int]
+"""Whether an image has the XML file's own name, and how many folders they share: of two the higher one counts."""
 
 
 def read_voc(
@@ -36,21 +39,23 @@ def read_voc(
 
     Boxes. VOC counts pixels from one and a box includes both its end pixels, so the box from pixel 1 to pixel 10
     becomes x = 0, width = 10: `x = xmin - 1`, `width = xmax - xmin + 1`. Some tools write VOC files with coordinates
-    from zero and the end not included: `x = xmin`, `width = xmax - xmin`.
+    from zero and the end not included: `x = xmin`, `width = xmax - xmin`. All splits of a folder are read alike.
 
     Difficult objects get `iscrowd` 1: mmdet does not learn them, and what they cover is background, unless a pipeline
     collects `gt_bboxes_ignore` and the assigner has an `ignore_iof_thr`; pycocotools counts neither finding nor missing
     them. (COCO's `ignore` flag would leave them out of training only.)
 
-    The classes are those of all XML files, sorted, whatever the split: all splits of a folder have the same.
+    The classes are those of all XML files, sorted, whatever the split: all splits of a folder have the same. XML files
+    of other programs, whose root is no `<annotation>`, are left aside.
 
     Args:
         path: the folder (`Annotations/` in it, XML files in it or further below), or one XML file.
         images: folder of the images; None looks for them below `path`, else in a folder `images` or `JPEGImages` beside
-            it. An image is found by the name of its XML file, else by `<filename>`.
+            it. An image is found by the name of its XML file, else by `<filename>`; of several in other folders it is
+            the one in those of the XML file, or of `<filename>`.
         split: the name of a list in `ImageSets/Main/`, without `.txt`, or where there are no lists train, val or test,
             as the folders of the XML files say; None takes every XML file, or those of the one list that is there.
-        zero_based: whether coordinates count from zero; None sees it from a coordinate below one.
+        zero_based: whether coordinates count from zero; None sees it from a coordinate below one in any XML file.
         skip_missing: leave images out whose file is not there, with a note.
         progress: called with (XML files done, XML files in all).
 
@@ -60,33 +65,31 @@ def read_voc(
     """
     path = Path(path)
     root = path.parent if path.is_file() else path
-    files = _xml_files(path)
-    chosen, listing = listed(root, files, split) if path.is_dir() else (set(files), [])
-    annotations: list[VocAnnotation] = []
-    names: set[str] = set()
+    base, files, others = _xml_files(path)
+    chosen, listing = listed(root, base, files, split) if path.is_dir() else (set(files), [])
+    every: list[VocAnnotation] = []
     faults: list[str] = []
     for done, file in enumerate(files, start=1):
         try:
-            annotation = read_xml(file)
-            names.update(one.name for one in annotation.objects)
-            if file in chosen:
-                annotations.append(annotation)
+            every.append(read_xml(file))
         except DataError as error:
             faults += [str(error)] if file in chosen else []
         if progress is not None:
             progress(done, len(files))
     refuse(path, faults, "Correct these files, or take them out")
     files_there = _image_files(root, images)
-    found, image_notes = _images(annotations, files_there, path)
+    found_of, image_notes = _images(every, chosen, files_there, base, path)
+    annotations = [one for one in every if one.path in chosen]
+    found = [found_of[one.path] for one in annotations]
     if not any(found) and images is None:
         raise DataError(f"no image of {path} was found below or beside it ({', '.join(SUFFIXES)}): {GIVE_IMAGES}")
     folder = common_folder([image for image in found if image is not None], files_there.folder)
-    objects = [one for annotation in annotations for one in annotation.objects]
+    objects = [one for annotation in every for one in annotation.objects]
     shift, base_notes = _base(objects, zero_based)
-    classes = sorted(names)
+    classes = sorted({one.name for one in objects})
     raw = {
         "images": [
-            _image_entry(number, annotation, image, folder)
+            _image_entry(number, annotation, image, folder, base)
             for number, (annotation, image) in enumerate(zip(annotations, found, strict=True), start=1)
         ],
         "annotations": [
@@ -100,23 +103,33 @@ def read_voc(
     if not classes:
         raise DataError(f"{path} has no object of any class in {counted(len(files), 'XML file')}")
     notes = [*listing, *image_notes, *base_notes, *_object_notes(annotations)]
-    return normalise(raw, path, folder, notes, skip_missing=skip_missing)
+    if others:
+        names = [file.relative_to(base).as_posix() for file in others]
+        notes.append(
+            Note.of(f"{counted(len(others), 'XML file')} of something else, without <annotation>, left aside", names)
+        )
+    return normalise(raw, path, folder, notes, skip_missing=skip_missing, searched=True)
 
 
 def splits_of_voc(folder: Path) -> list[str]:
     """The names of its lists that are splits, or where it has no lists of its folders that are."""
     lists = lists_of(folder)
-    return splits_of_lists(lists) if lists else list(folders_of(folder, _xml_files(folder)))
+    return splits_of_lists(lists) if lists else list(folders_of(folder, _xml_files(folder)[1]))
 
 
-def _xml_files(path: Path) -> list[Path]:
+def _xml_files(path: Path) -> tuple[Path, list[Path], list[Path]]:
+    """The folder that annotations are named from, the annotations, and XML files of something else."""
     if path.is_file():
-        return [path]
-    folder = path / "Annotations"
-    files = files_below(folder if folder.is_dir() else path, (".xml",))
+        return path.parent, [path], []
+    base = path / "Annotations"
+    base = base if base.is_dir() else path
+    files: list[Path] = []
+    others: list[Path] = []
+    for file in files_below(base, (".xml",)):
+        (others if is_another(file) else files).append(file)
     if not files:
         raise DataError(f"{path} holds no XML file: give the folder that holds the annotations of Pascal VOC")
-    return files
+    return base, files, others
 
 
 def _image_files(root: Path, images: Path | str | None) -> ImageFiles:
@@ -129,46 +142,70 @@ def _image_files(root: Path, images: Path | str | None) -> ImageFiles:
 
 
 def _images(
-    annotations: Sequence[VocAnnotation], files: ImageFiles, source: Path
-) -> tuple[list[Path | None], list[Note]]:
-    """The image of each annotation: the one with the XML file's own name, else the one that `<filename>` names.
+    annotations: Sequence[VocAnnotation], chosen: Container[Path], files: ImageFiles, base: Path, source: Path
+) -> tuple[dict[Path, Path | None], list[Note]]:
+    """The image of each XML file: the one with its own name, else the one that `<filename>` names.
+
+    Args:
+        annotations: of all splits, so that none takes the image of another's file.
+        chosen: the XML files that are read.
+        base: the folder that they are named from.
 
     Raises:
-        DataError: two XML files mean one image.
+        DataError: two XML files mean one image, by equal claims.
     """
-    found: list[Path | None] = []
+    found: dict[Path, Path | None] = {}
     others, faults = [], []
-    users: dict[Path, Path] = {}
+    users: dict[Path, tuple[Path, Claim]] = {}
     for annotation in annotations:
-        base = re.split(r"[\\/]", annotation.filename or "")[-1]
-        own = files.named(annotation.path.stem, annotation.path)
-        named = files.named(base, annotation.path) if base else None
-        if named is None and base:
-            named = files.named(os.path.splitext(base)[0], annotation.path)
-        if own is not None and named is not None and own.stem != named.stem:
-            others.append(f"{annotation.path.name} names {base}")
-        image = own or named
-        if image is not None and image in users:
-            faults.append(f"{annotation.path} and {users[image]} both mean the image {image}")
-        elif image is not None:
-            users[image] = annotation.path
-        found.append(image)
+        path = annotation.path
+        image, claim, odd = _image(annotation, files, path.relative_to(base).parts[:-1])
+        others += odd if path in chosen else []
+        found[path] = image
+        if image is None:
+            continue
+        user, best = users.setdefault(image, (path, claim))
+        if claim > best:
+            found[user] = None
+            users[image] = path, claim
+        elif claim < best:
+            found[path] = None
+        elif user != path and (path in chosen or user in chosen):
+            faults.append(f"{path} and {user} both mean the image {image}")
     refuse(source, faults, "Give each XML file the name of its image")
     what = "somebody else's image as <filename>: the image with the XML file's own name is taken"
     return found, [Note.of(f"{counted(len(others), 'XML file')} with {what}", others)] if others else []
 
 
-def _image_entry(number: int, annotation: VocAnnotation, image: Path | None, folder: Path) -> dict[str, Any]:
-    name = os.path.relpath(os.path.abspath(image), folder) if image is not None else _wanted(annotation)
+def _image(
+    annotation: VocAnnotation, files: ImageFiles, own_folders: Sequence[str]
+) -> tuple[Path | None, Claim, list[str]]:
+    """The image, the XML file's claim on it, and what is odd about `<filename>`."""
+    *folders, last = re.split(r"[\\/]", annotation.filename or "")
+    own = files.named(annotation.path.stem, annotation.path, (own_folders, folders))
+    named = None
+    for name in (last, os.path.splitext(last)[0]) if last else ():
+        named = named or files.named(name, annotation.path, (own_folders, folders))
+    odd = own is not None and named is not None and own[0].stem != named[0].stem
+    image, shared = own or named or (None, 0)
+    return image, (own is not None, shared), [f"{annotation.path.name} names {last}"] if odd else []
+
+
+def _image_entry(
+    number: int, annotation: VocAnnotation, image: Path | None, folder: Path, base: Path
+) -> dict[str, Any]:
+    name = os.path.relpath(os.path.abspath(image), folder) if image is not None else _wanted(annotation, folder, base)
     entry: dict[str, Any] = {"id": number, "file_name": name}
     if annotation.width and annotation.height:
         entry |= {"width": annotation.width, "height": annotation.height}
     return entry
 
 
-def _wanted(annotation: VocAnnotation) -> str:
-    """The name of an image that is not there."""
-    return annotation.filename or f"{annotation.path.stem}.jpg"
+def _wanted(annotation: VocAnnotation, folder: Path, base: Path) -> str:
+    """The name of an image that is not there, which is no other's name."""
+    own = annotation.path.relative_to(base).with_suffix("").as_posix()
+    names = (annotation.filename, f"{own}.jpg", own)
+    return next((name for name in names if name and not os.path.isfile(os.path.join(folder, name))), own)
 
 
 def _base(objects: Iterable[VocObject], zero_based: bool | None) -> tuple[int, list[Note]]:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cskd_data.dataset import Note, together
-from cskd_data.errors import DataError, refuse
+from cskd_data.errors import SHOWN, DataError, refuse
+from cskd_data.image_files import shared_end
 from cskd_data.images import SUFFIXES
 from cskd_data.names import counted
 from cskd_data.split import SPLIT_NAMES
@@ -14,15 +15,17 @@ from cskd_data.split import SPLIT_NAMES
 _FLAGS = ("-1", "0", "1")
 
 
-def listed(root: Path, files: Sequence[Path], split: str | None) -> tuple[set[Path], list[Note]]:
+def listed(root: Path, base: Path, files: Sequence[Path], split: str | None) -> tuple[set[Path], list[Note]]:
     """The XML files of a split: those that a list names, or where there are no lists those in the split's folder.
 
     Args:
+        base: the folder of the annotations; an XML file is named by its way from there, `cam1/0`, or by its last name
+            where no other has it.
         files: all XML files.
         split: the list's name without `.txt`; None takes the only list where there is one, else every file.
 
     Raises:
-        DataError: there is no such list, or it names a file that is not there (the line is named).
+        DataError: there is no such list, or it names a file that is not there or is one of several (the line is named).
     """
     lists = lists_of(root)
     folders = {} if lists else folders_of(root, files)
@@ -36,19 +39,25 @@ def listed(root: Path, files: Sequence[Path], split: str | None) -> tuple[set[Pa
     if split not in lists:
         there = ", ".join(folders or sorted(lists)) or "none"
         raise DataError(f"split {split!r}: {root / 'ImageSets' / 'Main' / split}.txt does not exist; splits: {there}")
-    by_stem = {file.stem: file for file in files}
+    by_stem: dict[str, list[Path]] = {}
+    for file in files:
+        by_stem.setdefault(file.stem, []).append(file)
     found, faults = set(), []
     try:
         lines = lists[split].read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
     except OSError as error:
         raise DataError(f"{lists[split]} cannot be read: {error.strerror}") from error
     for number, line in enumerate(lines, start=1):
-        file = next((by_stem[name] for name in _names(line) if name in by_stem), None)
-        if file is not None:
-            found.add(file)
+        way = next((way for way in _ways(line) if way[-1] in by_stem), None)
+        if way is not None:
+            meant = _meant(way, by_stem[way[-1]], base)
+            found.update(meant[:1])
+            if len(meant) > 1:
+                names = ", ".join(file.relative_to(base).as_posix() for file in meant[:SHOWN])
+                faults.append(f"line {number}: it is unclear which of {names} is {line.strip()[:80]}: name its folder")
         elif line.strip():
             faults.append(f"line {number}: there is no {line.strip()[:80]}.xml")
-    refuse(lists[split], faults, "Take these lines out, or copy the XML files")
+    refuse(lists[split], faults, "Correct these lines, take them out, or copy the XML files")
     if not found:
         raise DataError(f"{lists[split]} names no image")
     left = len(files) - len(found)
@@ -78,15 +87,26 @@ def splits_of_lists(lists: Mapping[str, Path]) -> list[str]:
     return [name for name in ("train", "val", "trainval", "test") if name in lists] or list(lists)
 
 
-def _names(line: str) -> list[str]:
-    """What a line may mean: an image's name, with an ending, or with VOC's flag of a class behind it."""
+def _ways(line: str) -> list[list[str]]:
+    """What a line may mean: an image's name, its folders before it, with an ending, or with VOC's flag of a class."""
     name = line.strip()
     words = name.rsplit(maxsplit=1)
-    names = [name, words[0]] if len(words) == 2 and words[1] in _FLAGS else [name]
-    for one in list(names):
-        base = one.replace("\\", "/").rsplit("/", 1)[-1]
-        names.append(base)
-        stem, _, suffix = base.rpartition(".")
+    ways = [
+        one.replace("\\", "/").split("/")
+        for one in ([name, words[0]] if len(words) == 2 and words[1] in _FLAGS else [name])
+    ]
+    for *folders, last in list(ways):
+        stem, _, suffix = last.rpartition(".")
         if f".{suffix.lower()}" in (*SUFFIXES, ".xml"):
-            names.append(stem)
-    return names
+            ways.append([*folders, stem])
+    return ways
+
+
+def _meant(way: Sequence[str], files: Sequence[Path], base: Path) -> list[Path]:
+    """Which of files of one last name a line's way means: one, or several where it cannot be told."""
+    names = [file.relative_to(base).with_suffix("").parts for file in files]
+    whole = [file for file, name in zip(files, names, strict=True) if tuple(way[-len(name) :]) == name]
+    if whole:  # of `cam1/0`, rather than of `0`
+        return [max(whole, key=lambda file: len(file.parts))]
+    shared = [shared_end(name, way) for name in names]
+    return [file for file, count in zip(files, shared, strict=True) if count == max(shared)]

@@ -21,6 +21,9 @@ _KEPT = ("filename", "size", "object", "name", "difficult", "bndbox", "polygon",
 _LEAVES = ("width", "height", "xmin", "ymin", "xmax", "ymax")
 _DECLARED = re.compile(rb"<\?xml[^>]*?encoding\s*=\s*['\"]([A-Za-z0-9._-]{1,40})['\"]")
 _POINT = re.compile(r"[xy]\d*")
+_HEAD = 1 << 14  # bytes in which the first element begins
+_COMMENT = re.compile(rb"<!--.*?-->", re.DOTALL)
+_FIRST = re.compile(rb"<([A-Za-z_][\w.:-]*)")
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,22 @@ class VocAnnotation:
     width: int | None
     height: int | None
     objects: tuple[VocObject, ...]
+
+
+def is_another(path: Path) -> bool:
+    """Whether an XML file is about something else: its root is seen, and is no `<annotation>`.
+
+    Programs leave such files beside images (`a.tif.aux.xml`). What is broken, or cannot be read, is not told apart.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD)
+    except (OSError, ValueError):
+        return False
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        head = head.decode("utf-16", errors="replace").encode()
+    first = _FIRST.search(_COMMENT.sub(b"", head))
+    return first is not None and first[1] != b"annotation"
 
 
 def read_xml(path: Path) -> VocAnnotation:
