@@ -168,6 +168,14 @@ def test_difficult_objects_are_crowds_and_a_missing_flag_is_none(voc):
     assert str(dataset.notes[0]) == "1 object marked difficult, as iscrowd 1: a dog of a.xml"
 
 
+def test_boxes_with_scores_are_pseudo_labels(voc):
+    _, fill = voc
+    scored = annotation(thing(more="<score>0.83</score>") + thing("cat"))
+    dataset = read(fill(a=scored))
+    assert (dataset.pseudo_labels, [one.get("score") for one in dataset.annotations]) == ({}, [0.83, None])
+    assert read(fill(a=scored.replace("0.83", "Unspecified"))).pseudo_labels is None
+
+
 @pytest.mark.parametrize("size", ["", "<size><width>0</width><height>0</height></size>"])
 def test_a_missing_size_is_read_from_the_image(voc, size):
     _, fill = voc

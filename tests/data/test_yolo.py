@@ -223,7 +223,8 @@ def test_an_image_without_rows_or_without_a_label_file_has_no_objects(yolo, miss
     [
         ("1 0.25 0.5 0.5 0.25 0.75 1\n", [16, 12, 32, 36, "dog"], "2 rows of points read as the box around them"),
         ("1 .25 .25 .5 .25 .5 .5 .25 .5\n", [16, 12, 16, 12, "dog"], "2 rows of points read as the box around them"),
-        (ROW.strip() + " 0.9\n", BOX, "2 rows with a sixth number, as a detector writes its score: not used"),
+        (ROW.strip() + " 0.9\n", BOX, "2 rows with a sixth number, a score: a detector found them"),
+        (ROW.strip() + " 7\n", BOX, "2 rows with a sixth number, not used"),
         (ROW * 2, BOX, "2 rows that are written twice, taken once"),
     ],
 )
@@ -231,6 +232,23 @@ def test_other_rows_are_read_and_noted(yolo, rows, box, said):
     dataset = read(yolo(rows=rows))
     assert boxes_of(dataset)["train.jpg"] == [box]
     assert str(dataset.notes[0]).startswith(said)
+
+
+def test_boxes_with_scores_are_pseudo_labels_which_measure_nothing(yolo, tmp_path):
+    dataset = read(yolo(rows=ROW.strip() + " 0.83\n" + "0 0.5 0.5 0.1 0.1 1\n"))
+    assert dataset.pseudo_labels == {}
+    assert [one["score"] for one in dataset.annotations] == [0.83, 1, 0.83, 1]
+    with pytest.raises(DataError, match="is pseudo-labelled: a detector found its boxes"):
+        dataset.refuse_as_truth()
+    dataset.to_coco(tmp_path / "a.json")
+    assert read(tmp_path / "a.json").pseudo_labels == {}
+
+
+@pytest.mark.parametrize("sixth", ["1", "0", "17", "-1"])
+def test_a_sixth_number_of_another_kind_is_no_score(yolo, sixth):
+    dataset = read(yolo(rows=f"{ROW.strip()} {sixth}\n0 0.5 0.5 0.1 0.1 1\n"))
+    assert dataset.pseudo_labels is None
+    assert not any("score" in one for one in dataset.annotations)
 
 
 def test_keypoints_are_left_out_of_a_row(yolo):

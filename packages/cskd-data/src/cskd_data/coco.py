@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cskd_data.boxes import number
 from cskd_data.dataset import IMAGE_ROOT, PSEUDO_LABELLED, Dataset
 from cskd_data.errors import DataError
 from cskd_data.image_names import SAMPLE
@@ -42,23 +41,18 @@ def read_coco(
         _check_sections(content, path)
         folder = _named_root(content, path) if images is None else Path(images)
         dataset = normalise(content, path, folder, skip_missing=skip_missing)
-        return replace(dataset, pseudo_labels=_pseudo_labels(content))
+        said = _info(content).get(PSEUDO_LABELLED)
+        return replace(dataset, pseudo_labels=said if isinstance(said, dict) else {}) if said else dataset
 
 
-def _pseudo_labels(content: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """What a file says about its pseudo-labels; where boxes merely have scores, as other tools write them, nothing."""
+def _info(content: Mapping[str, Any]) -> dict[str, Any]:
     info = content.get("info")
-    said = info.get(PSEUDO_LABELLED) if isinstance(info, dict) else None
-    if isinstance(said, dict):
-        return said
-    scored = any(number(one.get("score")) is not None for one in content.get("annotations") or [])
-    return {} if scored or said else None
+    return info if isinstance(info, dict) else {}
 
 
 def _named_root(content: Mapping[str, Any], path: Path) -> Path | None:
     """The image folder that `Dataset.to_coco` has named in the file, if one of the first images is there."""
-    info = content.get("info")
-    name = info.get(IMAGE_ROOT) if isinstance(info, dict) else None
+    name = _info(content).get(IMAGE_ROOT)
     if not isinstance(name, str):
         return None
     folder = os.path.normpath(os.path.join(os.path.dirname(os.path.realpath(path)), name))

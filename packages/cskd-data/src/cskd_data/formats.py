@@ -47,8 +47,9 @@ def format_of(path: Path) -> str:
         raise DataError(f"annotation file {path} does not exist: give a COCO file, a VOC folder or a YOLO data.yaml")
     suffix = path.suffix.lower()
     if os.path.isfile(path):
-        if split_of(path) is not None:
-            return "voc"
+        part = split_of(path)
+        if part is not None:
+            return format_of(part[0])
         for endings, way_out in _OTHERS.items():
             if path.name.lower().endswith(endings):
                 raise DataError(f"{path} is {way_out}")
@@ -105,12 +106,15 @@ def _holds_a_set(folder: Path) -> bool:
 def split_of(path: Path) -> tuple[Path, str] | None:
     """The data set and the name of its split, where a path names no more than that; None for any other path.
 
-    A split is named by its list (`VOC2007/ImageSets/Main/train.txt`), or by the folder that holds it: with its data set
-    in `aquarium/data.yaml`, `aquarium/valid` and `aquarium/valid/images` are its split val.
+    A split is named by its list (`VOC2007/ImageSets/Main/train.txt`, the `train.txt` of a YOLO set), or by the folder
+    that holds it: with its data set in `aquarium/data.yaml`, `aquarium/valid` and `aquarium/valid/images` are its split
+    val.
     """
     if os.path.isfile(path):
+        if path.suffix.lower() != ".txt":
+            return None
         lists = next((above for above in list(path.parents)[:2] if above.name == "ImageSets"), None)
-        return (lists.parent, path.stem) if lists is not None and path.suffix.lower() == ".txt" else None
+        return (lists.parent, path.stem) if lists is not None else _split_of_list(path)
     if not os.path.isdir(path) or find_yaml(path) is not None or names_file(path) is not None:
         return None
     folder = Path(os.path.abspath(path))
@@ -127,6 +131,19 @@ def split_of(path: Path) -> tuple[Path, str] | None:
             ]
             if len(within) == 1 and len(splits) > 1:
                 return above, within[0]
+        return None
+    return None
+
+
+def _split_of_list(path: Path) -> tuple[Path, str] | None:
+    """As `split_of`, of a list of images that a YOLO data set beside it, or above, goes by."""
+    for above in list(Path(os.path.abspath(path)).parents)[:_LEVELS]:
+        if find_yaml(above) is None and names_file(above) is None:
+            continue
+        with contextlib.suppress(DataError):
+            for split, files in layout_of(above).lists.items():
+                if any(os.path.samefile(path, file) for file in files):
+                    return above, split
         return None
     return None
 

@@ -40,7 +40,7 @@ from cskd_data.header import read_header
 __all__ = ["MOST_LOST", "ImageWarning", "find_images", "image_size", "list_images", "load_image", "picture"]
 
 MOST_BYTES = 1 << 29  # of an image file
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 class ImageWarning(UserWarning):

@@ -30,7 +30,8 @@ def normalise(
     """The normal form of a COCO dict, however freely written; readers of other formats build such a dict and end here.
 
     Args:
-        raw: lists `images` and `categories`, and `annotations` unless it is a test set. Only `id` and `file_name` of an
+        raw: lists `images` and `categories`, and `annotations` unless it is a test set. A `score` of an annotation says
+            that a detector has found it, whatever the format. Only `id` and `file_name` of an
             image, `image_id`, `category_id` and `bbox` (or `segmentation`) of an annotation, and `id` and `name` of a
             category must be there. It is not changed.
         source: what the user named, for messages.
@@ -56,6 +57,7 @@ def normalise(
         category_keys=categories.keys,
         notes=(*notes, *pictures.notes, *categories.notes, *own),
         annotated=bool(entries),
+        pseudo_labels={} if any(number(entry.get("score")) is not None for entry in entries) else None,
         unused=categories.unused,
         left_out=pictures.left_out,
     )

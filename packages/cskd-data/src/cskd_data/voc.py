@@ -93,7 +93,7 @@ def read_voc(
             for number, (annotation, image) in enumerate(zip(annotations, found, strict=True), start=1)
         ],
         "annotations": [
-            {"image_id": number, "category_id": classes.index(one.name) + 1, **_box(one.box, shift, one.difficult)}
+            {"image_id": number, "category_id": classes.index(one.name) + 1, **_box(one, one.box, shift)}
             for number, annotation in enumerate(annotations, start=1)
             for one in annotation.objects
             if one.box is not None
@@ -219,9 +219,11 @@ def _base(objects: Iterable[VocObject], zero_based: bool | None) -> tuple[int, l
     return 0, [Note(f"{what}. `--one-based` counts them from one, as VOC does", len(below))]
 
 
-def _box(box: Sequence[float], shift: int, difficult: bool) -> dict[str, Any]:
+def _box(one: VocObject, box: Sequence[float], shift: int) -> dict[str, Any]:
     xmin, ymin, xmax, ymax = box
-    return {"bbox": [xmin - shift, ymin - shift, xmax - xmin + shift, ymax - ymin + shift], "iscrowd": int(difficult)}
+    bbox = [xmin - shift, ymin - shift, xmax - xmin + shift, ymax - ymin + shift]
+    scored = {} if one.score is None else {"score": one.score}
+    return {"bbox": bbox, "iscrowd": int(one.difficult), **scored}
 
 
 def _object_notes(annotations: Sequence[VocAnnotation]) -> list[Note]:

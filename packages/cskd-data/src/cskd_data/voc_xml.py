@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from xml.parsers import expat
 
+from cskd_data.boxes import number
 from cskd_data.errors import DataError
 from cskd_data.names import plain_name
 
@@ -17,7 +18,7 @@ MOST_BYTES = 1 << 22
 """Of an XML file: more than 10,000 objects."""
 
 _DEEPEST = 64
-_KEPT = ("filename", "size", "object", "name", "difficult", "bndbox", "polygon", "pt")
+_KEPT = ("filename", "size", "object", "name", "difficult", "score", "bndbox", "polygon", "pt")
 _LEAVES = ("width", "height", "xmin", "ymin", "xmax", "ymax")
 _DECLARED = re.compile(rb"<\?xml[^>]*?encoding\s*=\s*['\"]([A-Za-z0-9._-]{1,40})['\"]")
 _POINT = re.compile(r"[xy]\d*")
@@ -30,13 +31,14 @@ _FIRST = re.compile(rb"<([A-Za-z_][\w.:-]*)")
 class VocObject:
     """One `<object>`: xmin, ymin, xmax and ymax as they stand in `<bndbox>`, or of its polygon's points.
 
-    `box` is None where it has neither.
+    `box` is None where it has neither; `score` is what a detector wrote as `<score>`.
     """
 
     name: str
     box: tuple[float, float, float, float] | None
     difficult: bool
     of_polygon: bool = False
+    score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,9 @@ def _object(element: _Element) -> VocObject:
     elif polygon is not None:
         box = _around(polygon)
     is_difficult = difficult is not None and difficult.text.strip() in ("1", "true", "True")
-    return VocObject(plain, box, is_difficult, of_polygon=bndbox is None and box is not None)
+    score = element.child("score")
+    of_polygon = bndbox is None and box is not None
+    return VocObject(plain, box, is_difficult, of_polygon, None if score is None else number(score.text.strip()))
 
 
 def _around(polygon: _Element) -> tuple[float, float, float, float] | None:

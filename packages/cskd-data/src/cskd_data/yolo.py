@@ -16,11 +16,14 @@ from cskd_data.image_files import common_folder
 from cskd_data.images import SUFFIXES, image_size
 from cskd_data.names import counted
 from cskd_data.normalise import normalise
-from cskd_data.yolo_layout import Labels, Layout, layout_of
+from cskd_data.yolo_labels import Labels
+from cskd_data.yolo_layout import Layout, layout_of
 
 _MOST_BYTES = 1 << 22  # of a label file
 _OVER = 0.01  # how far a fraction may leave 0 to 1 by rounding, or by a box over the edge
 _TEXT_ONLY = "(`class x y width height` in fractions of the image, or `class` and the points of a polygon)"
+
+_Row = tuple[int, tuple[float, float, float, float], float | None]
 
 
 def read_yolo(
@@ -37,10 +40,11 @@ def read_yolo(
 
     A row `class x y width height` in fractions of the image (its centre and size) becomes a box in pixels; the points
     of a segmentation or of a turned box become the box around them. An image without a label file, or with an empty
-    one, has no objects.
+    one, has no objects. A sixth number is a detector's score where the numbers are such: the boxes are pseudo-labels.
 
     Args:
-        path: the folder, or its YAML file. Without one, `classes.txt` names the classes.
+        path: the folder, or its YAML file. Without one, `classes.txt` names the classes, and `obj.data` or `train.txt`
+            the images of the splits.
         images: folder of the images, where they are not where `path` says; matched with the label files by name.
         split: `train`, `val` or `test`; None takes all together.
         skip_missing: leave images out whose file is not there, or whose size cannot be read, with a note.
@@ -58,6 +62,7 @@ def read_yolo(
     labels = Labels(root, anywhere=elsewhere is not None)
     faults, entries, annotations, rows = [], [], [], _Rows(layout)
     folder = common_folder([image for part in layout.all_splits.values() for image in part], root)
+    used: list[Path] = []
     labelled = 0
     for number, image in enumerate(chosen, start=1):
         entry = {"id": number, "file_name": os.path.relpath(os.path.abspath(image), folder)}
@@ -71,6 +76,7 @@ def read_yolo(
         try:
             label = labels.of(image)
             labelled += label is not None
+            used += [] if label is None else [label]
             found = [] if label is None else rows.read(label)
         except DataError as error:
             faults.append(str(error))
@@ -84,18 +90,27 @@ def read_yolo(
             "images/NAME.jpg is, or NAME.txt beside the image"
         )
     refuse(path, [*faults, *rows.faults], f"Correct these rows {_TEXT_ONLY}, or take them out")
+    if not rows.are_scores:
+        for one in annotations:
+            one.pop("score", None)
     raw = {
         "images": entries,
         "annotations": annotations,
         "categories": [{"id": number, "name": name} for number, name in enumerate(layout.classes, start=1)],
     }
     notes = [*layout.notes, *rows.notes()]
+    alone = labels.without_image(used, (image for part in layout.all_splits.values() for image in part))
+    if alone:
+        names = [os.path.relpath(label, root) for label in alone]
+        notes.append(Note.of(f"{counted(len(alone), 'label file')} without an image, not used", names))
     if split is None:
-        notes += together(list(layout.images))
+        notes += together([name for name, found in layout.images.items() if found])
+        empty = [name for name, found in layout.images.items() if name and not found]
+        notes += [Note.of(f"{counted(len(empty), 'split')} without images left out", empty)] if empty else []
     if split is None and layout.unnamed:
         what = "that data.yaml does not name, read only when asked for"
         notes.append(Note.of(f"{counted(len(layout.unnamed), 'split')} {what}", list(layout.unnamed)))
-    return normalise(raw, path, folder, notes, skip_missing=skip_missing)
+    return normalise(raw, path, folder, notes, skip_missing=skip_missing, searched=True)
 
 
 def _chosen(layout: Layout, split: str | None, path: Path) -> list[Path]:
@@ -109,6 +124,11 @@ def _chosen(layout: Layout, split: str | None, path: Path) -> list[Path]:
             there = ", ".join(filter(None, splits)) or "none"
             raise DataError(f"{path} has no split {split!r}; splits: {there}")
         chosen = splits[name]
+    if not chosen and split is not None:
+        raise DataError(
+            f"the split {split} of {path} has no image ({', '.join(SUFFIXES)}): copy its images there, or take it out "
+            "of what names it"
+        )
     if not chosen:
         raise DataError(f"{path} has no image ({', '.join(SUFFIXES)}): {GIVE_IMAGES}")
     return chosen
@@ -122,15 +142,16 @@ class _Rows:
     faults: list[str] = field(default_factory=list)
     polygons: list[str] = field(default_factory=list)
     scored: list[str] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
     repeated: list[str] = field(default_factory=list)
 
-    def read(self, label: Path) -> list[tuple[int, tuple[float, float, float, float]]]:
-        """Class and box (left, top, width, height in fractions) of each row.
+    def read(self, label: Path) -> list[_Row]:
+        """Class, box (left, top, width, height in fractions) and sixth number of each row.
 
         Raises:
             DataError: the file cannot be read.
         """
-        found: dict[tuple[Any, ...], tuple[int, tuple[float, float, float, float]]] = {}
+        found: dict[tuple[Any, ...], _Row] = {}
         for number, line in enumerate(_lines(label), start=1):
             words = line.split()
             if not words:
@@ -145,14 +166,27 @@ class _Rows:
             if key in found:
                 self.repeated.append(where)
                 continue
-            found[key] = int(values[0]), self._box(values[1:], where)
+            sixth = values[5] if len(values) == 6 and not self.layout.keypoints else None
+            if sixth is not None:
+                self.scored.append(where)
+                self.scores.append(sixth)
+            found[key] = int(values[0]), self._box(values[1:], where), sixth
         return list(found.values())
+
+    @property
+    def are_scores(self) -> bool:
+        """Whether the sixth numbers are a detector's scores: from 0 to 1, and not flags or the numbers of tracks."""
+        return all(0 <= one <= 1 for one in self.scores) and any(one not in (0, 1) for one in self.scores)
 
     def notes(self) -> list[Note]:
         """What is odd, and was read."""
         kinds = (
             (self.polygons, "row", "of points read as the box around them"),
-            (self.scored, "row", "with a sixth number, as a detector writes its score: not used"),
+            (
+                self.scored,
+                "row",
+                "with a sixth number, " + ("a score: a detector found them" if self.are_scores else "not used"),
+            ),
             (self.repeated, "row", "that are written twice, taken once"),
         )
         return [Note.of(f"{counted(len(found), noun)} {what}", found) for found, noun, what in kinds if found]
@@ -174,8 +208,6 @@ class _Rows:
         return ""
 
     def _box(self, values: Sequence[float], where: str) -> tuple[float, float, float, float]:
-        if len(values) == 5 and not self.layout.keypoints:
-            self.scored.append(where)
         if len(values) <= 5 or self.layout.keypoints:
             x, y, width, height = values[:4]
             return x - width / 2, y - height / 2, width, height
@@ -184,13 +216,12 @@ class _Rows:
         return min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
 
 
-def _in_pixels(
-    found: Sequence[tuple[int, tuple[float, float, float, float]]], size: tuple[int, int]
-) -> list[dict[str, Any]]:
+def _in_pixels(found: Sequence[_Row], size: tuple[int, int]) -> list[dict[str, Any]]:
     width, height = size
     return [
         {"category_id": label + 1, "bbox": [x * width, y * height, w * width, h * height]}
-        for label, (x, y, w, h) in found
+        | ({} if sixth is None else {"score": sixth})
+        for label, (x, y, w, h), sixth in found
     ]
 
 

@@ -32,6 +32,7 @@ class Layout:
     unnamed: dict[str, list[Path]] = field(default_factory=dict)  # splits that are there, but not in the YAML file
     keypoints: bool = False  # whether a row holds a box and then points
     notes: tuple[Note, ...] = ()
+    lists: dict[str, list[Path]] = field(default_factory=dict)  # the files that list the images of a split
 
     @property
     def all_splits(self) -> dict[str, list[Path]]:
@@ -60,8 +61,37 @@ def layout_of(path: Path, images: Path | None = None) -> Layout:
     classes = _names_of_lines(named)
     root = images or (path / "images" if (path / "images").is_dir() else path)
     folders = {split: root / key for split, keys in SPLIT_NAMES.items() for key in keys if (root / key).is_dir()}
-    found = {split: files_below(folder, SUFFIXES) for split, folder in folders.items()}
-    return Layout(classes, found or {"": files_below(root, SUFFIXES)})
+    said = path / "obj.data"
+    lists, missing = _lists_of(said) if said.is_file() else ({}, [])
+    if not lists and not folders:
+        by_name = [(split, path / f"{key}.txt") for split, keys in SPLIT_NAMES.items() for key in keys]
+        lists = {split: file for split, file in by_name if file.is_file()}
+    notes = [Note.of(f"{counted(len(missing), 'split')} not there", missing)] if missing else []
+    if not lists:
+        found = {split: files_below(folder, SUFFIXES) for split, folder in folders.items()}
+        return Layout(classes, found or {"": files_below(root, SUFFIXES)}, notes=tuple(notes))
+    parts = {split: list(dict.fromkeys(_images_of(file, images or path))) for split, file in lists.items()}
+    listed = {os.path.abspath(image) for part in parts.values() for image in part}
+    rest = [file.name for file in files_below(root, SUFFIXES) if os.path.abspath(file) not in listed]
+    if rest:
+        names = ", ".join(file.name for file in lists.values())
+        notes.append(Note.of(f"{counted(len(rest), 'image')} not in {names}, left out", rest))
+    return Layout(classes, parts, notes=tuple(notes), lists={split: [file] for split, file in lists.items()})
+
+
+def _lists_of(file: Path) -> tuple[dict[str, Path], list[str]]:
+    """The lists of images that Darknet's `obj.data` names by split, as CVAT writes it, and those that are not there."""
+    keys = {key: split for split, names in SPLIT_NAMES.items() for key in names}
+    found: dict[str, Path] = {}
+    missing = []
+    for line in _lines_of(file):
+        key, _, entry = (word.strip() for word in line.partition("="))
+        listing = _resolve(entry, file.parent, file.parent) if key in keys and entry else None
+        if listing is not None and listing.is_file():
+            found[keys[key]] = listing
+        elif key in keys:
+            missing.append(f"{keys[key]}: {entry[:200]}")
+    return {split: found[split] for split in SPLIT_NAMES if split in found}, missing
 
 
 def find_yaml(folder: Path) -> Path | None:
@@ -95,6 +125,7 @@ def _of_yaml(file: Path, folder: Path | None) -> Layout:
             notes.append(Note(f"path {data['path'][:200]!r} of {file.name} is not there: its own folder is taken"))
     images: dict[str, list[Path]] = {}
     unnamed: dict[str, list[Path]] = {}
+    lists: dict[str, list[Path]] = {}
     missing = []
     for split, keys in SPLIT_NAMES.items():
         entries: Any = next((data[key] for key in keys if data.get(key)), None)
@@ -104,20 +135,24 @@ def _of_yaml(file: Path, folder: Path | None) -> Layout:
             if found is None:
                 missing.append(f"{split}: {str(entry)[:200]}")
             else:
+                images.setdefault(split, [])
                 paths |= dict.fromkeys(_images_of(found, base))
-        if paths:
+                if os.path.isfile(found):
+                    lists.setdefault(split, []).append(found)
+        if split in images:
             images[split] = list(paths)
         elif entries is None:
             folders = [beside / key / "images" for key in keys if (beside / key / "images").is_dir()]
-            unnamed.update((split, files_below(one, SUFFIXES)) for one in folders)
-    if not images and folder is not None:
+            unnamed.update((split, files) for one in folders if (files := files_below(one, SUFFIXES)))
+    if not any(images.values()) and folder is not None:
         images = {"": files_below(folder, SUFFIXES)}
     elif not images:
-        what = f"none of its splits is there ({'; '.join(missing)})" if missing else "it names neither train nor val"
+        what = "its splits hold no image" if images else "it names neither train nor val"
+        what = f"none of its splits is there ({'; '.join(missing)})" if missing else what
         raise DataError(f"{file}: {what}; looked in {base} and {beside}. Correct `path`, `train` and `val`")
     elif missing:
         notes.append(Note.of(f"{counted(len(missing), 'split')} not there", missing))
-    return Layout(names, images, unnamed, "kpt_shape" in data, tuple(notes))
+    return Layout(names, images, unnamed, "kpt_shape" in data, tuple(notes), lists)
 
 
 def _load(file: Path) -> dict[str, Any]:
@@ -159,11 +194,15 @@ def _names(names: Any, file: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _names_of_lines(file: Path) -> tuple[str, ...]:
+def _lines_of(file: Path) -> list[str]:
     try:
-        lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+        return file.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror}") from error
+
+
+def _names_of_lines(file: Path) -> tuple[str, ...]:
+    lines = [line.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for line in _lines_of(file)]
     names = [plain_name(line) for line in lines]
     while names and not names[-1]:
         names.pop()
@@ -189,48 +228,7 @@ def _images_of(found: Path, base: Path) -> Iterator[Path]:
     if os.path.isdir(found):
         yield from files_below(found, SUFFIXES)
         return
-    try:
-        lines = found.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
-    except OSError as error:
-        raise DataError(f"{found} cannot be read: {error.strerror}") from error
-    for line in lines:
+    for line in _lines_of(found):
         name = line.strip()
         if name:
             yield _resolve(name, found.parent, base) or found.parent / name.replace("\\", "/")
-
-
-class Labels:
-    """The label files of a set.
-
-    Args:
-        root: its folder.
-        anywhere: also look for a label file by its name in all of the folder: the images lie elsewhere.
-    """
-
-    def __init__(self, root: Path, anywhere: bool) -> None:
-        self._root = root
-        self._by_stem: dict[str, list[Path]] = {}
-        for path in files_below(root, (".txt",)) if anywhere else ():
-            self._by_stem.setdefault(path.stem, []).append(path)
-
-    def of(self, image: Path) -> Path | None:
-        """The file of an image: in `labels` for the last `images` of its path, else beside it, else in `labels`.
-
-        None where there is none.
-
-        Raises:
-            DataError: several folders hold a file of its name, and none has the name of the image's folder.
-        """
-        parts = image.parent.parts
-        folders = [image.parent, self._root / "labels"]
-        if "images" in parts:
-            last = len(parts) - 1 - parts[::-1].index("images")
-            folders.insert(0, Path(*parts[:last], "labels", *parts[last + 1 :]))
-        name = f"{image.stem}.txt"
-        there = next((folder / name for folder in folders if os.path.isfile(folder / name)), None)
-        found = self._by_stem.get(image.stem, [])
-        if there is None and len(found) > 1:
-            found = [path for path in found if path.parent.name == image.parent.name]
-            if len(found) != 1:
-                raise DataError(f"several folders below {self._root} have a label file {name}: it is unclear whose")
-        return there or (found[0] if found else None)

@@ -24,7 +24,8 @@ def write_image(path: Path, image: np.ndarray) -> None:
         DeployError: OpenCV writes no files of this kind.
     """
     suffix = path.suffix or ".png"
-    done, content = cv2.imencode(suffix, image) if cv2.haveImageWriter(f"image{suffix}") else (False, None)
+    kind = ".jpg" if suffix.lower() == ".jfif" else suffix
+    done, content = cv2.imencode(kind, image) if cv2.haveImageWriter(f"image{kind}") else (False, None)
     if not done or content is None:
         raise DeployError(f"{path} cannot be written: OpenCV writes no {suffix} files")
     write_atomically(path.with_suffix(suffix), lambda file: file.write(content.tobytes()))

@@ -1,0 +1,154 @@
+"""Which files a YOLO set without `data.yaml` has for which split, and label files whose image is not there."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from cskd_data import DataError, read
+from cskd_data.formats import format_of, split_of, splits_of
+from cskd_data.yolo import read_yolo
+
+from .factories import boxes_of, note_of, write, write_photo
+from .test_yolo import BOX, ROW
+
+OBJ_DATA = "classes = 2\ntrain = data/train.txt\nvalid = data/valid.txt\nnames = data/obj.names\nbackup = backup/\n"
+
+
+@pytest.fixture
+def cvat(tmp_path):
+    """YOLO 1.1 as CVAT exports it, with two images for training and one for validation."""
+    root = tmp_path / "set"
+    for split, images in (("train", ("a", "b")), ("valid", ("c",))):
+        for name in images:
+            write_photo(root / f"obj_{split}_data" / f"{name}.png", seed=ord(name))
+            write(root / f"obj_{split}_data" / f"{name}.txt", ROW)
+        write(root / f"{split}.txt", "".join(f"data/obj_{split}_data/{name}.png\n" for name in images))
+    write(root / "obj.names", "cat\ndog\n")
+    write(root / "obj.data", OBJ_DATA)
+    return root
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_the_lists_of_cvat_are_the_splits(cvat, named):
+    if not named:
+        (cvat / "obj.data").unlink()
+    assert (format_of(cvat), splits_of(cvat)) == ("yolo", ["train", "val"])
+    assert boxes_of(read_yolo(cvat, split="val")) == {"c.png": [BOX]}
+    assert boxes_of(read(cvat)) == {"a.png": [BOX], "b.png": [BOX], "c.png": [BOX]}
+    assert note_of(read(cvat), "read as one").endswith("train, val")
+
+
+def test_a_project_takes_the_lists_of_cvat(cvat, call, tmp_path):
+    code, out, err = call("train", "new", tmp_path / "project", "--data", cvat)
+    assert code == 0, err
+    assert "the splits train, val of" in " ".join(out.split())
+
+
+@pytest.mark.parametrize("name", ["valid.txt", "lists/valid.txt"])
+def test_a_list_is_the_path_of_its_split(cvat, name):
+    if name != "valid.txt":
+        write(cvat / name, (cvat / "valid.txt").read_text())
+        (cvat / "valid.txt").unlink()
+        write(cvat / "obj.data", OBJ_DATA.replace("data/valid.txt", name))
+    dataset = read(cvat / name)
+    assert (split_of(cvat / name), list(boxes_of(dataset)), dataset.source) == ((cvat, "val"), ["c.png"], cvat / name)
+    with pytest.raises(DataError, match="is not JSON"):
+        read(cvat / "obj.names")
+    with pytest.raises(DataError, match="is not JSON"):
+        read(write(cvat / "other.txt", "data/obj_train_data/a.png\n"))
+
+
+def test_a_list_that_data_yaml_names_is_the_path_of_its_split(cvat):
+    write(cvat / "data.yaml", "train: train.txt\nval: [valid.txt]\nnames: [cat, dog]\n")
+    assert list(boxes_of(read(cvat / "valid.txt"))) == ["c.png"]
+
+
+def test_images_in_no_list_and_lists_that_are_not_there_are_said(cvat):
+    (cvat / "valid.txt").unlink()
+    dataset = read(cvat)
+    assert list(boxes_of(dataset)) == ["a.png", "b.png"]
+    assert note_of(dataset, "left out") == "1 image not in train.txt, left out: c.png"
+    assert note_of(dataset, "not there") == "1 split not there: val: data/valid.txt"
+
+
+def test_folders_named_as_splits_go_before_lists_that_nothing_names(tmp_path):
+    for split, name in (("train", "a"), ("val", "b")):
+        write_photo(tmp_path / "images" / split / f"{name}.png", seed=ord(name))
+        write(tmp_path / "labels" / split / f"{name}.txt", ROW)
+    write(tmp_path / "train.txt", "/from/somewhere/else.png\n")
+    write(tmp_path / "classes.txt", "cat\ndog\n")
+    assert list(boxes_of(read(tmp_path))) == ["a.png", "b.png"]
+
+
+def test_a_listed_image_that_is_gone_is_not_replaced_by_one_of_its_name_elsewhere(cvat):
+    write_photo(cvat / "obj_valid_data" / "a.png", seed=7)
+    (cvat / "obj_train_data" / "a.png").unlink()
+    with pytest.raises(DataError, match=r"image .*obj_train_data/a\.png does not exist"):
+        read_yolo(cvat, split="train")
+
+
+# Label files without an image
+
+
+def flat(root, images, labels, folder="labels"):
+    for name in images:
+        write_photo(root / "images" / name.replace("jfif", "jpg"), seed=ord(name[0]))
+        os.replace(root / "images" / name.replace("jfif", "jpg"), root / "images" / name)
+    for name in labels:
+        write(root / folder / f"{name}.txt", ROW)
+    return write(root / "classes.txt", "cat\ndog\n").parent
+
+
+def test_label_files_without_an_image_are_said(tmp_path):
+    root = flat(tmp_path, ["a.png", "b.jpg"], "abcd")
+    write(root / "labels" / "empty.txt", "")
+    write(root / "labels" / "classes.txt", "cat\ndog\n")
+    said = "2 label files without an image, not used: labels/c.txt, labels/d.txt"
+    assert note_of(read(root), "without an image") == said
+
+
+@pytest.mark.parametrize("folder", ["images", "labels"])
+def test_where_every_label_file_has_its_image_nothing_is_said(tmp_path, folder):
+    root = flat(tmp_path, ["a.png", "b.jpg", "c.png"], "abc", folder)
+    write(root / "data.yaml", "train: train.txt\nval: val.txt\nnames: [cat, dog]\n")
+    write(root / "train.txt", "images/a.png\n")
+    write(root / "val.txt", "images/b.jpg\n")  # c is there, and in no split
+    for split in ("train", "val"):
+        assert read_yolo(root, split=split).notes == ()
+    assert len(read(root).notes) == 1
+
+
+def test_images_of_other_splits_have_their_labels_in_one_folder_of_all(tmp_path):
+    for split, name in (("train", "a"), ("val", "b")):
+        write_photo(tmp_path / "images" / split / f"{name}.png", seed=ord(name))
+    root = flat(tmp_path, [], "abc")
+    said = "1 label file without an image, not used: labels/c.txt"
+    assert [str(note) for note in read_yolo(root, split="val").notes] == [said]
+
+
+def test_jfif_is_a_jpeg(tmp_path):
+    root = flat(tmp_path, ["a.jfif"], "a")
+    dataset = read(root)
+    assert boxes_of(dataset) == {"a.jfif": [BOX]}
+    assert dataset.check(decode=True).errors == ()
+
+
+# Splits without images
+
+
+@pytest.mark.parametrize("yaml", [True, False])
+def test_an_empty_split_is_left_out_of_the_whole_and_refused_by_its_name(tmp_path, yaml):
+    root = flat(tmp_path / "set", [], "")
+    write_photo(root / "images" / "train" / "a.png")
+    write(root / "labels" / "train" / "a.txt", ROW)
+    (root / "images" / "val").mkdir()
+    if yaml:
+        write(root / "data.yaml", "train: images/train\nval: images/val\nnames: [cat, dog]\n")
+    assert [str(note) for note in read(root).notes] == ["1 split without images left out: val"]
+    assert splits_of(root) == ["train", "val"]
+    with pytest.raises(
+        DataError, match=r"the split val of .* has no image \(\.jpg, .*: copy its images there, or take"
+    ):
+        read_yolo(root, split="val")
