@@ -258,3 +258,34 @@ def test_predictions_of_other_channels_are_refused_by_name(left_out):
     plan = DistillPlan.parse({"teacher": {"checkpoint": "-"}, **({left_out: None} if left_out else {})})
     with pytest.raises(ShapeError, match="the prediction 'cls' has 6 channels in the student and 8 in the teacher"):
         Distiller(PlainDetector(6), PlainDetector(8), More(), plan)
+
+
+@pytest.mark.parametrize("shared", [["stem"], ["stem", "down", "norm", "first", "second", "predictor"]])
+def test_a_teacher_that_shares_parameters_with_the_student_is_refused_before_anything_is_frozen(shared):
+    student, teacher = PlainDetector(6), PlainDetector(6)
+    for name in shared:
+        setattr(teacher, name, getattr(student, name))
+    plan = DistillPlan.parse({"teacher": {"checkpoint": "-"}})
+    with pytest.raises(ShapeError, match=rf"share parameters \({2 * len(shared)} of the student's, such as stem\."):
+        Distiller(student, teacher, PlainFamily(), plan)
+    assert all(parameter.requires_grad for parameter in student.parameters())
+    assert teacher.training
+
+
+def test_two_forwards_within_one_watch_are_refused():
+    student, _, distiller = build()
+    with distiller.watch() as recording:
+        student(IMAGES)
+        student(IMAGES)
+    with pytest.raises(ShapeError, match=r"recorded 4 times for 2 pyramid levels: the student ran 2 times within one"):
+        distiller(recording, Batch(IMAGES, BOXES, SHAPES))
+
+
+def test_each_image_has_its_tensor_of_boxes():
+    student, _, distiller = build()
+    with pytest.raises(
+        ShapeError, match=r"2 images and 1 tensors of boxes: expected one of each, \(0, 4\) for an image"
+    ):
+        step(student, distiller, BOXES[:1])
+    terms = step(student, distiller, [torch.zeros(0)] * 2)
+    assert all(torch.equal(value, terms[name]) for name, value in step(student, distiller, [BOXES[1]] * 2).items())

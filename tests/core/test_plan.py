@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from cskd_core.errors import PlanError
-from cskd_core.plan import AssistantPlan, DistillPlan, PredictionPlan, PyramidPlan, RoiPlan, TowerPlan
+from cskd_core.family import PredictionRule
+from cskd_core.plan import AssistantPlan, DistillPlan, PredictionPlan, PyramidPlan, RoiPlan, TeacherPlan, TowerPlan
 from cskd_core.regions import RegionOptions
 from cskd_core.similarity import LossOptions
 
@@ -62,6 +63,7 @@ def test_a_term_set_to_none_is_left_out():
         ({"pyramid": {"roi": (1, 1, 1)}}, r"distill\.pyramid\.roi: expected two weights"),
         ({"pyramid": 3}, r"distill\.pyramid: expected a dict, got 3"),
         ({"tower": {"cls": (1, -1)}}, r"distill\.tower\.cls: expected two weights >= 0"),
+        ({"tower": {"cls": (float("inf"), 1)}}, r"distill\.tower\.cls: expected two weights >= 0 .*got \(inf, 1\)"),
         ({"tower": {"cls": (True, 1)}}, r"distill\.tower\.cls: expected two weights"),
         ({"prediction": "1, 1"}, r"distill\.prediction: expected two weights"),
         ({"assistant": 1}, r"distill\.assistant: expected a dict, got 1"),
@@ -81,6 +83,27 @@ def test_a_term_set_to_none_is_left_out():
 def test_what_is_wrong_is_named(change, message):
     with pytest.raises(PlanError, match=message):
         DistillPlan.parse({"teacher": TEACHER, **change})
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (
+            lambda: LossOptions(eps_mode="prodct"),
+            r"distill\.loss\.eps_mode: expected one of 'separate', 'product', got",
+        ),
+        (lambda: RegionOptions(coord_base="strides"), r"distill\.regions\.coord_base: expected one of 'img_shape', 's"),
+        (lambda: PredictionPlan(norm="men"), r"distill\.prediction\.norm: expected one of 'mean', .*, None, got 'men'"),
+        (lambda: PyramidPlan(kind="pdk"), r"distill\.pyramid\.kind: expected one of 'cskd', .*, got 'pdk'"),
+        (lambda: RoiPlan(activation="relu"), r"distill\.roi\.activation: expected one of 'sigmoid', 'softmax'"),
+        (lambda: TeacherPlan("-", normalization="owns"), r"distill\.teacher\.normalization: expected one of 'own', "),
+        (lambda: DistillPlan(TeacherPlan("-"), level_reduce="max"), r"distill\.level_reduce: expected one of 'sum', "),
+        (lambda: PredictionRule("relu", "mean"), r"PredictionRule\.activation: expected one of 'sigmoid', 'identity'"),
+    ],
+)
+def test_an_option_built_in_python_is_refused_as_one_in_a_config_is(build, message):
+    with pytest.raises(PlanError, match=message):
+        build()
 
 
 def test_a_missing_teacher_is_named():

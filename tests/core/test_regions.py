@@ -55,6 +55,17 @@ def test_every_box_covers_a_cell_on_the_coarsest_level():
     assert regions.foreground(0).sum() == 1
 
 
+def test_boxes_without_any_element_are_none_and_others_of_another_shape_are_refused():
+    box = torch.tensor([[0.0, 0.0, 8.0, 8.0]])
+    for boxes in ([torch.zeros(0), torch.zeros(0)], [torch.zeros(0), box], [box, torch.zeros(0, 5)]):
+        regions = Regions(boxes, [(8, 12), (8, 8)], [(2, 3)], [4])
+        assert regions.rois(0).shape == (sum(len(one) for one in boxes), 5)
+        assert [int(mask.sum() > 0) for mask in regions.foreground(0)] == [len(one) for one in boxes]
+    for boxes in (torch.zeros(4), torch.zeros(2, 5)):
+        with pytest.raises(ShapeError, match=r"the boxes of image 1 have the shape \(.*\), expected \(N, 4\)"):
+            Regions([box, boxes], [(8, 8), (8, 8)], [(2, 2)], [4])
+
+
 def test_an_image_without_boxes_is_background():
     regions = Regions([torch.zeros(0, 4), torch.tensor([[0.0, 0.0, 8.0, 8.0]])], [(8, 8), (8, 8)], [(2, 2)], [4])
     assert regions.foreground(0)[0].sum() == 0

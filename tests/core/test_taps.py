@@ -54,6 +54,29 @@ def test_the_detector_is_as_before_afterwards_also_after_an_error():
     assert "targets" not in vars(detector.head)
 
 
+def test_a_method_that_an_instance_has_of_its_own_is_put_back():
+    detector = Detector()
+    detector.head.targets = own = lambda count: ["own"] * count
+    with Taps(detector, {"one": "head.targets()", "two": "head.targets()"}).recording() as recording:
+        detector([torch.zeros(1, 3, 1, 1)])
+    assert (recording.calls("one"), recording.calls("two")) == ([["own"]], [["own"]])
+    assert vars(detector.head)["targets"] is own
+
+
+def test_a_recording_within_another_leaves_it_in_place():
+    detector, level = Detector(), torch.zeros(1, 3, 1, 1)
+    taps = Taps(detector, {"targets": "head.targets()", "tower": "head.tower"})
+    with taps.recording() as outer:
+        detector([level])
+        with taps.recording() as inner:
+            detector([level] * 2)
+        detector([level] * 3)
+    assert outer.calls("targets") == [[0], [0, 1], [0, 1, 2]]
+    assert inner.calls("targets") == [[0, 1]]
+    assert [len(one.calls("tower")) for one in (outer, inner)] == [6, 2]
+    assert "targets" not in vars(detector.head)
+
+
 def test_a_missing_module_is_named_with_its_neighbours():
     with pytest.raises(TapError, match=r"no submodule 'head\.towers'; the nearest are: head\.tower"):
         Taps(Detector(), {"tower": "head.towers"})

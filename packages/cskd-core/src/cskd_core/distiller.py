@@ -36,8 +36,8 @@ class Distiller(nn.Module):
 
     Raises:
         TapError: a detector is not of this family.
-        ShapeError: the pyramids have no stride in common; the detectors differ in strides, in the stages of a tower or
-            in the channels of a prediction, and the plan compares their heads.
+        ShapeError: student and teacher share a parameter; the pyramids have no stride in common; the detectors differ
+            in strides, in the stages of a tower or in the channels of a prediction, and the plan compares their heads.
         PlanError: the plan sets what this family has no use for.
 
     Example:
@@ -48,6 +48,7 @@ class Distiller(nn.Module):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, family: Family, plan: DistillPlan) -> None:
         super().__init__()
+        _refuse_shared(student, teacher)
         for detector in (student, teacher):
             family.check(detector)
         plan.refuse_unused(type(student).__name__, family.used(student))
@@ -129,9 +130,18 @@ class Distiller(nn.Module):
 
         Returns:
             Scalars by term name. A batch without any box gives terms connected to the graph, all finite.
+
+        Raises:
+            ShapeError: not one tensor of boxes an image; the student ran several times within the recording.
         """
+        if len(batch.boxes) != len(batch.images):
+            raise ShapeError(
+                f"{len(batch.images)} images and {len(batch.boxes)} tensors of boxes: expected one of each, (0, 4) for "
+                "an image without boxes"
+            )
         student = self._family.read(self._student[0], recording).in_one_precision()
         teacher = self.teacher.observe(batch.images).in_one_precision()
+        _refuse_repeated(student, teacher)
         pyramids = [
             [side.pyramid[level] for level in levels]
             for side, levels in zip((student, teacher), self._levels, strict=True)
@@ -198,4 +208,32 @@ def _check_predictions(channels: Mapping[str, tuple[int, int]]) -> None:
             raise ShapeError(
                 f"the prediction '{name}' has {student} channels in the student and {teacher} in the teacher: "
                 "classes, anchors a position and box encoding must agree"
+            )
+
+
+def _refuse_shared(student: nn.Module, teacher: nn.Module) -> None:
+    """A teacher is frozen, and with it whatever it shares with the student."""
+    own = {parameter.data_ptr(): name for name, parameter in student.named_parameters() if parameter.data_ptr()}
+    shared = [own[one.data_ptr()] for one in teacher.parameters() if one.data_ptr() in own]
+    if shared:
+        raise ShapeError(
+            f"student and teacher share parameters ({len(shared)} of the student's, such as {shared[0]}), which would "
+            "be frozen with the teacher: build the teacher from modules of its own, or from a copy.deepcopy of them"
+        )
+
+
+def _refuse_repeated(student: Observation, teacher: Observation) -> None:
+    """A head that was recorded several times as often as the teacher's belongs to several forwards."""
+    maps = {
+        f"prediction '{name}'": (levels, teacher.predictions.get(name)) for name, levels in student.predictions.items()
+    }
+    for name, stages in student.towers.items():
+        of_teacher = teacher.towers.get(name)
+        maps[f"tower '{name}'"] = (stages[0] if stages else (), of_teacher[0] if of_teacher else None)
+    for what, (own, other) in maps.items():
+        levels = len(student.pyramid)
+        if other and len(other) == levels == len(teacher.pyramid) and len(own) > levels and len(own) % levels == 0:
+            raise ShapeError(
+                f"the {what} was recorded {len(own)} times for {levels} pyramid levels: the student ran "
+                f"{len(own) // levels} times within one watch(). Give each forward a watch() of its own"
             )

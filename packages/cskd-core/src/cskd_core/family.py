@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from cskd_core.assistant import Assistant
+from cskd_core.choices import check_choices
 from cskd_core.plan import AssistantPlan, DistillPlan
 from cskd_core.regions import Regions
 from cskd_core.roi_terms import RoiObservation, RoiSpec
@@ -73,10 +74,16 @@ class PredictionRule:
     Attributes:
         activation: applied to both sides first.
         normalise: 'mean' over all elements, or by the number of 'foreground' elements (all positions still take part).
+
+    Raises:
+        PlanError: one of them is another word.
     """
 
     activation: Literal["sigmoid", "identity"]
     normalise: Literal["mean", "foreground"]
+
+    def __post_init__(self) -> None:
+        check_choices(self, "PredictionRule")
 
 
 @dataclass(frozen=True)

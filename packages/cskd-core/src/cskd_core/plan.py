@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_type_hints
 
+from cskd_core.choices import check_choices
 from cskd_core.errors import PlanError
 from cskd_core.regions import PUBLISHED as AS_PUBLISHED
 from cskd_core.regions import RegionOptions
@@ -33,6 +34,9 @@ class TeacherPlan:
     normalization: Literal["own", "shared"] = "own"
     class_map: Mapping[str, str] | None = None
 
+    def __post_init__(self) -> None:
+        check_choices(self, "distill.teacher")
+
 
 PyramidKind = Literal["cskd", "mse", "pkd", "cwd"]
 
@@ -52,7 +56,8 @@ class PyramidPlan:
         tau: temperature of `cwd`.
 
     Raises:
-        PlanError: a weight below zero, a temperature that is not above it, or a key that the kind has no use for.
+        PlanError: a kind that is none, a weight below zero, a temperature that is not above it, or a key that the kind
+            has no use for.
     """
 
     full: WeightPair = (1.0, 0.5)
@@ -65,6 +70,7 @@ class PyramidPlan:
     former = {"region": ("foreground", "background")}  # noqa: RUF012
 
     def __post_init__(self) -> None:
+        check_choices(self, "distill.pyramid")
         if not 0 <= self.weight < math.inf:
             raise PlanError(f"distill.pyramid.weight: expected a number >= 0, got {self.weight}")
         if not 0 < self.tau < math.inf:
@@ -108,6 +114,9 @@ class PredictionPlan:
     norm: Literal["mean", "foreground", "masked"] | None = None
     shorthand = "weight"
 
+    def __post_init__(self) -> None:
+        check_choices(self, "distill.prediction")
+
 
 @dataclass(frozen=True)
 class AssistantPlan:
@@ -140,6 +149,9 @@ class RoiPlan:
     fc: WeightPair = (1.0, 1.0)
     prediction: WeightPair = (1.0, 1.0)
     activation: Literal["sigmoid", "softmax"] = "sigmoid"
+
+    def __post_init__(self) -> None:
+        check_choices(self, "distill.roi")
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -188,6 +200,9 @@ class DistillPlan:
     loss: LossOptions = PUBLISHED
     regions: RegionOptions = AS_PUBLISHED
     level_reduce: Literal["sum", "mean"] | None = None
+
+    def __post_init__(self) -> None:
+        check_choices(self, "distill")
 
     @classmethod
     def parse(cls, data: Mapping[str, Any]) -> DistillPlan:

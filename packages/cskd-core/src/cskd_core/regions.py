@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from cskd_core.choices import check_choices
 from cskd_core.errors import ShapeError
 from cskd_core.transfer import to_device
 
@@ -26,10 +27,16 @@ class RegionOptions:
             map's, which covers the padded canvas: wherever there is padding, boxes are stretched (9.10). `stride`
             divides by the level's stride, which is exact.
         inclusive_end: the cell in which a box ends is covered even if the box only touches its border (9.11).
+
+    Raises:
+        PlanError: a `coord_base` that is none.
     """
 
     coord_base: Literal["img_shape", "stride"] = "img_shape"
     inclusive_end: bool = True
+
+    def __post_init__(self) -> None:
+        check_choices(self, "distill.regions")
 
 
 PUBLISHED = RegionOptions()
@@ -39,14 +46,15 @@ class Regions:
     """The boxes of one batch on every level of a pyramid; what a term has asked for is kept for the others.
 
     Args:
-        boxes: one (N, 4) tensor an image: x1, y1, x2, y2 in pixels of the network's input.
+        boxes: one (N, 4) tensor an image: x1, y1, x2, y2 in pixels of the network's input. One without any element,
+            of whatever shape, holds no box.
         image_shapes: (height, width) of each image before padding.
         sizes: (H, W) of each level's feature map.
         strides: of each level, in pixels.
         options: how boxes are projected.
 
     Raises:
-        ShapeError: `boxes` and `image_shapes`, or `sizes` and `strides`, differ in length.
+        ShapeError: `boxes` and `image_shapes`, or `sizes` and `strides`, differ in length; boxes of another shape.
 
     Source: docs/algorithm.md 2.2.
     """
@@ -66,8 +74,9 @@ class Regions:
         if len(sizes) != len(strides):
             raise ShapeError(f"{len(sizes)} feature maps and {len(strides)} strides: expected one of each a level")
         self.sizes = list(sizes)
-        self._boxes = torch.cat([image_boxes.detach() for image_boxes in boxes])
-        self._counts = [len(image_boxes) for image_boxes in boxes]
+        of_images = [_n_by_4(image_boxes.detach(), number) for number, image_boxes in enumerate(boxes)]
+        self._boxes = torch.cat(of_images)
+        self._counts = [len(image_boxes) for image_boxes in of_images]
         self._image_shapes = [(int(shape[0]), int(shape[1])) for shape in image_shapes]
         self._strides = list(strides)
         self._options = options
@@ -154,3 +163,11 @@ class Regions:
 
     def _on_device(self, numbers: Sequence[Any], dtype: torch.dtype | None = None) -> Tensor:
         return to_device(numbers, self._boxes.device, dtype or torch.int64)
+
+
+def _n_by_4(boxes: Tensor, image: int) -> Tensor:
+    if boxes.numel() == 0:
+        return boxes.reshape(0, 4)
+    if boxes.dim() != 2 or boxes.shape[1] != 4:
+        raise ShapeError(f"the boxes of image {image} have the shape {tuple(boxes.shape)}, expected (N, 4)")
+    return boxes

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 from collections.abc import Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from cskd_core.choices import check_choice
 from cskd_core.errors import PlanError
 from cskd_core.similarity import WeightPair
 
@@ -62,8 +64,7 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return parse_dataclass(kind, value, where)
     if get_origin(kind) is Literal:
-        if value not in get_args(kind):
-            raise PlanError(f"{where}: expected one of {', '.join(map(repr, get_args(kind)))}, got {value!r}")
+        check_choice(value, get_args(kind), where)
         return value
     if kind == WeightPair:
         return _parse_pair(value, where)
@@ -80,7 +81,7 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
 
 def _parse_pair(value: Any, where: str) -> WeightPair:
     numbers = isinstance(value, (tuple, list)) and all(
-        isinstance(item, (int, float)) and not isinstance(item, bool) and item >= 0 for item in value
+        isinstance(item, (int, float)) and not isinstance(item, bool) and 0 <= item < math.inf for item in value
     )
     if not numbers or len(value) != 2:
         raise PlanError(f"{where}: expected two weights >= 0 (guided squared error, cosine), got {value!r}")

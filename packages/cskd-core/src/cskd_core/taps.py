@@ -14,6 +14,9 @@ from cskd_core.errors import TapError
 
 INPUTS = "@inputs"
 
+_NONE = object()
+"""In place of an attribute that an instance does not have."""
+
 
 class Recording:
     """What each tap saw, in call order: a tower runs once a pyramid level, so its tap holds one tensor a level."""
@@ -104,7 +107,7 @@ class Taps:
 
     @contextmanager
     def recording(self) -> Iterator[Recording]:
-        """Record while the context lasts; afterwards the detector is as it was.
+        """Record while the context lasts; afterwards the detector is as it was. Recordings may be nested.
 
         Submodules may run inside activation checkpoints that are not reentrant; their second forward, in the backward
         pass, comes after the context.
@@ -116,16 +119,21 @@ class Taps:
         handles += [
             module.register_forward_pre_hook(_input_recorder(record, name)) for name, module in self._inputs.items()
         ]
+        before: list[tuple[nn.Module, str, Any]] = []
         for name, (owner, method) in self._methods.items():
             # An instance attribute shadows the class's method for as long as it is there.
+            before.append((owner, method, owner.__dict__.get(method, _NONE)))
             owner.__dict__[method] = _method_recorder(record, name, getattr(owner, method))
         try:
             yield record
         finally:
             for handle in handles:
                 handle.remove()
-            for owner, method in self._methods.values():
-                owner.__dict__.pop(method, None)
+            for owner, method, own in reversed(before):
+                if own is _NONE:
+                    owner.__dict__.pop(method, None)
+                else:
+                    owner.__dict__[method] = own
 
 
 def _module_recorder(record: Recording, name: str) -> Callable[[nn.Module, Any, Any], None]:
