@@ -115,6 +115,26 @@ def test_fewer_different_pictures_than_parts_are_refused_and_as_many_are_one_eac
     assert [len(part.images) for part in split(dataset.subset([1, 2, 3]), 0.2, 0.1).parts.values()] == [1, 1, 1]
 
 
+@pytest.mark.parametrize(
+    ("images", "val", "test"), [(7, 0.5, 0.4), (7, 0.5, 0.49), (3, 0.6, 0.35), (3, 0.98, 0), (5, 0.1, 0.88)]
+)
+def test_no_part_is_left_without_an_image_by_rounding(many, images, val, test):
+    dataset = read(many[0])
+    parts = split(dataset.subset(range(1, images + 1)), val, test).parts
+    counts = {name: len(part.images) for name, part in parts.items()}
+    assert (sum(counts.values()), min(counts.values())) == (images, 1)
+    assert counts["train"] == 1
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_no_part_is_left_without_an_image_by_pictures_that_stay_together(many, seed):
+    folder = many[0].parent / "images"
+    for number in range(1, 10):
+        shutil.copy(folder / "000.jpg", folder / f"{number:03d}.jpg")
+    parts = split(read(many[0]).subset(range(1, 13)), 0.4, 0.4, seed).parts  # ten of twelve are one picture
+    assert sorted(len(part.images) for part in parts.values()) == [1, 1, 10]
+
+
 def test_a_missing_image_is_one_message(many):
     dataset = read(many[0])
     (many[0].parent / "images" / "005.jpg").unlink()

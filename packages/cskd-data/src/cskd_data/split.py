@@ -83,6 +83,7 @@ def split(
     random.Random(seed).shuffle(groups)
     sizes = _sizes(len(dataset.images), shares)
     assigned = _stratified(groups, _boxes_in(dataset), sizes)
+    _fill(assigned, groups)
     parts = {name: replace(dataset.subset(assigned[name]), notes=(), source=dataset.source) for name in shares}
     notes = [Note.of(f"{counted(len(twice), 'image')} the same as another: in one part", twice)] if twice else []
     for name, part in parts.items():
@@ -97,7 +98,21 @@ def _sizes(images: int, shares: Mapping[str, float]) -> dict[str, int]:
     """Images of each part: at least one, the rest is for training."""
     sizes = {name: max(1, round(images * share)) for name, share in shares.items()}
     sizes["train"] = images - sum(size for name, size in sizes.items() if name != "train")
+    while sizes["train"] < 1:  # where the others were rounded up
+        sizes[max(sizes, key=lambda name: sizes[name] - images * shares[name] if sizes[name] > 1 else -1)] -= 1
+        sizes["train"] += 1
     return sizes
+
+
+def _fill(assigned: dict[str, set[int]], groups: Sequence[list[int]]) -> None:
+    """Give each part without an image a group of the part that has most of them: groups may be larger than a part."""
+    for part in assigned.values():
+        if not part:
+            within = {one: [group for group in groups if group[0] in there] for one, there in assigned.items()}
+            giver = max(within, key=lambda one: len(within[one]))
+            moved = min(within[giver], key=len)
+            assigned[giver] -= {*moved}
+            part |= {*moved}
 
 
 def _same_pictures(dataset: Dataset, progress: Callable[[int, int], None] | None) -> tuple[list[list[int]], list[str]]:
