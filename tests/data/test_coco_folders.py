@@ -253,3 +253,68 @@ def test_the_whole_has_the_folder_of_its_images_and_its_own_name(layout):
     (root / dataset.path(dataset.images[0])).unlink()
     with pytest.raises(DataError, match=f"{names['train']}_0.png does not exist"):
         read(root).check().raise_for_errors()
+
+
+@pytest.mark.parametrize("other", ["test", "val"])
+def test_an_empty_split_is_left_out_of_the_whole_and_refused_by_its_name(other, tmp_path):
+    root = lay_out(tmp_path / "set", ("train", "val", "test"), *LAYOUTS["one image folder"][1:])
+    write(root / f"{other}.json", json.dumps({"images": [], "annotations": [], "categories": TREE}))
+    dataset = read(root)
+    assert len(dataset.images) == 8
+    assert f"1 split without images left out: {other}" in map(str, dataset.notes)
+    assert splits_of(root) == ["train", "val", "test"]
+    with pytest.raises(DataError, match="images is an empty list"):
+        reader_of(root)(root, split=other)
+    for split in ("train", "val", "test"):
+        write(root / f"{split}.json", json.dumps({"images": [], "annotations": [], "categories": TREE}))
+    with pytest.raises(DataError, match=r"no split of .*set has images: train, val, test"):
+        read(root)
+
+
+# The root of the categories
+
+
+def with_root_boxes(file):
+    """Name the root of the categories in one box."""
+    data = json.loads(file.read_text())
+    data["annotations"][0]["category_id"] = 0
+    file.write_text(json.dumps(data))
+
+
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_the_root_of_the_categories_is_a_class_in_all_splits_where_one_has_boxes_of_it(split, call, tmp_path):
+    root = lay_out(tmp_path / "set", *LAYOUTS["roboflow"])
+    with_root_boxes(root / split / "_annotations.coco.json")
+    dataset = read(root)
+    assert dataset.classes == ("pets", "cat", "dog")
+    assert boxes_of(dataset)[f"{split}_0.png"] == [[4, 4, 10, 20, "pets"]]
+    assert not any("is no class" in str(note) for note in dataset.notes)
+    for one in ("train", "val", "test"):
+        part = reader_of(root)(root, split=one)
+        assert part.classes == ("pets", "cat", "dog")
+        assert [category["id"] for category in part.with_keys()["categories"]] == [0, 1, 2]
+    code, _, err = call("train", "data", "check", *(root / one for one in ("train", "valid", "test")))
+    assert code == 0, err
+    code, out, err = call("train", "new", tmp_path / "project", "--data", root, "--json")
+    assert code == 0, err
+    assert json.loads(out)["classes"] == ["pets", "cat", "dog"]
+
+
+def test_files_given_one_by_one_agree_on_the_root(call, tmp_path):
+    root = lay_out(tmp_path / "set", *LAYOUTS["roboflow"])
+    with_root_boxes(root / "valid" / "_annotations.coco.json")
+    files = [word for one in ("train", "valid") for word in ("--data", root / one / "_annotations.coco.json")]
+    code, out, err = call("train", "new", tmp_path / "project", *files, "--json")
+    assert code == 0, err
+    assert json.loads(out)["classes"] == ["pets", "cat", "dog"]
+
+
+def test_classes_that_were_left_out_by_choice_are_still_a_difference(tmp_path):
+    from cskd_data.together import check_together
+
+    root = lay_out(tmp_path, *LAYOUTS["roboflow"])
+    train = read(root / "train")
+    with pytest.raises(DataError, match="train and val have different classes"):
+        check_together({"train": train, "val": train.select(["dog"])})
+    assert train.unused == {"pets": 0}
+    assert train.select(["pets", "cat", "dog"]).unused == {}

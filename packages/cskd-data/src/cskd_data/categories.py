@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cskd_data.dataset import Note
+from cskd_data.dataset import NO_CLASS, Note
 from cskd_data.errors import refuse
 from cskd_data.ids import Key, key_of, with_aliases
 from cskd_data.names import counted, plain_name
@@ -56,7 +56,7 @@ def normal_categories(raw: Sequence[Any], source: Path, used: set[Any]) -> Categ
     roots = [entry for entry in entries if _is_root(entry, entries) and str(entry["id"]) not in used_keys]
     if roots:
         names = [root["name"] for root in roots]
-        notes.append(Note.of("the root of the categories has no boxes and is no class", names))
+        notes.append(Note.of(NO_CLASS, names))
         entries = [entry for entry in entries if entry not in roots]
     refuse(source, _double(entries), _WAY_OUT)
     keys = {number: entry["id"] for number, entry in enumerate(entries, start=1)}

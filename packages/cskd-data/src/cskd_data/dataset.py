@@ -23,6 +23,8 @@ IMAGE_ROOT = "image_root"
 """The key in the `info` of a COCO file that `Dataset.to_coco` has written."""
 PSEUDO_LABELLED = "pseudo_labelled"
 """The key in the `info` of a COCO file whose boxes a detector has found: which one, and from which score on."""
+NO_CLASS = "the root of the categories has no boxes and is no class"
+"""The note on a category that is in `Dataset.unused`."""
 GIVE_IMAGES = "give the folder of the images (`--images FOLDER`; `img_prefix` in a config)"
 
 
@@ -71,6 +73,7 @@ class Dataset:
     notes: tuple[Note, ...] = ()
     annotated: bool = True  # False: the source holds images only, as a test set does
     unused: Mapping[str, Key] = field(default_factory=dict)  # categories that are no classes: name -> the user's id
+    roots: frozenset[str] = frozenset()  # those of `unused` that are classes where another file has boxes of them
     left_out: Mapping[Key, str] = field(default_factory=dict)  # images of the source: the user's id -> what is wrong
     pseudo_labels: Mapping[str, Any] | None = None  # of boxes that a detector found: what the file says about them
 
@@ -157,7 +160,7 @@ class Dataset:
         ]
         entries = {category["name"]: category for category in self.data["categories"]}
         keys = {name: self.category_keys[number] for name, number in ids.items()}
-        notes = self.notes
+        notes = tuple(one for one in self.notes if one.message != NO_CLASS or not {*one.examples} & {*wanted})
         rest = [name for name in self.classes if name not in wanted]
         if rest:
             left = len(self.annotations) - len(annotations)
@@ -175,7 +178,11 @@ class Dataset:
                 number: keys[name] if name in keys else self.unused[name] for number, name in enumerate(wanted, start=1)
             },
             notes=notes,
-            unused={**self.unused, **{name: keys[name] for name in rest}},
+            unused={
+                **{name: key for name, key in self.unused.items() if name not in wanted},
+                **{name: keys[name] for name in rest},
+            },
+            roots=self.roots - {*wanted},
         )
 
     def subset(self, image_ids: Iterable[int]) -> Dataset:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,8 +13,11 @@ from cskd_data.coco import read_coco
 from cskd_data.coco_layout import coco_files
 from cskd_data.dataset import Dataset, Note, together
 from cskd_data.errors import SHOWN, DataError
+from cskd_data.ids import key_of
+from cskd_data.json_file import load_json
+from cskd_data.many import paused_garbage_collection
 from cskd_data.merge import merge
-from cskd_data.names import counted
+from cskd_data.names import counted, plain_name
 from cskd_data.voc_xml import is_another
 from cskd_data.yolo_layout import find_yaml, layout_of, names_file
 
@@ -196,22 +199,44 @@ def _read_split(
 def _read_coco(
     path: Path | str, images: Path | str | None = None, split: str | None = None, *, skip_missing: bool = False
 ) -> Dataset:
-    """A file, or one of a folder, or all of a folder's as one but for those without annotations beside others."""
+    """A file, or one of a folder, or all of a folder's as one but for those without images, and those without
+    annotations beside others."""
     path = Path(path)
     files = coco_files(path) if path.is_dir() else {"": path}
-    if split is not None and split not in files:
-        raise DataError(f"{path} has no split {split!r}; splits: {', '.join(filter(None, files)) or 'none'}")
-    parts = {
-        name: read_coco(file, images, skip_missing=skip_missing)
-        for name, file in files.items()
-        if split in (None, name)
-    }
-    if len(parts) == 1:
-        return next(iter(parts.values()))
+    if split is not None:
+        if split not in files:
+            raise DataError(f"{path} has no split {split!r}; splits: {', '.join(filter(None, files)) or 'none'}")
+        part = read_coco(files[split], images, skip_missing=skip_missing)
+        roots = part.roots & _with_boxes(file for name, file in files.items() if name != split) if part.roots else ()
+        return part.select([*roots, *part.classes])
+    parts: dict[str, Dataset] = {}
+    empty = []
+    for name, file in files.items():
+        with paused_garbage_collection():
+            content = load_json(file, "annotation file")
+        if len(files) > 1 and isinstance(content, dict) and content.get("images") == []:
+            empty.append(name)
+        else:
+            parts[name] = read_coco(file, images, skip_missing=skip_missing, content=content)
+    if not parts:
+        raise DataError(f"no split of {path} has images: {', '.join(empty)}")
     kept = {name: part for name, part in parts.items() if part.annotated} or parts
     left = [name for name in parts if name not in kept]
-    classes = next(iter(kept.values())).classes
-    same = [part.select(classes) if {*part.classes} == {*classes} else part for part in kept.values()]
-    dataset = merge(same)
     notes = [Note.of(f"{counted(len(left), 'split')} without annotations left out", left)] if left else []
+    notes += [Note.of(f"{counted(len(empty), 'split')} without images left out", empty)] if empty else []
+    if len(files) == 1:
+        return next(iter(parts.values()))
+    dataset = merge(list(kept.values()))
     return replace(dataset, source=path, notes=(*dataset.notes, *together(list(kept)), *notes))
+
+
+def _with_boxes(files: Iterable[Path]) -> frozenset[str]:
+    """The names of the categories that have boxes in one of these COCO files."""
+    found: set[str] = set()
+    for file in files:
+        with contextlib.suppress(DataError, KeyError, TypeError, AttributeError):  # what is wrong is said by its reader
+            with paused_garbage_collection():
+                content = load_json(file, "annotation file")
+            used = {str(key_of(one["category_id"])) for one in content.get("annotations") or []}
+            found |= {plain_name(str(one["name"])) for one in content["categories"] if str(key_of(one["id"])) in used}
+    return frozenset(found)

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +20,16 @@ def merge(datasets: Sequence[Dataset]) -> Dataset:
     """The images of all, one data set after the other. One alone is given back as it is.
 
     File names start from the folder that holds all images. The user's ids of images stay where no other data set has
-    them too; else the annotation file's name is put before them, with a note. Categories keep the ids of the first.
+    them too; else the annotation file's name is put before them, with a note. Categories keep the ids and the order of
+    the first.
 
     Raises:
-        DataError: their classes are not the same in the same order; the images of one were not found.
+        DataError: their classes are not the same (`same_classes`); the images of one were not found.
     """
-    first = datasets[0]
     if len(datasets) == 1:
-        return first
-    for other in datasets[1:]:
-        if other.classes != first.classes:
-            raise DataError(
-                f"{first.source} and {other.source} have different classes.\n  {first.source}: "
-                f"{', '.join(first.classes)}\n  {other.source}: {', '.join(other.classes)}"
-            )
+        return datasets[0]
+    datasets = same_classes(datasets, [str(dataset.source) for dataset in datasets])
+    first = datasets[0]
     root = common_folder((dataset.path(image) for dataset in datasets for image in dataset.images), Path(os.sep))
     uses = Counter(key for dataset in datasets for key in (*dataset.image_keys.values(), *dataset.left_out))
     images: list[dict[str, Any]] = []
@@ -66,6 +63,31 @@ def merge(datasets: Sequence[Dataset]) -> Dataset:
         left_out=left_out,
         pseudo_labels=next((one.pseudo_labels for one in datasets if one.pseudo_labels is not None), None),
     )
+
+
+def same_classes(
+    datasets: Sequence[Dataset], names: Sequence[str], way_out: str = "Give both the same class names"
+) -> list[Dataset]:
+    """Data sets that belong together with the same classes in one order: that of the first that has most of them.
+
+    The root of the categories, which is no class where it has no boxes (`Dataset.roots`), is one in all where it has
+    some in one.
+
+    Args:
+        names: of the data sets, for the message.
+
+    Raises:
+        DataError: two have other classes; both lists are in the message. Another order of the same is no fault.
+    """
+    for (one, first), (other, second) in combinations(zip(names, datasets, strict=True), 2):
+        if any({*a.classes} - {*b.classes} - b.roots for a, b in ((first, second), (second, first))):
+            raise DataError(
+                f"{one} and {other} have different classes.\n  {one}: {', '.join(first.classes)}\n  {other}: "
+                f"{', '.join(second.classes)}\n{way_out}"
+            )
+    most = max(datasets, key=lambda dataset: len(dataset.classes)).classes
+    classes = dict.fromkeys([*most, *(name for dataset in datasets for name in dataset.classes)])
+    return [dataset.select(list(classes)) for dataset in datasets]
 
 
 def _names(datasets: Sequence[Dataset]) -> list[str]:

@@ -59,6 +59,7 @@ def normalise(
         annotated=bool(entries),
         pseudo_labels={} if any(number(entry.get("score")) is not None for entry in entries) else None,
         unused=categories.unused,
+        roots=frozenset(categories.unused),
         left_out=pictures.left_out,
     )
 

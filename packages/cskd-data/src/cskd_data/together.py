@@ -9,7 +9,7 @@ from itertools import combinations
 from pathlib import Path
 
 from cskd_data.dataset import Dataset, Note
-from cskd_data.errors import DataError
+from cskd_data.merge import same_classes
 from cskd_data.names import counted
 
 _END_BYTES = 1 << 14
@@ -24,14 +24,10 @@ def check_together(datasets: Mapping[str, Dataset]) -> list[Note]:
         datasets: name (`train`, or a file's) -> data set.
 
     Raises:
-        DataError: two have other classes; both lists are in the message. Another order of the same is no fault.
+        DataError: as `cskd_data.merge.same_classes`.
     """
-    for (one, first), (other, second) in combinations(datasets.items(), 2):
-        if set(first.classes) != set(second.classes):
-            raise DataError(
-                f"{one} and {other} have different classes.\n  {one}: {', '.join(first.classes)}\n  {other}: "
-                f"{', '.join(second.classes)}\nGive both the same class names, or choose with --classes"
-            )
+    way_out = "Give both the same class names, or choose with --classes"
+    same_classes(list(datasets.values()), list(datasets), way_out)
     pictures = {name: _by_size(dataset) for name, dataset in datasets.items()}
     digests = _Digests()
     notes = []

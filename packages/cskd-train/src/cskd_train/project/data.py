@@ -11,6 +11,7 @@ from cskd_data.check import check
 from cskd_data.dataset import Dataset
 from cskd_data.errors import DataError
 from cskd_data.formats import reader_of, split_of, splits_of
+from cskd_data.merge import same_classes
 from cskd_data.split import PARTS, split
 from cskd_data.together import check_together
 from cskd_data.unlabelled import read_unlabelled
@@ -51,6 +52,7 @@ def read_splits(
     for name, part in parts.items():
         if name != "train" or "val" not in parts:
             part.refuse_as_truth()
+    parts = dict(zip(parts, same_classes(list(parts.values()), list(parts)), strict=True))
     warnings = _checked(parts, progress)
     if "val" not in parts:
         name = next(iter(parts))
@@ -69,7 +71,7 @@ def read_splits(
     for name, part in parts.items():
         if not part.countable:
             raise DataError(f"{name}: {part.nothing_counts()}")
-    return {name: part.select(parts["train"].classes) for name, part in parts.items()}, how, warnings
+    return parts, how, warnings
 
 
 def read_pictures(path: Path, parts: Mapping[str, Dataset], progress: Progress) -> tuple[Dataset, list[str]]:
