@@ -126,13 +126,16 @@ def test_no_part_is_left_without_an_image_by_rounding(many, images, val, test):
     assert counts["train"] == 1
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_no_part_is_left_without_an_image_by_pictures_that_stay_together(many, seed):
+@pytest.mark.parametrize("shares", [(0.1, 0), (0.1, 0.1), (0.3, 0.1)])
+def test_no_part_is_left_without_an_image_by_pictures_that_stay_together(many, shares):
     folder = many[0].parent / "images"
-    for number in range(1, 10):
-        shutil.copy(folder / "000.jpg", folder / f"{number:03d}.jpg")
-    parts = split(read(many[0]).subset(range(1, 13)), 0.4, 0.4, seed).parts  # ten of twelve are one picture
-    assert sorted(len(part.images) for part in parts.values()) == [1, 1, 10]
+    for number in range(1, 11, 2):
+        shutil.copy(folder / f"{number:03d}.jpg", folder / f"{number + 1:03d}.jpg")
+    dataset = read(many[0])
+    for seed in range(8):
+        parts = split(dataset.subset(range(2, 8)), *shares, seed).parts  # three pictures, each of them twice
+        counts = [len(part.images) for part in parts.values()]
+        assert counts == ([2, 2, 2] if shares[1] else [4, 2])
 
 
 def test_a_missing_image_is_one_message(many):

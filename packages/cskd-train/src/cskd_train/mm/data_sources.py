@@ -21,7 +21,7 @@ from cskd_train.errors import TrainError
 
 Files = tuple[str, str | None, Any]  # annotation file, image folder, and a mark of their state
 
-_LABELS = (".json", ".txt", ".xml", ".yaml", ".yml")
+_LABELS = (".json", ".txt", ".xml", ".yaml", ".yml", ".data", ".names")
 
 WRAPPERS = ("ConcatDataset", "RepeatDataset", "ClassBalancedDataset", "MultiImageMixDataset")
 
