@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from pathlib import Path
 
 import pytest
 
 from cskd_data import DataError
-from cskd_data.files import check_writable, sweep, write_atomically
+from cskd_data.files import check_not_input, check_writable, sweep, write_atomically, written_over
 from tests.file_operations import report_operations
 
 ORDER = ["open", "lock", "write", "flush", "fsync file", "chmod", "rename", "close", "fsync folder"]
@@ -158,6 +159,24 @@ def test_the_check_before_long_work_sweeps_what_killed_work_left_and_leaves_noth
     assert sorted(target.parent.iterdir()) == sorted([target, other])
     check_writable(target.parent / "new" / "folder" / "last.pth")
     assert list((target.parent / "new" / "folder").iterdir()) == []
+
+
+def test_an_output_is_an_input_by_name_or_by_a_link_whether_it_is_there_or_not(target, monkeypatch):
+    monkeypatch.chdir(target.parent)
+    (target.parent / "link.pth").symlink_to(target)
+    os.link(target, target.parent / "linked.pth")
+    new = target.parent / "new.pth"
+    for output, inputs in (
+        ("last.pth", [target]),
+        ("link.pth", [None, new, target]),
+        ("linked.pth", [target]),
+        ("new.pth", [target, new]),
+    ):
+        with pytest.raises(DataError, match=f"--out {output} would replace {inputs[-1]}, which is read: give another"):
+            check_not_input(Path(output), inputs, "--out")
+    check_not_input(Path("new.pth"), [target, None])
+    assert written_over([new, Path("link.pth")], [target]) == (Path("link.pth"), target)
+    assert target.read_bytes() == b"old"
 
 
 def test_an_output_that_cannot_be_written_is_named_before_long_work(target):

@@ -126,11 +126,10 @@ def test_the_first_detections_come_after_loading_and_one_image():
 
 
 def test_the_map_of_a_file_is_that_of_its_content_and_else_of_its_path():
-    found = timed([1.0], [1.0], [1.0], sha256="b")
     evaluations = [Evaluation("a.onnx", "a", 0.1), Evaluation("other.onnx", "b", 0.2), Evaluation("a.onnx", None, 0.3)]
-    assert mean_average_precision(found, evaluations) == 0.2
-    assert mean_average_precision(found, evaluations[2:]) == 0.3
-    assert mean_average_precision(found, evaluations[:1]) is None
+    assert mean_average_precision("a.onnx", "b", evaluations) == 0.2
+    assert mean_average_precision("a.onnx", "b", evaluations[2:]) == 0.3
+    assert mean_average_precision("a.onnx", "b", evaluations[:1]) is None
 
 
 @pytest.fixture

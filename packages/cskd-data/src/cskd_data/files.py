@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -71,6 +71,38 @@ def check_writable(path: Path) -> None:
             Path(file.name).unlink()
     except OSError as error:
         raise _not_writable(path, error) from error
+
+
+def check_not_input(output: Path, inputs: Iterable[Path | None], what: str = "output") -> None:
+    """Refuse an output that would be written over what is read.
+
+    Args:
+        inputs: files; None is none.
+        what: to begin the message with, such as `--plot`.
+
+    Raises:
+        DataError: as `written_over`.
+    """
+    found = written_over([output], inputs)
+    if found is not None:
+        raise DataError(f"{what} {output} would replace {found[1]}, which is read: give another name")
+
+
+def written_over(outputs: Iterable[Path], inputs: Iterable[Path | None]) -> tuple[Path, Path] | None:
+    """The first output that is an input too, and that input: by name, or one file under two names (links)."""
+    read: dict[object, Path] = {}
+    for path in filter(None, inputs):
+        for mark in _marks(path):
+            read.setdefault(mark, path)
+    return next(((output, read[mark]) for output in outputs for mark in _marks(output) if mark in read), None)
+
+
+def _marks(path: Path) -> Iterator[object]:
+    """What files are told apart by."""
+    yield os.path.abspath(path)
+    with contextlib.suppress(OSError, ValueError):  # not there, or a name with a null character
+        status = os.stat(path)
+        yield status.st_dev, status.st_ino
 
 
 def check_utf8_name(path: Path, what: str) -> None:

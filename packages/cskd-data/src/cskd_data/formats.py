@@ -68,6 +68,17 @@ def format_of(path: Path) -> str:
     )
 
 
+def annotation_files(path: Path) -> list[Path]:
+    """The files that hold the boxes of what lies at a path; none of a folder of Pascal VOC or YOLO.
+
+    Raises:
+        DataError: as `format_of`.
+    """
+    if os.path.isdir(path):
+        return list(coco_files(path).values()) if split_of(path) is None and format_of(path) == "coco" else []
+    return [path]
+
+
 def _format_of_folder(path: Path) -> str | None:
     """As `format_of`; None for a folder of no data set."""
     if find_yaml(path) is not None:

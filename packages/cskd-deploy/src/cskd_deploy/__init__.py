@@ -208,7 +208,9 @@ def export(
 
     if plan.is_plain:
         return to_fp32(path)
-    return plan.convert_from(to_fp32, path, progress, lambda line: warn(line, stacklevel=6))
+    return plan.convert_from(
+        to_fp32, path, progress, lambda line: warn(line, stacklevel=6), inputs=[source, _path(config)]
+    )
 
 
 def _path(path: AnyPath | None) -> Path | None:

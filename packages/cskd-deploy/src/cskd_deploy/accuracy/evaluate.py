@@ -15,13 +15,15 @@ import cskd_data
 from cskd_data import CocoResult, Dataset
 from cskd_data.clean import usable
 from cskd_data.evaluate import load_detections
-from cskd_data.files import check_writable, sha256_of_file, write_atomically
+from cskd_data.files import check_not_input, sha256_of_file, write_atomically
+from cskd_data.formats import annotation_files
 from cskd_deploy.accuracy.eval import EvaluationResult, detect, differently_padded, load_dataset, measure
 from cskd_deploy.backends import NAMES, backend_for, backend_name, beside, device_among
 from cskd_deploy.detect.detector import Detector
 from cskd_deploy.errors import DeployError
 from cskd_deploy.exporter.student import evaluate_student, load_student, torch_device, training_packages
 from cskd_deploy.measure.bench import differences
+from cskd_deploy.outputs import check_output
 from cskd_deploy.progress import Begin, silent
 
 Warn = Callable[[str], None]
@@ -97,16 +99,19 @@ def evaluate_model(
         options: of `backends.backend_for`.
 
     Raises:
-        DataError: the data set cannot be used.
-        DeployError: the model, the reference or `output` cannot be used, or there is no box to compute mAP from.
+        DataError: the data set cannot be used, or `output` cannot be written or is an input.
+        DeployError: the model or the reference cannot be used, `output` has the name of an image or a model, or there
+            is no box to compute mAP from.
         BackendMissing: a runtime is not installed.
     """
     if output is not None:
-        check_writable(output)
+        check_output(output, [model, reference, *annotation_files(ann)])
     with contextlib.ExitStack() as stack:
         detector = Detector(stack.enter_context(backend_for(model, backend, **options)))
         batch = detector.batch(batch)
         dataset, warnings = load_dataset(ann, images, detector.manifest.classes, limit, skip_broken)
+        if output is not None:
+            check_not_input(output, map(dataset.path, dataset.images))
         for warning in warnings:
             warn(warning)
         if not dataset.annotated and reference is not None:

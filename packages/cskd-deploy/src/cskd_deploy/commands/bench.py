@@ -12,13 +12,13 @@ import click
 from click.core import ParameterSource
 
 import cskd_data
-from cskd_data.files import check_writable
+from cskd_data.errors import DataError
 from cskd_deploy.backends import NAMES
 from cskd_deploy.backends.onnxruntime_settings import parse_settings
 from cskd_deploy.commands.options import runtime_options
 from cskd_deploy.errors import DeployError
-from cskd_deploy.measure.benchmark import benchmark
-from cskd_deploy.measure.plot import check_plotting, plot, read_evaluations
+from cskd_deploy.measure.benchmark import benchmark, images_of
+from cskd_deploy.measure.plot import check_evaluated, check_plot, plot, read_evaluations
 from cskd_deploy.progress import Progress
 
 
@@ -153,15 +153,17 @@ def command(
     source = click.get_current_context().get_parameter_source
     if mlperf and ParameterSource.COMMANDLINE in (source("duration"), source("iterations")):
         raise DeployError("--mlperf says how long to measure: leave --duration and --iterations out")
-    if plot_file is not None:
-        check_plotting()
-        check_writable(plot_file)
-    elif evaluations:
+    if evaluations and plot_file is None:
         raise DeployError("--eval is for the picture of latency against mAP: give --plot FILE.png with it")
     scores = read_evaluations(evaluations)
+    pictures = images if ann is None else cskd_data.read(ann, images)
+    if plot_file is not None:
+        files = [*models, *([reference] if reference else [])]
+        check_plot(plot_file, [*files, *evaluations, *images_of(pictures)])
+        check_evaluated(files, scores)
     report = benchmark(
         models,
-        images if ann is None else cskd_data.read(ann, images),
+        pictures,
         reference=reference,
         backends=backends,
         batches=batches or (),
@@ -176,13 +178,19 @@ def command(
         ort=parse_settings(ort),
         **options,
     )
+    fault = None
     if plot_file is not None:
-        unplotted = plot(report.results, scores, plot_file)
+        try:
+            unplotted = plot(report.results, scores, plot_file)
+        except DataError as error:  # the disk is full: the figures are shown all the same
+            fault, unplotted = error, []
         notes = [f"{label} has no evaluation, and is not in the picture" for label in unplotted]
         report = dataclasses.replace(report, notes=[*report.notes, *notes])
     if as_json:
         click.echo(json.dumps(report.to_dict(), indent=2))
-        return
-    report.print()
-    if plot_file is not None:
+    else:
+        report.print()
+    if fault is not None:
+        raise fault
+    if plot_file is not None and not as_json:
         click.echo(f"picture: {plot_file}")

@@ -202,7 +202,7 @@ def command(
         elif onnx_file is not None:
             result = plan.convert(onnx_file, target, progress, warn, Progress)
         else:
-            result = plan.convert_from(reported, target, progress, warn, Progress)
+            result = plan.convert_from(reported, target, progress, warn, Progress, [source, config])
         onnx_file = target
         if engine is None:
             click.echo(json.dumps(result.to_dict(), indent=2) if as_json else str(result))

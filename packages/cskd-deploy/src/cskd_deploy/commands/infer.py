@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TextIO
 
 import click
@@ -17,16 +18,17 @@ import numpy as np
 
 import cskd_deploy
 from cskd_data.errors import DataError
-from cskd_data.files import check_writable, write_atomically
+from cskd_data.files import check_writable, write_atomically, written_over
 from cskd_data.images import find_images, read_image
 from cskd_deploy.backends import NAMES
 from cskd_deploy.commands.options import runtime_options
 from cskd_deploy.detect.detector import Detector
-from cskd_deploy.detect.drawing import draw, write_image
+from cskd_deploy.detect.drawing import draw, drawn_name, write_image
 from cskd_deploy.detect.postprocess import Detections
 from cskd_deploy.detect.video import Video, VideoFile, stop_signals, video_source
 from cskd_deploy.errors import CheckFailed, DeployError, Interrupted
 from cskd_deploy.model.manifest import Manifest
+from cskd_deploy.outputs import check_output
 from cskd_deploy.progress import Progress
 
 SHOWN = 5
@@ -99,7 +101,9 @@ def command(
         with contextlib.ExitStack() as stack:
             video = stack.enter_context(Video(source))
             drawn = None if output is None else stack.enter_context(VideoFile(output, video))
-            lines = None if json_file is None else stack.enter_context(_lines(json_file, video))
+            if json_file is not None and not quiet:
+                check_output(json_file, [model, video.path], what="--json")
+            lines = None if json_file is None else stack.enter_context(_Lines(json_file))
             detector = stack.enter_context(cskd_deploy.load(model, backend=backend, **options))
             threshold = _ready(detector, score_thr, model)
             _detect_frames(detector, video, detector.batch(batch), max_frames, threshold, drawn, lines, quiet)
@@ -107,9 +111,9 @@ def command(
     if max_frames is not None:
         raise DeployError("--max-frames is for a video or a camera: leave it out for images")
     paths = find_images(images)
-    drawings = {} if output is None else _drawings(paths, output)
     if json_file is not None and not quiet:
-        check_writable(json_file)
+        check_output(json_file, [model, *paths], what="--json")
+    drawings = {} if output is None else _drawings(paths, output)
     entries: list[dict[str, Any]] = []
     skipped: list[dict[str, str]] = []
     with cskd_deploy.load(model, backend=backend, **options) as detector, Progress("infer", "images") as progress:
@@ -158,22 +162,32 @@ def _size(pair: tuple[Any, np.ndarray]) -> tuple[int, int]:
     return pair[1].shape[0], pair[1].shape[1]
 
 
-@contextlib.contextmanager
-def _lines(path: Path, video: Video) -> Iterator[TextIO]:
-    """A text file, or the standard output, to which lines are written as they come.
+class _Lines:
+    """A text file, or the standard output, to which lines are written as they come; a context manager.
 
-    Raises:
-        DeployError: it would replace the video.
+    The file is opened for the first line: an older one stays whole until there is something to replace it.
     """
-    if str(path) == STDOUT:
-        yield sys.stdout
-        return
-    if video.is_at(path):
-        raise DeployError(f"--json {path} would replace the video: give another name")
-    check_writable(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
-        yield file
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: TextIO | None = sys.stdout if str(path) == STDOUT else None
+
+    def __enter__(self) -> _Lines:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._file is not None and self._file is not sys.stdout:
+            self._file.close()
+
+    def write(self, line: str) -> None:
+        """Add a line, which others can read at once."""
+        if self._file is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("w", encoding="utf-8")
+        self._file.write(f"{line}\n")
+        self._file.flush()
 
 
 def _detect_frames(
@@ -183,7 +197,7 @@ def _detect_frames(
     most: int | None,
     threshold: float,
     drawn: VideoFile | None,
-    lines: TextIO | None,
+    lines: _Lines | None,
     quiet: bool,
 ) -> None:
     """Detect on a video to its end, to `most` frames, or to a signal.
@@ -206,8 +220,7 @@ def _detect_frames(
                 found = _at_least(threshold, all_found)
                 if lines is not None:
                     entry = {"frame": frame.number, "seconds": frame.seconds, **_entry(frame.image, found, manifest)}
-                    lines.write(json.dumps(entry) + "\n")
-                    lines.flush()
+                    lines.write(json.dumps(entry))
                 if not quiet:
                     click.echo(_line(f"frame {frame.number}", found, manifest.classes))
                 if drawn is not None:
@@ -281,17 +294,25 @@ def _line(name: object, found: Detections, classes: Sequence[str]) -> str:
 def _drawings(paths: list[Path], folder: Path) -> dict[Path, Path]:
     """Where each image's drawing goes: by its name, or by its place below the folder that all images share.
 
-    Both as they were given: of a link its own, not those of what it points to.
+    Both as they were given: of a link its own, not those of what it points to. Where OpenCV writes no files of a name's
+    ending, `.png` stands behind it.
 
     Raises:
-        DeployError: a drawing would replace an image, or the folder cannot be written.
+        DeployError: a drawing would replace an image or another drawing.
+        DataError: the folder cannot be written.
     """
     places = {path: Path(os.path.abspath(path)) for path in paths}
     shared = Path(os.path.commonpath([place.parent for place in places.values()]))
-    drawings = {path: folder / place.relative_to(shared) for path, place in places.items()}
-    originals = {path.resolve() for path in paths}
+    drawings = {path: folder / drawn_name(place.relative_to(shared)) for path, place in places.items()}
+    found = written_over(drawings.values(), paths)
+    if found is not None:
+        raise DeployError(f"--output {folder} would replace the image {found[1]}: give another folder")
+    first: dict[Path, Path] = {}
     for path, drawing in drawings.items():
-        if drawing.resolve() in originals:
-            raise DeployError(f"--output {folder} would replace the image {path}: give another folder")
+        if first.setdefault(drawing, path) != path:
+            raise DeployError(
+                f"--output: the drawings of {first[drawing]} and {path} would both be {drawing}: give them apart, with "
+                "a folder each"
+            )
     check_writable(folder / "drawing")
     return drawings

@@ -7,14 +7,11 @@ from pathlib import Path
 
 import click
 
-from cskd_data.files import check_writable
 from cskd_deploy.backends import RUN_DEVICES
 from cskd_deploy.commands.options import calibration_options
 from cskd_deploy.errors import DeployError
-from cskd_deploy.forms.plot import plot_rows
 from cskd_deploy.forms.run import JSON, TEXT, Settings, report_forms
 from cskd_deploy.lower.conversion import CalibrationSettings
-from cskd_deploy.measure.plot import check_plotting
 from cskd_deploy.model.manifest import GraphForm
 from cskd_deploy.progress import Progress
 
@@ -87,9 +84,6 @@ def command(
     """
     if images is not None and ann is None:
         raise DeployError("--images is the folder of the images of --ann: give that too")
-    if plot_file is not None:
-        check_plotting()
-        check_writable(plot_file)
     calibration = None
     if calibration_images is not None or calibration_ann is not None:
         calibration = CalibrationSettings(calibration_images, calibration_ann, calibration_count)
@@ -106,9 +100,11 @@ def command(
         threads=threads,
         duration=duration,
     )
-    report = report_forms(checkpoint, folder, settings, lambda line: click.echo(f"report: {line}", err=True), Progress)
-    if plot_file is not None:
-        plot_rows(report.rows, plot_file)
+
+    def say(line: str) -> None:
+        click.echo(f"report: {line}", err=True)
+
+    report = report_forms(checkpoint, folder, settings, say, Progress, plot_file)
     click.echo(json.dumps(report.to_dict(), indent=2) if as_json else str(report))
     if not as_json:
         click.echo(f"\n{folder / TEXT}, {folder / JSON}" + (f", {plot_file}" if plot_file else ""))

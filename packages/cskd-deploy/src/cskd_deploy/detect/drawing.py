@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,18 +18,35 @@ FONT = cv2.FONT_HERSHEY_SIMPLEX
 GOLDEN = 0.618034  # steps of this part of the circle of hues keep any number of colours apart
 
 
+def drawn_name(path: Path) -> Path:
+    """The name of a drawing by that of its image: the same where OpenCV writes such files, else with `.png` behind."""
+    return path if _is_written(path.suffix.lower()) else path.with_name(f"{path.name}.png")
+
+
+@functools.cache
+def _is_written(suffix: str) -> bool:
+    """Whether OpenCV writes 8-bit colour images of this kind."""
+    level = cv2.getLogLevel()
+    cv2.setLogLevel(0)  # what it cannot write is no fault here
+    try:
+        return bool(cv2.haveImageWriter(f"image{suffix}") and cv2.imencode(suffix, np.zeros((64, 64, 3), np.uint8))[0])
+    except cv2.error:
+        return False
+    finally:
+        cv2.setLogLevel(level)
+
+
 def write_image(path: Path, image: np.ndarray) -> None:
-    """Write an image file of the kind that its name says, PNG without a suffix.
+    """Write an image file of the kind that its name says, one of `drawn_name`'s.
 
     Raises:
-        DeployError: OpenCV writes no files of this kind.
+        DeployError: OpenCV cannot write it.
+        DataError: the disk cannot hold it.
     """
-    suffix = path.suffix or ".png"
-    kind = ".jpg" if suffix.lower() == ".jfif" else suffix
-    done, content = cv2.imencode(kind, image) if cv2.haveImageWriter(f"image{kind}") else (False, None)
-    if not done or content is None:
-        raise DeployError(f"{path} cannot be written: OpenCV writes no {suffix} files")
-    write_atomically(path.with_suffix(suffix), lambda file: file.write(content.tobytes()))
+    done, content = cv2.imencode(path.suffix, image)
+    if not done:
+        raise DeployError(f"{path} cannot be written: OpenCV makes no {path.suffix} file of {image.shape[:2]} pixels")
+    write_atomically(path, lambda file: file.write(content.tobytes()))
 
 
 def draw(image: np.ndarray, detections: Detections, classes: Sequence[str]) -> np.ndarray:

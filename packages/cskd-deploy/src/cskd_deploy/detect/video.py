@@ -17,14 +17,14 @@ import cv2
 import numpy as np
 
 from cskd_data.errors import ImageFault
-from cskd_data.files import check_writable
+from cskd_data.files import check_not_input, check_writable
 from cskd_data.images import SUFFIXES as PICTURES
 from cskd_data.images import image_size
 from cskd_deploy.detect.drawing import write_image
 from cskd_deploy.errors import DeployError
+from cskd_deploy.outputs import VIDEOS
 
 CAMERA = "camera:"
-VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 CODES = {".mp4": "mp4v", ".avi": "MJPG"}  # that OpenCV's wheels write
 USUAL_RATE = 25.0  # of a drawn video whose source does not say its own
 _HEAD = 4096
@@ -89,22 +89,22 @@ class Video:
     """
 
     def __init__(self, source: str) -> None:
-        self._path = None if source.startswith(CAMERA) else Path(source)
+        self.path = None if source.startswith(CAMERA) else Path(source)  # None of a camera
         self._number = 0
         self._begin: float | None = None
-        if self._path is None:
+        if self.path is None:
             self._capture = _opened(int(source.removeprefix(CAMERA)))
         else:
-            if not self._path.is_file():
+            if not self.path.is_file():
                 raise DeployError(f"video {source} does not exist")
             # Text is a film to FFmpeg, which draws its letters; every video holds a zero.
-            with self._path.open("rb") as file:
-                self._capture = _opened(str(self._path)) if 0 in file.read(_HEAD) else None
+            with self.path.open("rb") as file:
+                self._capture = _opened(str(self.path)) if 0 in file.read(_HEAD) else None
         self._next: Any
         read, self._next = (False, None) if self._capture is None else self._capture.read()
         if not read:
             self.close()
-            if self._path is None:
+            if self.path is None:
                 raise DeployError(f"{source} gives no picture: is there such a camera, and is it free?")
             raise DeployError(f"{source} is neither a picture nor a video that OpenCV reads")
         rate = self._capture.get(cv2.CAP_PROP_FPS)
@@ -125,16 +125,12 @@ class Video:
         if self._capture is not None:
             self._capture.release()
 
-    def is_at(self, path: Path) -> bool:
-        """Whether it is the file of this name."""
-        return self._path is not None and path.resolve() == self._path.resolve()
-
     def __iter__(self) -> Iterator[Frame]:
         read, image = True, self._next
         while read:
             now = time.perf_counter()
             self._begin = now if self._begin is None else self._begin
-            if self._path is None or self.rate is None:
+            if self.path is None or self.rate is None:
                 seconds = now - self._begin
             else:
                 seconds = self._number / self.rate
@@ -150,7 +146,7 @@ class Video:
         Args:
             reached: seconds at the last frame, by its own time stamp.
         """
-        if self._path is None or self.rate is None or self._path.suffix.lower() not in _COUNTED:
+        if self.path is None or self.rate is None or self.path.suffix.lower() not in _COUNTED:
             return None
         announced = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
         few = self._number + 1 < _COMPLETE * announced < _MOST_FRAMES
@@ -174,7 +170,8 @@ class VideoFile:
         video: whose rate the file gets.
 
     Raises:
-        DeployError: it would replace the video, or OpenCV writes no such files.
+        DataError: it would replace the video, or cannot be written.
+        DeployError: OpenCV writes no such files.
     """
 
     def __init__(self, path: Path, video: Video) -> None:
@@ -183,11 +180,10 @@ class VideoFile:
         self._writer: Any = None
         self._count = 0
         suffix = path.suffix.lower()
-        if video.is_at(path):
-            raise DeployError(f"--output {path} would replace the video: give another name")
         self._code = CODES.get(suffix)
         if self._code is None and suffix in (*VIDEOS, *PICTURES):
             raise DeployError(f"--output {path}: videos are written as {' or '.join(CODES)}, or give a folder")
+        check_not_input(path, [video.path], "--output")
         check_writable(path if self._code else path / "frame")
 
     def __enter__(self) -> VideoFile:

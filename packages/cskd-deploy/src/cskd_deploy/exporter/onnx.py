@@ -94,13 +94,14 @@ def export(
 
     Raises:
         BackendMissing: torch, cskd-train, onnx, onnxslim or onnxruntime is not installed, or cannot use the device.
-        DeployError: the checkpoint cannot be used, its family cannot be exported, or `output` cannot be written.
+        DeployError: the checkpoint cannot be used, its family cannot be exported, or `output` cannot be written or is
+            an input.
         CheckFailed: the exported graph does not compute what mmdet does; no file is written.
     """
     if len(input_sizes) > 2 or len(set(input_sizes)) < len(input_sizes):
         raise DeployError("the input size is given once, or twice with two sizes: a pair of orientations")
     _require_exporters(device)
-    check_model_output(output)
+    check_model_output(output, [checkpoint, config])
     progress(f"reading {checkpoint}")
     student = load_student(checkpoint, config)
     if form.proposals is not None:

@@ -9,17 +9,18 @@ from typing import Any
 from cskd_data.files import write_atomically
 from cskd_deploy.errors import DeployError
 from cskd_deploy.forms.report import Row
+from cskd_deploy.measure.plot import picture_kind
 
 MARKERS = {"pytorch": "s", "onnxruntime": "o", "openvino": "^", "tensorrt": "D"}
 
 
 def plot_rows(rows: Sequence[Row], path: Path) -> None:
-    """Draw the rows that have both into an image file of the kind that its name says, `.svg` or `.png`.
+    """Draw the rows that have both into an image file of the kind that its name says, as `check_plot` takes it.
 
     A colour is a form, a marker a backend: forms of one mAP lie close to each other.
 
     Raises:
-        DeployError: no row has both, or matplotlib writes no files of this kind.
+        DeployError: no row has both.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -50,8 +51,4 @@ def plot_rows(rows: Sequence[Row], path: Path) -> None:
     axes.set_ylabel("mAP (points)")
     axes.margins(0.1)
     axes.grid(alpha=0.3)
-    kind = path.suffix.lstrip(".").lower() or "png"
-    try:
-        write_atomically(path, lambda file: figure.savefig(file, format=kind, dpi=150))
-    except ValueError as error:
-        raise DeployError(f"--plot {path}: {error}") from error
+    write_atomically(path, lambda file: figure.savefig(file, format=picture_kind(path), dpi=150))

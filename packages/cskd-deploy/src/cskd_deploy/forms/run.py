@@ -7,8 +7,6 @@ done again. A form that fails is a row with its reason.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,7 +15,8 @@ from typing import Any
 
 import cskd_data
 from cskd_data.errors import CskdError
-from cskd_data.files import sha256_of_file, write_json
+from cskd_data.files import check_not_input, sha256_of_file, write_json
+from cskd_data.formats import annotation_files
 from cskd_deploy import __version__
 from cskd_deploy.accuracy.evaluate import annotations_sha256, evaluate_model
 from cskd_deploy.backends import device_among
@@ -28,17 +27,20 @@ from cskd_deploy.errors import BackendMissing, DeployError
 from cskd_deploy.exporter.onnx import export
 from cskd_deploy.exporter.student import load_student, split_files
 from cskd_deploy.forms.agreement import agreement
+from cskd_deploy.forms.pictures import content_of, training_images
+from cskd_deploy.forms.plot import plot_rows
 from cskd_deploy.forms.record import Record
 from cskd_deploy.forms.report import FormsReport, Row
 from cskd_deploy.lower.conversion import FP32, CalibrationSettings
 from cskd_deploy.lower.precision import PrecisionPlan
-from cskd_deploy.measure.benchmark import benchmark
+from cskd_deploy.measure.benchmark import MOST_IMAGES, benchmark, images_of
 from cskd_deploy.measure.environment import describe, usable_cores, versions
+from cskd_deploy.measure.plot import check_plot
 from cskd_deploy.model.manifest import GraphForm
 from cskd_deploy.model.onnx_file import read_model
 from cskd_deploy.progress import Begin, silent
 
-STATE, JSON, TEXT = "state.json", "report.json", "report.md"
+STATE, JSON, TEXT, REFERENCE = "state.json", "report.json", "report.md", "pytorch.json"
 FOR_ENGINES = ("fp32", "fp16", "int8-tensorrt")
 PLANS = {
     plan.name: plan
@@ -83,6 +85,7 @@ def report_forms(
     settings: Settings,
     say: Callable[[str], None] = lambda line: None,
     progress: Begin = silent,
+    plot_file: Path | None = None,
 ) -> FormsReport:
     """Make, evaluate and time every form that this machine can make.
 
@@ -90,41 +93,58 @@ def report_forms(
         checkpoint: of cskd-train, with its config.
         output: folder for the files, `report.json`, `report.md` and the record of what is done.
         say: called with a line for each step.
+        plot_file: a picture of latency against mAP.
 
     Raises:
-        DeployError, DataError: the checkpoint, the images or `output` cannot be used, or PyTorch or FP32 fails.
-        BackendMissing: torch, cskd-train, onnx or onnxruntime is not installed.
+        DeployError, DataError: the checkpoint, the images, `output` or `plot_file` cannot be used, or PyTorch or FP32
+            fails.
+        BackendMissing: torch, cskd-train, onnx, onnxruntime or, for a picture, matplotlib is not installed.
     """
-    run = _Run(checkpoint, output, settings, say, progress)
-    return run.report()
+    run = _Run(checkpoint, output, settings, say, progress, plot_file)
+    report = run.report()
+    if plot_file is not None:
+        plot_rows(report.rows, plot_file)
+    return report
 
 
 class _Run:
     def __init__(
-        self, checkpoint: Path, output: Path, settings: Settings, say: Callable[[str], None], progress: Begin
+        self,
+        checkpoint: Path,
+        output: Path,
+        settings: Settings,
+        say: Callable[[str], None],
+        progress: Begin,
+        plot_file: Path | None,
     ) -> None:
         student = load_student(checkpoint)
         self._checkpoint, self._sha256, self._output = checkpoint, student.sha256, output
         ann, images = split_files(student, "val") if settings.ann is None else (settings.ann, settings.images)
         if ann is None:
             raise DeployError(f"the config in {checkpoint} names no one file of validation images: give --ann")
-        calibration = settings.calibration
+        calibration, self._uncalibrated = settings.calibration, ""
         if calibration is None:
-            train, pictures = split_files(student, "train")
-            if train is not None:
-                calibration = CalibrationSettings(pictures, train, settings.calibration_count)
-        else:
-            calibration.paths(student.classes)  # to be refused before anything is made
+            calibration, self._uncalibrated = training_images(student, settings.calibration_count)
+        pictures = [] if calibration is None else calibration.paths(student.classes)
         self._dataset = cskd_data.read(ann, images).select(student.classes)
         if not self._dataset.countable:
             raise DeployError(f"mAP cannot be computed: {self._dataset.nothing_counts()}")
         self._settings = dataclasses.replace(
             settings, ann=ann, images=images, calibration=calibration, threads=settings.threads or usable_cores()
         )
+        self._images = [self._dataset.path(image) for image in self._dataset.images[: settings.limit]]
+        self._content, self._pictures = content_of(self._images), content_of(pictures)
+        read = [checkpoint, *annotation_files(ann), *(calibration.files if calibration else ()), *self._images]
+        for name in (STATE, JSON, TEXT, REFERENCE):
+            check_not_input(output / name, read)
+        if plot_file is not None:
+            check_plot(plot_file, [*read, *pictures])
         self._say, self._progress = say, progress
         output.mkdir(parents=True, exist_ok=True)
         self._record = Record(output / STATE)
         self._notes: list[str] = []
+        if self._uncalibrated:
+            self._notes.append(f"{self._uncalibrated}: FP16 is compared with FP32 on random ones, INT8 needs them")
 
     def report(self) -> FormsReport:
         files, rows = self._files()
@@ -180,26 +200,14 @@ class _Run:
     def _lower(self, fp32: Path, plan: PrecisionPlan, path: Path) -> None:
         calibration = self._settings.calibration
         if plan.precision == "int8" and calibration is None:
-            raise DeployError(
-                f"the config in {self._checkpoint} names no training images to calibrate on: give --calibration-images "
-                "or --calibration-ann"
-            )
+            raise DeployError(f"{self._uncalibrated}: give --calibration-images or --calibration-ann")
 
         def make() -> Mapping[str, Any]:
             made = dataclasses.replace(plan, calibration=calibration)
             return made.convert(fp32, path, self._say, self._warn, self._progress).to_dict()
 
-        settings = {"source": sha256_of_file(fp32), **self._version(), "pictures": self._pictures()}
+        settings = {"source": sha256_of_file(fp32), **self._version(), "pictures": self._pictures}
         self._record.done(f"make {plan.name}", settings, make, path)
-
-    def _pictures(self) -> dict[str, Any] | None:
-        """The calibration images, as far as another file is made of others."""
-        calibration = self._settings.calibration
-        paths = [] if calibration is None else calibration.paths(tuple(self._dataset.classes))
-        if not paths:
-            return None
-        content = json.dumps([(path.name, path.stat().st_size) for path in paths])
-        return {"count": len(paths), "sha256": hashlib.sha256(content.encode()).hexdigest()}
 
     def _openvino(self) -> tuple[str, ...]:
         from cskd_deploy.backends.openvino import import_openvino
@@ -249,7 +257,7 @@ class _Run:
     def _evaluate(self, subject: _Subject, backends: Sequence[str]) -> None:
         settings, is_first = self._settings, subject.backend == "pytorch"
         device = device_among(subject.backend, backends, settings.device)
-        found, reference = self._detections(subject), self._output / "pytorch.json"
+        found, reference = self._detections(subject), self._output / REFERENCE
         sha256 = sha256_of_file(subject.path)
 
         def evaluate() -> Mapping[str, Any]:
@@ -272,6 +280,7 @@ class _Run:
         depends = {
             "file": sha256,
             "annotations": annotations_sha256(self._dataset),
+            "images": self._content,
             "limit": settings.limit,
             "device": device,
             **self._version(),
@@ -332,7 +341,7 @@ class _Run:
         depends = {
             "rows": [[subject.row.file_sha256, subject.backend, subject.row.device] for subject in running],
             "duration": settings.duration,
-            "images": str(self._dataset.source),
+            "images": [str(self._dataset.source), content_of(images_of(self._dataset)[:MOST_IMAGES])],
             "machine": {name: machine[name] for name in ("processor", "threads", "gpus", "versions", "power_mode")},
         }
         results: list[dict[str, Any]] = []

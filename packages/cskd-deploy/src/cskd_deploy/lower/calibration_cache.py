@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cskd_data.errors import DataError
 from cskd_data.files import sha256_of_file, write_atomically
 from cskd_deploy.errors import DeployError
 
@@ -70,8 +71,15 @@ def sha256_of_graph(model: Any) -> str:
 
 
 def sha256_of_images(images: Sequence[Path]) -> str:
-    """Of the content of image files, in their order."""
-    return hashlib.sha256("".join(map(sha256_of_file, images)).encode()).hexdigest()
+    """Of the content of image files, in their order.
+
+    Raises:
+        DataError: one is missing or cannot be read.
+    """
+    try:
+        return hashlib.sha256("".join(map(sha256_of_file, images)).encode()).hexdigest()
+    except OSError as error:
+        raise DataError(f"image {error.filename} cannot be read: {error.strerror}") from error
 
 
 def write_cache(path: Path, cache: CalibrationCache) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cskd_data.files import check_writable, write_atomically
+from cskd_data.files import write_atomically
 from cskd_deploy.accuracy.against_fp32 import Pictures, check_agreement, compare_with_fp32, feed_of
 from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend
 from cskd_deploy.detect.detector import Detector
@@ -33,6 +33,7 @@ from cskd_deploy.lower.space_to_depth import BLOCK, with_blocks
 from cskd_deploy.measure.environment import versions
 from cskd_deploy.model.manifest import SCHEMA, AgreementWithFp32, Manifest
 from cskd_deploy.model.onnx_file import check_model_output
+from cskd_deploy.outputs import check_output
 
 FP32 = "fp32"
 INT8_FP16 = "int8+fp16"  # for TensorRT
@@ -54,6 +55,11 @@ class CalibrationSettings:
     annotations: Path | None = None  # only the images that it lists
     count: int = 64
     cache: Path | None = None  # a file with the ranges, read where it exists and written where it does not
+
+    @property
+    def files(self) -> tuple[Path | None, ...]:
+        """What is read beside images, as far as it is named."""
+        return (self.annotations, self.cache)
 
     def paths(self, classes: Sequence[str]) -> list[Path]:
         """The image files; none where the ranges are those of `cache`.
@@ -133,7 +139,7 @@ def convert_to_fp16(
         CheckFailed: weights or results are beyond the range of FP16, or the two files agree too little; no file is
             written.
     """
-    check_model_output(output)
+    check_model_output(output, [source, *(images.files if images else ())])
     with _Source(source) as known:
         kept = matching(known.layers, keep_float)
         pictures = known.pictures(images)
@@ -172,7 +178,7 @@ def convert_to_int8(
         BackendMissing: as `convert_to_fp16`; also when onnxruntime is too old.
         CheckFailed: as `convert_to_fp16`; also what `choose` raises.
     """
-    check_model_output(output)
+    check_model_output(output, [source, *calibration.files])
     with _Source(source) as known, tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         matching(known.layers, keep_float)  # before the images are read
@@ -221,7 +227,7 @@ def _stored(calibration: CalibrationSettings, pictures: Pictures) -> Calibration
     if not pictures.paths:
         raise DeployError(f"{path} does not exist: give the images to calibrate on, too (--calibration-images)")
     if path is not None:
-        check_writable(path)
+        check_output(path, (), what="calibration cache")
     return None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,9 +86,15 @@ class PrecisionPlan:
         progress: Callable[[str], None],
         warn: Callable[[str], None],
         counted: Begin = silent,
+        inputs: Iterable[Path | None] = (),
     ) -> PrecisionResult:
-        """Write the lower precision of an FP32 file that `to_fp32` writes; it is not kept. Otherwise as `convert`."""
-        check_model_output(output)  # before the work of the FP32 file
+        """Write the lower precision of an FP32 file that `to_fp32` writes; it is not kept. Otherwise as `convert`.
+
+        Args:
+            inputs: what `to_fp32` reads.
+        """
+        own = () if self.calibration is None else self.calibration.files
+        check_model_output(output, [*inputs, *own])  # before the work of the FP32 file
         with tempfile.TemporaryDirectory() as folder:
             exported = Path(folder) / "student.onnx"
             to_fp32(exported)

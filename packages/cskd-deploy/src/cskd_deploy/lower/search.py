@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from cskd_data import Dataset
+from cskd_data.files import check_not_input
+from cskd_data.formats import annotation_files
 from cskd_deploy.accuracy.eval import load_dataset, measure
 from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend
 from cskd_deploy.detect.detector import Detector
@@ -93,6 +95,7 @@ def search_int8(
     Args, raises: as `convert_to_int8`; also DataError or DeployError when mAP cannot be measured, and CheckFailed as
     `search`.
     """
+    check_not_input(output, annotation_files(settings.annotations))
     searches: list[Search] = []
     with OnnxRuntimeBackend(source) as backend, tempfile.TemporaryDirectory() as folder:
         detector = Detector(backend)

@@ -174,14 +174,24 @@ def _unlike(detectors: Sequence[Detector], force: bool) -> list[str]:
     return [f"not the same work: {difference}" for difference in differences(detectors)]
 
 
+def images_of(source: Path | Dataset | None) -> list[Path]:
+    """The image files of a folder or a data set.
+
+    Raises:
+        DataError: there is no such folder, or no image in it.
+    """
+    if source is None:
+        return []
+    if isinstance(source, Dataset):
+        return [source.path(image) for image in source.images]
+    return list_images(source)
+
+
 def _images(source: Path | Dataset | None, size: tuple[int, int], batch: int) -> tuple[list[np.ndarray], str]:
     if source is None:
         return random_images(size), f"4 random images of {size[1]} x {size[0]} pixels (seed 0)"
-    if isinstance(source, Dataset):
-        name, paths = source.source, [source.path(image) for image in source.images]
-    else:
-        name, paths = source, list_images(source)
-    decoded = [read_image(path) for path in paths[:MOST_IMAGES]]
+    name = source.source if isinstance(source, Dataset) else source
+    decoded = [read_image(path) for path in images_of(source)[:MOST_IMAGES]]
     if batch > 1:  # a batch is one array
         decoded = [image for image in decoded if image.shape == decoded[0].shape]
     return decoded, f"{len(decoded)} images of {name}"

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cskd_data.files import write_atomically
+from cskd_data.files import sha256_of_file, write_atomically
+from cskd_data.images import SUFFIXES as PICTURES
 from cskd_deploy.errors import BackendMissing, DeployError
 from cskd_deploy.measure.bench import STAGES, Latencies
+from cskd_deploy.outputs import check_output
 
 INSTALL = "`pip install matplotlib`"
+NOT_EVALUATED = "no evaluation given by --eval is of a file that is timed: evaluate the same files"
 
 
 @dataclass(frozen=True)
@@ -47,27 +50,54 @@ def read_evaluations(paths: Sequence[Path]) -> list[Evaluation]:
     return evaluations
 
 
-def mean_average_precision(result: Latencies, evaluations: Sequence[Evaluation]) -> float | None:
-    """mAP of the very file that was timed: by its content where both have one, else by its path."""
+def mean_average_precision(path: str, sha256: str | None, evaluations: Sequence[Evaluation]) -> float | None:
+    """mAP of the very file at a path: by its content where both have one, else by its path."""
     for one in evaluations:
-        if one.sha256 is not None and result.sha256 is not None:
-            if one.sha256 == result.sha256:
+        if one.sha256 is not None and sha256 is not None:
+            if one.sha256 == sha256:
                 return one.mean_average_precision
-        elif Path(one.path).resolve() == Path(result.path).resolve():
+        elif Path(one.path).resolve() == Path(path).resolve():
             return one.mean_average_precision
     return None
 
 
-def check_plotting() -> None:
-    """Fail before the measurement, not after it.
+def check_evaluated(files: Sequence[Path], evaluations: Sequence[Evaluation]) -> None:
+    """Fail before the measurement when there are evaluations, and none is of a file to be timed.
+
+    Raises:
+        DeployError: none is.
+    """
+    there = [file for file in files if file.is_file()]  # what is missing is refused where it is opened
+    found = (mean_average_precision(str(file), sha256_of_file(file), evaluations) for file in there)
+    if evaluations and there and all(one is None for one in found):
+        raise DeployError(NOT_EVALUATED)
+
+
+def check_plot(path: Path, inputs: Iterable[Path | None]) -> None:
+    """Fail before the measurement, not after it, when a picture could not be drawn.
+
+    Args:
+        inputs: as `check_output`.
 
     Raises:
         BackendMissing: matplotlib is not installed.
+        DeployError: it writes no files of this kind, or the name is that of a model or a video.
+        DataError: it is an input, or cannot be written.
     """
     try:
         import matplotlib  # noqa: F401
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
     except ImportError as error:
         raise BackendMissing(f"--plot needs matplotlib, which cannot be imported ({error}): {INSTALL}") from error
+    kinds = FigureCanvasAgg.get_supported_filetypes()
+    if picture_kind(path) not in kinds:
+        raise DeployError(f"--plot {path}: matplotlib draws {', '.join(sorted(kinds))}, give it such a name (plot.svg)")
+    check_output(path, inputs, PICTURES, "--plot")
+
+
+def picture_kind(path: Path) -> str:
+    """matplotlib's name of the kind of a picture: the ending of its file's name, else png."""
+    return path.suffix.lstrip(".").lower() or "png"
 
 
 def plot(results: Sequence[Latencies], evaluations: Sequence[Evaluation], path: Path) -> list[str]:
@@ -77,7 +107,7 @@ def plot(results: Sequence[Latencies], evaluations: Sequence[Evaluation], path: 
         The labels of results without an evaluation, which are not in a picture of latency against mAP.
 
     Raises:
-        DeployError: no evaluation is of a file that was timed, or matplotlib writes no files of this kind.
+        DeployError: no evaluation is of a file that was timed.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -90,11 +120,7 @@ def plot(results: Sequence[Latencies], evaluations: Sequence[Evaluation], path: 
         missing = _against_map(axes, results, evaluations)
     else:
         _by_stage(axes, results)
-    kind = path.suffix.lstrip(".").lower() or "png"
-    try:
-        write_atomically(path, lambda file: figure.savefig(file, format=kind, dpi=150))
-    except ValueError as error:
-        raise DeployError(f"--plot {path}: {error}") from error
+    write_atomically(path, lambda file: figure.savefig(file, format=picture_kind(path), dpi=150))
     return missing
 
 
@@ -105,7 +131,7 @@ def _evaluation(path: Any, sha256: Any, metrics: Mapping[str, Any]) -> Evaluatio
 def _against_map(axes: Any, results: Sequence[Latencies], evaluations: Sequence[Evaluation]) -> list[str]:
     missing = []
     for one in results:
-        precision = mean_average_precision(one, evaluations)
+        precision = mean_average_precision(one.path, one.sha256, evaluations)
         if precision is None:
             missing.append(one.label)
             continue
@@ -114,7 +140,7 @@ def _against_map(axes: Any, results: Sequence[Latencies], evaluations: Sequence[
         axes.errorbar(latency, 100 * precision, xerr=[[0], [slowest - latency]], fmt="o", capsize=3)
         axes.annotate(_plain(one.label), (latency, 100 * precision), xytext=(6, 6), textcoords="offset points")
     if len(missing) == len(results):
-        raise DeployError("no evaluation given by --eval is of a file that was timed: evaluate the same files")
+        raise DeployError(NOT_EVALUATED)
     axes.set_xlabel("milliseconds an image, the whole (median; bar to p99)")
     axes.set_ylabel("mAP (points)")
     axes.margins(0.2)

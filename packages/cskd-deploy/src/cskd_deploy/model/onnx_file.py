@@ -9,13 +9,14 @@ from __future__ import annotations
 import itertools
 import mmap
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from cskd_data.files import check_utf8_name, check_writable
+from cskd_data.files import check_utf8_name
 from cskd_deploy.errors import DeployError
 from cskd_deploy.model.manifest import MANIFEST_KEY, Manifest, manifest_from_metadata
+from cskd_deploy.outputs import ONNX, check_output
 
 MOST_BYTES = 1 << 31  # protobuf's own limit of a message
 MOST_EXTERNAL_BYTES = 1 << 33
@@ -24,14 +25,17 @@ MOST_SIDE = 1 << 14  # pixels
 MOST_NAME = 200  # characters of a class name
 
 
-def check_model_output(path: Path) -> None:
+def check_model_output(path: Path, inputs: Iterable[Path | None], own: tuple[str, ...] = ONNX) -> None:
     """Fail before long work when a model file could not be written, or not be opened after it.
 
+    Args:
+        inputs, own: as `check_output`.
+
     Raises:
-        DataError: says why.
+        DataError, DeployError: as `check_output`; also when its name is not UTF-8.
     """
     check_utf8_name(path, "output")
-    check_writable(path)
+    check_output(path, inputs, own)
 
 
 def check_model_file(path: Path, allow_external_data: bool = False) -> int:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cskd_data.files import check_writable, write_atomically
+from cskd_data.files import write_atomically
 from cskd_deploy.accuracy.against_fp32 import check_agreement
+from cskd_deploy.backends import ENGINE_SUFFIXES
 from cskd_deploy.backends.tensorrt.driver import Driver, find_driver
 from cskd_deploy.backends.tensorrt.manifest import EngineManifest, manifest_path, sha256_of, write_engine_manifest
 from cskd_deploy.backends.tensorrt.settings import BuildSettings, trtexec_line
@@ -20,6 +21,7 @@ from cskd_deploy.backends.tensorrt.worker import run_in_worker
 from cskd_deploy.errors import BackendMissing, DeployError
 from cskd_deploy.model.manifest import AgreementWithFp32
 from cskd_deploy.model.onnx_file import check_model_output, read_model
+from cskd_deploy.outputs import check_output
 
 ELSEWHERE = (
     "An engine is built on the machine that will run it: copy the ONNX file there and run "
@@ -106,9 +108,9 @@ def export_engine(
         DeployError: the model cannot be read, TensorRT refuses it or crashes, or `output` cannot be written.
         CheckFailed: the engine does not find what the ONNX file finds.
     """
-    check_model_output(output)
+    check_model_output(output, [onnx, settings.timing_cache], ENGINE_SUFFIXES)
     if settings.timing_cache is not None:
-        check_writable(settings.timing_cache)
+        check_output(settings.timing_cache, [onnx, *images], what="timing cache")
     content, model = read_model(onnx)
     if model.precision == FOR_PROCESSORS:
         raise DeployError(

@@ -1,0 +1,46 @@
+"""What is looked at before long work: an output can be written, and its name is not that of something else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from cskd_data.files import check_not_input, check_writable
+from cskd_data.images import SUFFIXES as PICTURES
+from cskd_deploy.backends import CHECKPOINT_SUFFIXES, ENGINE_SUFFIXES
+from cskd_deploy.errors import DeployError
+
+VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
+ONNX = (".onnx",)
+_KINDS = {
+    "an image": PICTURES,
+    "a video": VIDEOS,
+    "a checkpoint": CHECKPOINT_SUFFIXES,
+    "an engine": ENGINE_SUFFIXES,
+    "an exported model": ONNX,
+}
+
+
+def check_output(path: Path, inputs: Iterable[Path | None], own: tuple[str, ...] = (), what: str = "output") -> None:
+    """Fail before long work when a file could not be written, or would take the place of something else.
+
+    A pattern that the shell resolves gives an option the first file, which is then no input: hence the name counts too.
+
+    Args:
+        inputs: files that are read; None is none.
+        own: endings of names of such files, in lower case. Of images, videos and models no others are taken.
+        what: to begin the message with, such as `--json`.
+
+    Raises:
+        DeployError: its name ends as that of an image, a video or a model of another kind.
+        DataError: it is an input, or cannot be written.
+    """
+    suffix = path.suffix.lower()
+    kind = next((kind for kind, suffixes in _KINDS.items() if suffix in suffixes and suffix not in own), None)
+    if kind is not None:
+        raise DeployError(
+            f"{what} {path} has the name of {kind}: give another one (a pattern such as *{suffix} that the shell "
+            "resolves gives an option its first file)"
+        )
+    check_not_input(path, inputs, what)
+    check_writable(path)
