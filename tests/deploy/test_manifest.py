@@ -56,7 +56,7 @@ def test_what_a_file_agreed_with_and_what_it_requires_come_back_too():
         (lambda data: data["graph"].update(input="int8"), "input is 'int8'"),
         (lambda data: data["graph"].update(dynamic=1), "'dynamic' is 1, expected bool"),
         (lambda data: data["graph"].update(nms="engine"), "nms is 'engine'"),
-        (lambda data: data["graph"].update(proposals=0), "proposals must be positive"),
+        (lambda data: data["graph"].update(proposals=0), "proposals is 0, expected a whole number from 1 on"),
         (lambda data: data["graph"].update(proposals="all"), "'proposals' is 'all', expected int"),
     ],
 )

@@ -71,3 +71,35 @@ def test_the_search_keeps_nothing_in_float_where_int8_is_better(drop, quantised_
     found = search(list(costs), lambda keep: sum(costs[name] for name in costs if name not in keep), 40.0, 0.5, print)
     assert (found.kept == ()) == quantised_at_once
     assert found.first_drop == drop
+
+
+@pytest.mark.parametrize(
+    ("reference", "options", "refused"),
+    [
+        (None, ("--backend", "tensorrt", "--device", "npu"), "--backend, --device"),
+        (None, ("--threads", 2), "--threads"),
+        ("former.json", ("--device", "cpu", "--trust-engine"), "--device, --trust-engine"),
+        ("other.onnx", ("--backend", "openvino"), "--backend"),
+        ("other.onnx", ("--device", "cpu", "--threads", 1), None),
+        (None, (), None),
+    ],
+)
+def test_detections_are_run_in_nothing_and_what_says_how_is_for_a_reference_that_is_run(
+    reference, options, refused, deploy, monkeypatch
+):
+    seen: list[Any] = []
+
+    def evaluate(*_: Any, **given: Any) -> EvaluationResult:
+        seen.append(given)
+        return EvaluationResult("found.json", scored(0.3))
+
+    monkeypatch.setattr(eval_command, "evaluate_detections", evaluate)
+    words = ("--predictions", "found.json", "--ann", "val.json", *(("--reference", reference) if reference else ()))
+    done = deploy("eval", *words, *options)
+    if refused is None:
+        assert done.code == 0, done.err
+        assert len(seen) == 1
+    else:
+        assert done.code == 2
+        assert f"{refused}: --predictions are scored, nothing is run with that: leave it out" in done.err
+        assert not seen

@@ -242,7 +242,13 @@ def test_proposals_of_an_export_are_those_of_the_command(exported, tmp_path):
         ({"calibration_images": "x"}, "calibration_images is for precision fp16 or int8: give"),
         ({"nms": "inside"}, "nms is 'inside'"),
         ({"graph_input": "int8"}, "input is 'int8'"),
-        ({"batch": 0}, "batch must be positive"),
+        ({"batch": 0}, "batch is 0, expected a whole number from 1 on"),
+        ({"batch": "any"}, "batch is 'any', expected a whole number from 1 on"),
+        ({"batch": 2.5}, "batch is 2.5, expected a whole number from 1 on"),
+        ({"proposals": -3}, "proposals is -3, expected a whole number from 1 on"),
+        ({"device": "gpu"}, "device is 'gpu', expected one of cpu, cuda"),
+        ({"precision": "int8", "calibration_images": "x", "calibration_count": 1.5}, "calibration_count is 1.5"),
+        ({"input_sizes": [(96.5, 160)]}, "height is 96.5, expected a whole number"),
         ({"input_sizes": (96, 160)}, r"input_sizes is \(96, 160\), expected pairs"),
         ({"input_sizes": [(96, 160), (96, 160)]}, "twice with two sizes"),
         ({"input_sizes": [(96, 160), (160, 96), (128, 128)]}, "twice with two sizes"),
@@ -299,6 +305,11 @@ def test_an_evaluation_that_cannot_be_done_is_an_error_of_this_package(model_fil
         ({"ann": "nowhere.json"}, "nowhere.json"),
         ({"reference": "nowhere.onnx"}, "nowhere.onnx does not exist"),
         ({"backend": "pytorch"}, "pytorch does not run"),
+        ({"limit": -1}, "limit is -1, expected a whole number from 1 on"),
+        ({"limit": 0}, "limit is 0, expected a whole number from 1 on"),
+        ({"batch": 0}, "batch is 0, expected a whole number from 1 on"),
+        ({"threads": 0}, "threads is 0, expected a whole number from 1 on"),
+        ({"threads": 1.5}, "threads is 1.5, expected a whole number from 1 on"),
     ):
         arguments = {"ann": found_annotations, "images": shapes_root / "images", **options}
         with pytest.raises(CskdError, match=message):
@@ -349,6 +360,15 @@ def test_a_benchmark_times_what_it_is_given_as_it_is_told(model_file, exported, 
         ({"force": True, "batches": (1, 4)}, "takes batches of 1 only, asked for 4"),
         ({"ort": ["speed=high"]}, "'speed=high' is no setting"),
         ({"images": "nowhere"}, "nowhere does not exist"),
+        ({"batches": 0}, "batches is 0, expected a whole number from 1 on"),
+        ({"batches": (1, "two")}, "batches is 'two', expected a whole number"),
+        ({"streams": [2.5]}, "streams is 2.5, expected a whole number"),
+        ({"threads": 0}, "threads is 0, expected a whole number from 1 on"),
+        ({"iterations": 0}, "iterations is 0, expected a whole number from 1 on"),
+        ({"duration": float("nan")}, "duration is nan, expected a number from 0 on"),
+        ({"duration": float("inf")}, "duration is inf, expected a number from 0 on"),
+        ({"warmup": -1}, "warmup is -1, expected a number from 0 on"),
+        ({"backends": "tensorrt"}, "runs in onnxruntime, not in tensorrt"),
     ],
 )
 def test_a_benchmark_that_cannot_be_done_is_refused(options, message, model_file, exported):
@@ -356,3 +376,25 @@ def test_a_benchmark_that_cannot_be_done_is_refused(options, message, model_file
     options = {"force": "backends" not in options and bool(options), "cold": False, "duration": 60, **options}
     with pytest.raises(CskdError, match=message):
         cskd_deploy.benchmark(models, **options)
+
+
+def test_a_number_or_a_word_alone_is_a_list_of_it(model_file):
+    report = cskd_deploy.benchmark(
+        model_file,
+        batches=np.int64(1),
+        streams=2,
+        backends="onnxruntime",
+        ort="arena=off",
+        duration=0,
+        iterations=1,
+        warmup=0,
+        cold=False,
+        threads=1,
+    )
+    assert [(one.backend, one.batch, one.streams) for one in report.results] == [
+        ("onnxruntime", 1, 1),
+        ("onnxruntime", 1, 2),
+    ]
+    assert report.to_dict()["environment"]["onnxruntime_settings"] == "graph=all arena=off spinning=on"
+    with pytest.raises(DeployError, match="there is no model to time"):
+        cskd_deploy.benchmark([])

@@ -178,6 +178,7 @@ def export(
         CheckFailed: the exported graph does not compute what mmdet does, or what the FP32 file finds; no file is
             written.
     """
+    from cskd_deploy.arguments import whole
     from cskd_deploy.errors import DeployError
     from cskd_deploy.exporter import onnx
     from cskd_deploy.lower.precision import precision_plan
@@ -192,12 +193,9 @@ def export(
         _path(calibration_cache),
         keep_float,
     )
+    form = GraphForm(input=graph_input, nms=nms, batch=batch, proposals=proposals)
     try:
-        form = GraphForm(input=graph_input, nms=nms, batch=batch, proposals=proposals)
-    except ValueError as error:
-        raise DeployError(str(error)) from error
-    try:
-        sizes = [(int(height), int(width)) for height, width in input_sizes]
+        sizes = [(whole(height, "height"), whole(width, "width")) for height, width in input_sizes]
     except (TypeError, ValueError) as error:
         raise DeployError(f"input_sizes is {input_sizes!r}, expected pairs such as [(800, 1344)]") from error
     source = Path(checkpoint)
@@ -339,12 +337,13 @@ def benchmark(
     from functools import partial
 
     import cskd_data
+    from cskd_deploy.arguments import several
     from cskd_deploy.backends.onnxruntime_settings import parse_settings
     from cskd_deploy.measure import benchmark as room
     from cskd_deploy.progress import Progress, silent
 
     return room.benchmark(
-        [Path(model) for model in ([models] if isinstance(models, (str, PathLike)) else models)],
+        [Path(model) for model in several(models)],
         _path(images) if ann is None else cskd_data.read(Path(ann), _path(images)),
         reference=_path(reference),
         backends=backends,

@@ -16,6 +16,7 @@ from cskd_data.check import check
 from cskd_data.clean import usable
 from cskd_data.ids import Key
 from cskd_data.images import read_image
+from cskd_deploy.arguments import whole
 from cskd_deploy.detect.detector import Detector
 from cskd_deploy.detect.postprocess import Detections
 from cskd_deploy.detect.preprocess import exact_placement, placement
@@ -42,7 +43,9 @@ def load_dataset(
     Raises:
         DataError: the data set cannot be used or is pseudo-labelled, an image is missing, damaged or of another size
             than annotated, or a class is missing; no image is left.
+        DeployError: `limit` is no whole number from 1 on.
     """
+    limit = None if limit is None else whole(limit, "limit")
     dataset = cskd_data.read(ann, images, skip_missing=skip_broken)
     dataset.refuse_as_truth()
     if classes is not None:

@@ -171,7 +171,7 @@ class _Reference:
         self._threads = options.get("threads")
         self._student = self._detector = self._former = None
         self._device = device
-        if path.suffix.lower() == SUFFIX:
+        if is_former(path):
             self._former = read_former(path)
         elif backend_name(path) == "pytorch":
             self._student = load_student(path)
@@ -278,6 +278,11 @@ class FormerResult:
                 f"--reference {self.path} was evaluated on other annotations than {dataset.source}: give the --ann "
                 f"that it was made with, {again}"
             )
+
+
+def is_former(reference: Path) -> bool:
+    """Whether a reference is the result of a former evaluation, by its name: nothing is run then."""
+    return reference.suffix.lower() == SUFFIX
 
 
 def read_former(path: Path) -> FormerResult:

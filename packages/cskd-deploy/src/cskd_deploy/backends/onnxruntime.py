@@ -12,7 +12,7 @@ from cskd_deploy.backends import onnxruntime_cuda as cuda
 from cskd_deploy.backends.base import INPUT, Arrays, Backend, input_shapes, is_input_of, needed_outputs
 from cskd_deploy.backends.onnxruntime_settings import OrtSettings
 from cskd_deploy.errors import BackendMissing, DeployError
-from cskd_deploy.measure.environment import instruction_sets, lacks, usable_cores
+from cskd_deploy.measure.environment import instruction_sets, lacks, thread_count
 from cskd_deploy.model.manifest import Manifest, manifest_from_metadata
 from cskd_deploy.model.onnx_file import check_manifest, check_metadata, check_model_file
 
@@ -45,7 +45,7 @@ class OnnxRuntimeBackend(Backend):
         profile: Path | None = None,
     ) -> None:
         super().__init__(path)
-        self._threads = threads or usable_cores()
+        self._threads = thread_count(threads)
         self._asked = device
         self._settings = settings or OrtSettings()
         self._allow_external_data = allow_external_data

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cskd_deploy.arguments import several
 from cskd_deploy.errors import DeployError
 
 GRAPH_LEVELS = {
@@ -44,8 +45,8 @@ def parse_settings(texts: Sequence[str]) -> OrtSettings:
         DeployError: an unknown name or value.
     """
     chosen: dict[str, Any] = {}
-    for text in texts:
-        name, _, value = text.partition("=")
+    for text in several(texts):
+        name, _, value = str(text).partition("=")
         if name == "graph" and value in GRAPH_LEVELS:
             chosen[name] = value
         elif name in SWITCHES and value in ("on", "off"):

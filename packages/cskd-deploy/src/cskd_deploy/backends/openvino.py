@@ -15,7 +15,7 @@ import numpy as np
 
 from cskd_deploy.backends.base import INPUT, Arrays, Backend, input_shapes, is_input_of, needed_outputs
 from cskd_deploy.errors import BackendMissing, DeployError
-from cskd_deploy.measure.environment import instruction_sets, lacks, usable_cores
+from cskd_deploy.measure.environment import instruction_sets, lacks, thread_count
 from cskd_deploy.model.onnx_file import check_model_file, read_model
 
 INSTALL = "`pip install openvino`"
@@ -53,7 +53,7 @@ class OpenVinoBackend(Backend):
     ) -> None:
         super().__init__(path)
         self.device = device or "cpu"
-        self._threads = threads or usable_cores()
+        self._threads = thread_count(threads)
         self._allow_external_data = allow_external_data
         self._request: Any = None
         self._inputs: list[str] = []

@@ -11,6 +11,7 @@ import numpy as np
 
 from cskd_deploy.backends.base import CLASS_SCORES, IMAGE_SHAPE, INPUT, OUTPUTS, Arrays, Backend
 from cskd_deploy.exporter.student import Student, load_student, torch_device, torch_threads
+from cskd_deploy.measure.environment import thread_count
 from cskd_deploy.model.manifest import Manifest
 
 
@@ -42,7 +43,7 @@ class TorchBackend(Backend):
         self._asked = device
         self._config = config
         self._like = like
-        self._threads = threads
+        self._threads = thread_count(threads)
         self._student: Student | None = None
         self._held = ExitStack()  # PyTorch's threads, which are the process's
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from cskd_deploy.accuracy.eval import EvaluationResult
-from cskd_deploy.accuracy.evaluate import evaluate_detections, evaluate_model
+from cskd_deploy.accuracy.evaluate import evaluate_detections, evaluate_model, is_former
 from cskd_deploy.backends import NAMES
 from cskd_deploy.commands.options import runtime_options
 from cskd_deploy.errors import CheckFailed, DeployError
@@ -99,6 +100,7 @@ def command(
     if predictions is not None:
         if out is not None or limit is not None or batch is not None:
             raise DeployError("--predictions are scored as they are: leave --detections, --limit and --batch out")
+        _refuse_idle_options(reference, list(options))
         result = evaluate_detections(
             predictions, ann, images, reference, skip_broken=skip_broken, warn=_warn, progress=Progress, **options
         )
@@ -125,6 +127,23 @@ def command(
         _print(result, ann, out)
     if result.drop is not None and not result.drop <= allowed:
         raise CheckFailed(f"mAP drops by {result.drop:.2f} points, more than the {allowed:g} allowed (--max-drop)")
+
+
+def _refuse_idle_options(reference: Path | None, names: list[str]) -> None:
+    """Of detections nothing is run but their reference, in the backend of its name.
+
+    Args:
+        names: of the options that say how a model is run.
+
+    Raises:
+        DeployError: one was given that nothing is run with.
+    """
+    context = click.get_current_context()
+    idle = ["backend"] if reference is not None and not is_former(reference) else ["backend", *names]
+    options = {parameter.name: parameter.opts[0] for parameter in context.command.params}
+    given = [options[name] for name in idle if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    if given:
+        raise DeployError(f"{', '.join(given)}: --predictions are scored, nothing is run with that: leave it out")
 
 
 def _warn(line: str) -> None:

@@ -255,7 +255,7 @@ def _threshold(asked: float | None, manifest: Manifest, model: Path) -> float:
     own = manifest.postprocessing.score_threshold
     if asked is None:
         return max(USUAL_THRESHOLD, own)
-    if asked < own:
+    if not asked >= own:  # nan is nothing
         raise DeployError(
             f"--score-thr {asked:g} is below {own:g}, the score from which {model} keeps detections (its metadata): "
             f"give {own:g} or more"

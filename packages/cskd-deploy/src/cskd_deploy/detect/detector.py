@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from cskd_deploy.arguments import whole
 from cskd_deploy.backends.base import IMAGE_SHAPE, INPUT, OUTPUTS, Backend
 from cskd_deploy.detect.postprocess import Detections, placed_detections, select_detections
 from cskd_deploy.detect.preprocess import PreparedImage, placement, prepare
@@ -86,8 +87,9 @@ class Detector:
         """How many images at a time: as many as are asked for, else as the graph is fixed to, else one.
 
         Raises:
-            DeployError: the graph is fixed to another number.
+            DeployError: it is no whole number from 1 on, or the graph is fixed to another one.
         """
+        asked = None if asked is None else whole(asked, "batch")
         fixed = self.backend.batch_size
         if asked is not None and fixed not in (None, asked):
             raise DeployError(

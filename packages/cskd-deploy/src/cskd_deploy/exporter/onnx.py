@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from cskd_data.files import write_atomically
+from cskd_deploy.backends import DEVICES
 from cskd_deploy.backends import onnxruntime_cuda as cuda
 from cskd_deploy.backends.base import CANDIDATE
 from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend, import_onnxruntime
@@ -100,6 +101,8 @@ def export(
     """
     if len(input_sizes) > 2 or len(set(input_sizes)) < len(input_sizes):
         raise DeployError("the input size is given once, or twice with two sizes: a pair of orientations")
+    if device not in DEVICES:
+        raise DeployError(f"device is {device!r}, expected one of {', '.join(DEVICES)}")
     _require_exporters(device)
     check_model_output(output, [checkpoint, config])
     progress(f"reading {checkpoint}")

@@ -14,7 +14,7 @@ from typing import Any
 from cskd_data import CocoResult, Dataset
 from cskd_deploy.errors import BackendMissing, DeployError
 from cskd_deploy.exporter.mmdet_config import family_of, postprocessing_of, preprocessing_of, proposals_of
-from cskd_deploy.measure.environment import usable_cores, versions
+from cskd_deploy.measure.environment import thread_count, versions
 from cskd_deploy.model.manifest import GraphForm, Manifest
 
 INSTALL = "`make env` in the repository of CSKD makes an environment with all of it"
@@ -204,8 +204,8 @@ def torch_threads(count: int | None) -> Iterator[None]:
     """Let PyTorch compute with so many threads within an operator; None takes every core this process may use."""
     import torch
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or usable_cores())
+    threads, before = thread_count(count), torch.get_num_threads()
+    torch.set_num_threads(threads)
     try:
         yield
     finally:

@@ -34,7 +34,7 @@ from cskd_deploy.forms.report import FormsReport, Row
 from cskd_deploy.lower.conversion import FP32, CalibrationSettings
 from cskd_deploy.lower.precision import PrecisionPlan
 from cskd_deploy.measure.benchmark import MOST_IMAGES, benchmark, images_of
-from cskd_deploy.measure.environment import describe, usable_cores, versions
+from cskd_deploy.measure.environment import describe, thread_count, versions
 from cskd_deploy.measure.plot import check_plot
 from cskd_deploy.model.manifest import GraphForm
 from cskd_deploy.model.onnx_file import read_model
@@ -130,7 +130,7 @@ class _Run:
         if not self._dataset.countable:
             raise DeployError(f"mAP cannot be computed: {self._dataset.nothing_counts()}")
         self._settings = dataclasses.replace(
-            settings, ann=ann, images=images, calibration=calibration, threads=settings.threads or usable_cores()
+            settings, ann=ann, images=images, calibration=calibration, threads=thread_count(settings.threads)
         )
         self._images = [self._dataset.path(image) for image in self._dataset.images[: settings.limit]]
         self._content, self._pictures = content_of(self._images), content_of(pictures)
@@ -163,7 +163,7 @@ class _Run:
             evaluated_on=str(self._settings.ann),
             images=len(self._dataset.images[: self._settings.limit]),
             timed_on=bench.get("images", "nothing"),
-            environment=bench.get("environment") or describe(self._settings.threads or usable_cores()),
+            environment=bench.get("environment") or describe(thread_count(self._settings.threads)),
             rows=[*(subject.row for subject in subjects), *rows, *failed],
             notes=list(dict.fromkeys([*self._notes, *(note for note in bench.get("notes", []) if "p99" not in note)])),
         )
@@ -337,7 +337,7 @@ class _Run:
                 skip=skip,
             ).to_dict()
 
-        machine = describe(settings.threads or usable_cores())
+        machine = describe(thread_count(settings.threads))
         depends = {
             "rows": [[subject.row.file_sha256, subject.backend, subject.row.device] for subject in running],
             "duration": settings.duration,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cskd_deploy.arguments import several, whole
 from cskd_deploy.errors import DeployError
 from cskd_deploy.lower.conversion import (
     FP32,
@@ -126,8 +127,9 @@ def precision_plan(
         if value not in known:
             choices = ", ".join(one for one in known if one)
             raise DeployError(f"{spelled(name)} is {value!r}, expected one of {choices}")
-    if calibration_count is not None and calibration_count < 1:
-        raise DeployError(f"{spelled('calibration_count')} is {calibration_count}, expected 1 or more")
+    if calibration_count is not None:
+        calibration_count = whole(calibration_count, spelled("calibration_count"))
+    keep_float = several(keep_float)
     lower = f"{spelled('precision')} fp16 or int8"
 
     def refuse(wanted: str, **given: object) -> None:
@@ -149,7 +151,7 @@ def precision_plan(
             f"Give {spelled('precision')} int8, or leave {spelled('target')} out for TensorRT"
         )
     if precision == FP32:
-        refuse(lower, keep_float=tuple(keep_float))
+        refuse(lower, keep_float=keep_float)
         if not engine:
             refuse(lower if engine is None else f"{lower}, or {spelled('format')} trt", **pictures)
     if engine and target == "cpu":
@@ -167,6 +169,5 @@ def precision_plan(
         calibration = CalibrationSettings(
             calibration_images, calibration_ann, calibration_count or CalibrationSettings.count, calibration_cache
         )
-    names = (keep_float,) if isinstance(keep_float, str) else tuple(keep_float)
     for_tensorrt = engine or precision == INT8_FP16
-    return PrecisionPlan(precision, target or ("tensorrt" if for_tensorrt else "cpu"), names, calibration)
+    return PrecisionPlan(precision, target or ("tensorrt" if for_tensorrt else "cpu"), keep_float, calibration)

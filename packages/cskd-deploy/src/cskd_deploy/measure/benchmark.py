@@ -14,6 +14,7 @@ import numpy as np
 from cskd_data.dataset import Dataset
 from cskd_data.files import sha256_of_file
 from cskd_data.images import list_images, read_image
+from cskd_deploy.arguments import at_least, several, whole
 from cskd_deploy.backends import backend_for, backend_name, beside, device_among, runs
 from cskd_deploy.backends.onnxruntime_settings import OrtSettings
 from cskd_deploy.detect.detector import Detector
@@ -78,7 +79,16 @@ def benchmark(
         BackendMissing: a runtime is not installed.
         DataError: an image cannot be read.
     """
-    each, threads = threads, threads or environment.usable_cores()
+    each, threads = threads, environment.thread_count(threads)
+    backends = several(backends)
+    batches, streams = (
+        tuple(whole(one, name) for one in several(given))
+        for name, given in (("batches", batches), ("streams", streams))
+    )
+    duration, iterations = at_least(duration, "duration"), whole(iterations, "iterations")
+    warmup = None if warmup is None else at_least(warmup, "warmup")
+    if not models:
+        raise DeployError("there is no model to time: give one at least")
     ort = ort or OrtSettings()
     options = {**options, "device": device, "threads": threads, "ort": ort}
     # Checkpoints come last: they get their images on the canvases of the first exported file.

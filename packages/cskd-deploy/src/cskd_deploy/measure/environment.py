@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cskd_data.cores import usable_cores as usable_cores
+from cskd_deploy.arguments import whole
 from cskd_deploy.backends.tensorrt.driver import find_driver
 from cskd_deploy.errors import BackendMissing
 
@@ -195,6 +196,15 @@ def memory_bytes() -> int | None:
     with contextlib.suppress(ValueError, OSError, AttributeError):
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return None
+
+
+def thread_count(asked: int | None) -> int:
+    """How many threads are asked for; None takes every core that this process may use.
+
+    Raises:
+        DeployError: it is no whole number from 1 on.
+    """
+    return usable_cores() if asked is None else whole(asked, "threads")
 
 
 def describe(threads: int) -> dict[str, Any]:

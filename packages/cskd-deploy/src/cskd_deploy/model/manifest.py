@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cskd_deploy import __version__
+from cskd_deploy.arguments import whole
 from cskd_deploy.errors import DeployError
 
 MANIFEST_KEY = "cskd_manifest"
@@ -95,14 +96,14 @@ class GraphForm:
     proposals: int | None = None  # of an image, of a two-stage student; of a file before schema 4 it is not known
 
     def __post_init__(self) -> None:
-        if self.batch is not None and self.batch < 1:
-            raise ValueError("batch must be positive")
-        if self.proposals is not None and self.proposals < 1:
-            raise ValueError("proposals must be positive")
+        for name in ("batch", "proposals"):
+            count = getattr(self, name)
+            if count is not None:
+                object.__setattr__(self, name, whole(count, name))
         if self.input not in INPUTS:
-            raise ValueError(f"input is {self.input!r}, expected 'float' or 'uint8'")
+            raise DeployError(f"input is {self.input!r}, expected 'float' or 'uint8'")
         if self.nms not in NMS_PLACES:
-            raise ValueError(f"nms is {self.nms!r}, expected 'outside' or 'graph'")
+            raise DeployError(f"nms is {self.nms!r}, expected 'outside' or 'graph'")
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,7 @@ def manifest_from_metadata(metadata: Mapping[str, str], path: object) -> Manifes
             agreement=None if schema < 4 or data.get("agreement", 0) is None else _agreement(data),
             requires=_requires(data, schema),
         )
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, DeployError) as error:
         raise DeployError(f"the metadata {MANIFEST_KEY!r} of {path} cannot be read: {error}") from error
 
 
