@@ -18,10 +18,12 @@ from .conftest import prepare_with_mmdet
 from .students import student_config
 
 
-@pytest.mark.parametrize("size", [(128, 128), (480, 640), (333, 500), (97, 311), (40, 50), (719, 1281)])
+@pytest.mark.parametrize(
+    "size", [(128, 128), (480, 640), (333, 500), (97, 311), (40, 50), (719, 1281), (2, 700), (1, 900)]
+)
 def test_an_image_becomes_the_tensor_that_mmdets_pipeline_makes(tmp_path, size):
     config = student_config(("a",), scale=(160, 120))
-    path = tmp_path / "image.jpg"
+    path = tmp_path / "image.png"
     cv2.imwrite(str(path), np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
 
     expected, meta = prepare_with_mmdet(config["data"]["test"]["pipeline"], path)
@@ -53,7 +55,7 @@ def test_bgr_and_stretching_pipelines_are_reproduced_too(tmp_path):
 @pytest.mark.parametrize(
     "value", [{"img": 0, "masks": 0, "seg": 255}, {"img": (0.75, 0.75, 0.75)}, {"img": (0, 0, 0)}, {"masks": 3}, 0]
 )
-@pytest.mark.parametrize("size", [(150, 90), (90, 150)])
+@pytest.mark.parametrize("size", [(150, 90), (90, 150), (900, 1), (1, 900)])
 def test_padding_of_a_dynamic_file_is_that_of_mmdets_pipeline(tmp_path, size, value):
     config = student_config(("a",), scale=(160, 120))
     config["data"]["test"]["pipeline"][1]["transforms"][3]["pad_val"] = value

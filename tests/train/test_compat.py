@@ -153,3 +153,19 @@ def test_flags_of_points_are_made_without_a_gpu() -> None:
     assert flags.device.type == "cpu"
     assert flags.view(3, 4).tolist() == [[True, True, True, False]] * 3
     assert MlvlPointGenerator([8]).valid_flags([(3, 4)], (20, 17), device="meta")[0].device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("size", "scale", "expected"),
+    [
+        ((600, 2), (64, 64), (64, 1)),
+        ((2, 600), (64, 64), (1, 64)),
+        ((2667, 1), (1333, 800), (1333, 1)),
+        ((600, 2), 0.1, (60, 1)),
+        ((640, 480), (1333, 800), (1067, 800)),  # as mmcv has it
+    ],
+)
+def test_a_long_thin_image_keeps_a_pixel(size: Any, scale: Any, expected: Any) -> None:
+    assert mmcv.rescale_size(size, scale) == expected
+    image = np.full((size[1], size[0], 3), 7, dtype=np.uint8)
+    assert mmcv.imrescale(image, scale).shape == (expected[1], expected[0], 3)

@@ -20,6 +20,7 @@ def apply() -> None:
     """Make every change that mmdet needs to be imported, once. mmcv's operators (`ops.install`) have to be there."""
     import_runner_without_torchvision()
     quiet_initialisation()
+    keep_a_pixel()
     restore_numpy_aliases()
 
 
@@ -58,6 +59,23 @@ def quiet_initialisation() -> None:
     from mmcv.utils import get_logger
 
     get_logger("mmcv", log_level=logging.WARNING)
+
+
+def keep_a_pixel() -> None:
+    """`rescale_size` gives the short side of a long thin image no pixel, and OpenCV refuses to make such an image.
+
+    Concerns every mmcv 1.x. One pixel is left, as `cskd_deploy.detect.preprocess` leaves it.
+    """
+    from mmcv.image import geometric
+
+    stock = geometric._scale_size
+
+    @functools.wraps(stock)
+    def scale_size(size: tuple[int, int], scale: Any) -> tuple[int, int]:
+        width, height = stock(size, scale)
+        return max(width, 1), max(height, 1)
+
+    geometric._scale_size = scale_size
 
 
 def make_point_flags_without_a_gpu() -> None:
