@@ -154,6 +154,7 @@ def test_a_file_that_is_there_is_replaced_only_when_asked(yolo, tmp_path, comman
         (("convert", "{yolo}", "{yolo}/data.yaml/out.json"), "out.json"),
         (("split", "{yolo}", "--val", "1.5"), "val 1.5 and test 0: give shares of the images"),
         (("show", "{yolo}", "sheet.jpg"), "output sheet.jpg is no PNG file"),
+        (("show", "{yolo}", "{yolo}/images/train/photo_1.png"), "photo_1.png, which is read: give another name"),
         (("show", "{yolo}", "sheet.png", "--count", "0"), "give 1 to 400 images"),
         (("clean", "{yolo}", "{yolo}"), "exists: nothing was changed"),
         (("check", "{yolo}", "--images", "nowhere"), "the image folder nowhere of"),

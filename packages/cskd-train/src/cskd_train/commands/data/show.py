@@ -8,7 +8,7 @@ import click
 
 from cskd_data.contact_sheet import contact_sheet
 from cskd_data.errors import DataError
-from cskd_data.files import check_writable
+from cskd_data.files import check_not_input, check_writable
 from cskd_train.commands.data.common import A_PATH, as_json_option, images_option, progress, read
 from cskd_train.commands.data.common import show as show_result
 
@@ -36,6 +36,7 @@ def command(file: Path, out: Path, images: Path | None, count: int, columns: int
         raise DataError(f"output {out} is no PNG file: give a name that ends in .png")
     check_writable(out)
     dataset = read(file, images)
+    check_not_input(out, map(dataset.path, dataset.images))
     with progress("drawing") as advance:
         sheet = contact_sheet(dataset, out, count, columns, seed, progress=advance)
     show_result(sheet, as_json)
