@@ -122,7 +122,7 @@ def look(detectors: Sequence[Detector], main: Detector, moved: tuple[str, str], 
         data = build_split(cfg, asked.split, checkpoint.classes).normal
     except REFUSALS as error:
         return Looked(None, 0, [], [f"the images of data.{asked.split} cannot be had: {error}"])
-    chosen = np.linspace(0, len(data.images) - 1, min(asked.images, len(data.images))).round().astype(int)
+    chosen = evenly_spaced(asked.images, len(data.images))
     shown = data.subset(data.images[place]["id"] for place in chosen)
     found, missing = [], []
     if not shown.countable:
@@ -135,8 +135,13 @@ def look(detectors: Sequence[Detector], main: Detector, moved: tuple[str, str], 
     return Looked(shown, len(data.images), found, missing)
 
 
+def evenly_spaced(number: int, of: int) -> list[int]:
+    """The places of at most so many images of a split, the first and the last among them."""
+    return [int(place) for place in np.linspace(0, of - 1, min(number, of)).round()]
+
+
 @explained_failures(training=False)
-def _detections(detector: Detector, cfg: Any, chosen: np.ndarray, asked: Asked) -> Detections:
+def _detections(detector: Detector, cfg: Any, chosen: Sequence[int], asked: Asked) -> Detections:
     """The detections of one detector on some images of a split, from the cache where they are there.
 
     Raises:
@@ -146,10 +151,7 @@ def _detections(detector: Detector, cfg: Any, chosen: np.ndarray, asked: Asked) 
         raise TrainError("its checkpoint is not there" if detector.run is None else "there is no best.pth")
     checkpoint = load_checkpoint(detector.checkpoint, require_config=detector.config is None)
     own = load_config(detector.config) if detector.config else config_from_data(checkpoint.config)
-    cfg = _with_pipeline_of(own, cfg, asked.split)
-    dataset = build_split(cfg, asked.split, checkpoint.classes)
-    dataset.data_infos = [dataset.data_infos[place] for place in chosen]
-    dataset.img_ids = [dataset.img_ids[place] for place in chosen]
+    cfg, dataset = images_for(own, cfg, asked.split, checkpoint.classes, chosen)
     file = asked.cache / f"{_mark(checkpoint, own, cfg, dataset, asked.split)}.json"
     if (kept := _kept(file)) is not None:
         return kept
@@ -167,15 +169,32 @@ def _detections(detector: Detector, cfg: Any, chosen: np.ndarray, asked: Asked) 
     return detections
 
 
-def _with_pipeline_of(own: Any, cfg: Any, split: str) -> Any:
-    """A config with the images of one and the way in which another brings them in."""
+def images_for(own: Any, cfg: Any, split: str, classes: Sequence[str], places: Sequence[int]) -> tuple[Any, Any]:
+    """Some images of a config's split, brought in (scaled, normalised, padded) as the config of a detector says.
+
+    Whoever has several detectors detect on the same images takes them from here, for each detector anew.
+
+    Args:
+        own: the config of the detector; without any data it takes the images as `cfg` brings them in.
+        cfg: says which images.
+        split: val or test.
+        classes: of the detector, in the order of its labels.
+        places: of the images in the split.
+
+    Returns:
+        The config that the images came by, and the mmdet dataset of them.
+
+    Raises:
+        TrainError, DataError: as `build_split`.
+    """
     data = own.get("data") or {}
-    source = data.get(split) or data.get("val") or data.get("test")
-    if not source:
-        return cfg
-    changed = copy.deepcopy(cfg)
-    first_leaf(changed.data[split])["pipeline"] = copy.deepcopy(first_leaf(source)["pipeline"])  # type: ignore[index]
-    return changed
+    if source := data.get(split) or data.get("val") or data.get("test"):
+        cfg = copy.deepcopy(cfg)
+        first_leaf(cfg.data[split])["pipeline"] = copy.deepcopy(first_leaf(source)["pipeline"])  # type: ignore[index]
+    dataset = build_split(cfg, split, classes)
+    dataset.data_infos = [dataset.data_infos[place] for place in places]
+    dataset.img_ids = [dataset.img_ids[place] for place in places]
+    return cfg, dataset
 
 
 def _mark(checkpoint: Checkpoint, own: Any, cfg: Any, dataset: Any, split: str) -> str:

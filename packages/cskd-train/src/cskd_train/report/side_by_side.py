@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
@@ -23,6 +22,7 @@ from cskd_train.engine.failures import explained_failures
 from cskd_train.errors import TrainError
 from cskd_train.files.checkpoints import load_checkpoint
 from cskd_train.files.config import config_from_data
+from cskd_train.report.detected import evenly_spaced, images_for
 
 CELL_INCHES = 3.0
 
@@ -50,6 +50,8 @@ def draw_side_by_side(
 ) -> None:
     """Draw a row an image and a column a detector, the ground truth first.
 
+    Images are brought in as each detector's own config says.
+
     Args:
         checkpoints: trained by `cskd-train run`, on the same classes; the first one's config says which data.
         out: the PNG to write.
@@ -67,13 +69,13 @@ def draw_side_by_side(
     cfg = config_from_data(loaded[0].config, overrides)
     classes = loaded[0].classes or ()
     check_split(cfg, split, classes)
-    dataset = build_split(cfg, split, classes)
-    places = np.linspace(0, len(dataset) - 1, min(images, len(dataset))).round().astype(int)
-    dataset.data_infos = [dataset.data_infos[place] for place in places]
-    dataset.img_ids = [dataset.img_ids[place] for place in places]
+    places = evenly_spaced(images, len(build_split(cfg, split, classes)))
+    _, dataset = images_for({}, cfg, split, classes, places)
     columns = [("ground truth", _ground_truth(dataset))]
-    for checkpoint, title in zip(loaded, titles or [one.path.parent.name for one in loaded], strict=True):
-        own = config_from_data(checkpoint.config)
+    for place, (checkpoint, title) in enumerate(
+        zip(loaded, titles or [one.path.parent.name for one in loaded], strict=True)
+    ):
+        own = config_from_data(checkpoint.config) if place else cfg
         model = build_trained(own, checkpoint, device)
         check_classes(model, dataset.CLASSES)
         if checkpoint.classes and [plain_name(name) for name in checkpoint.classes] != list(dataset.CLASSES):
@@ -81,7 +83,8 @@ def draw_side_by_side(
                 f"{checkpoint.path} was trained on {', '.join(checkpoint.classes)}, the first checkpoint on "
                 f"{', '.join(dataset.CLASSES)}: draw detectors of the same classes, in the same order"
             )
-        found = [one for one in detect(model, dataset) if one["score"] >= score_threshold]
+        _, brought_in = images_for(own, cfg, split, classes, places)
+        found = [one for one in detect(model, brought_in) if one["score"] >= score_threshold]
         heading = f"{title}\nmAP {checkpoint.metrics['bbox_mAP']:.3f}" if "bbox_mAP" in checkpoint.metrics else title
         columns.append((heading, _by_image(dataset, found)))
     _draw(dataset, columns, out)
