@@ -117,7 +117,8 @@ def look(detectors: Sequence[Detector], main: Detector, moved: tuple[str, str], 
         return Looked(None, 0, [], ["no image was looked at (--images 0)"])
     try:
         checkpoint = load_checkpoint(main.checkpoint)
-        cfg = config_from_data(move_root(dict(checkpoint.config), *moved), asked.overrides)
+        found_at = {} if main.run is None else main.run.data_root(checkpoint.config)
+        cfg = config_from_data(move_root(dict(checkpoint.config), *moved), {**found_at, **asked.overrides})
         check_split(cfg, asked.split, checkpoint.classes)
         data = build_split(cfg, asked.split, checkpoint.classes).normal
     except REFUSALS as error:

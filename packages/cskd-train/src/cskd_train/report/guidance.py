@@ -57,12 +57,14 @@ def guidance(subject: Subject, moved: tuple[str, str], image_ids: Sequence[int],
         raise TrainError(f"the teacher's checkpoint {run.teacher_checkpoint} is not there")
     contents = checkpoints.read(last)
     checkpoint = checkpoints.parse(contents, last)
-    cfg = config_from_data(move_root(dict(checkpoint.config), *moved), asked.overrides)
+    settings = {**run.data_root(checkpoint.config), **asked.overrides}
+    cfg = config_from_data(move_root(dict(checkpoint.config), *moved), settings)
     plan = DistillPlan.parse(cfg.distill)
     if plan.pyramid is None or plan.pyramid.kind != "cskd":
         kind = "not compared" if plan.pyramid is None else f"compared by {plan.pyramid.kind}"
         raise TrainError(f"the pyramids are {kind} here, which has no guidance")
-    cfg.distill = {**cfg.distill, "teacher": {**cfg.distill["teacher"], "checkpoint": str(teacher.checkpoint)}}
+    where = {"checkpoint": str(teacher.checkpoint), **({"config": teacher.config} if teacher.config else {})}
+    cfg.distill = {**cfg.distill, "teacher": {**cfg.distill["teacher"], **where}}
     dataset = build_split(cfg, asked.split, checkpoint.classes)
     student = build_without_pretrained(cfg.model)
     student.CLASSES = dataset.CLASSES

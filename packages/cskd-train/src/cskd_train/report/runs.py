@@ -15,6 +15,7 @@ from cskd_train.errors import TrainError
 from cskd_train.files.overrides import move_root
 from cskd_train.stored import current_config, current_terms
 from cskd_train.tables.measured import UnreadableError, mapping, read_json
+from cskd_train.tables.paths import located, started_in
 
 TEACHER, ALONE, DISTILLED, PLAIN = "teacher", "student alone", "student distilled", "student"
 ROLES = {"teacher": TEACHER, "student": ALONE, "distilled": DISTILLED}
@@ -82,6 +83,22 @@ class ReadRun:
     @property
     def distilled(self) -> bool:
         return bool(self.config.get("distill"))
+
+    @property
+    def stated_folder(self) -> str:
+        """Where it said that it was; empty while it is under way."""
+        return str(self.result.get("work_dir") or "")
+
+    def located(self, path: str) -> Path | None:
+        """A file or folder that it names, where that is now (see `tables.paths`)."""
+        return located(path, self.folder, self.stated_folder)
+
+    def data_root(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The setting by which a config's relative `data_root` is found from any folder; none where none is needed."""
+        root, start = config.get("data_root"), started_in(self.folder, self.stated_folder)
+        if start is None or start == Path.cwd() or not isinstance(root, str):
+            return {}
+        return {"data_root": str(start / root)} if not Path(root).is_absolute() and (start / root).exists() else {}
 
 
 @dataclass(frozen=True)
@@ -246,8 +263,9 @@ def _teacher_of(run: ReadRun) -> Detector | None:
     """The teacher of a distilled run: the run that wrote its checkpoint, where that is known, or the file alone."""
     if not run.teacher_checkpoint:
         return None
-    file = located(run.teacher_checkpoint, run.folder)
+    file = run.located(run.teacher_checkpoint)
     config = (run.config.get("distill") or {})["teacher"].get("config")
+    config = config and str(run.located(config) or config)
     if file is None:
         return Detector(TEACHER, TEACHER, None, None, config, COLOURS[TEACHER])
     own = _beside(file.parent)
@@ -259,7 +277,7 @@ def _alone_of(run: ReadRun) -> Detector | None:
     if not run.distilled:
         return None
     named = (run.result.get("baseline") or {}).get("work_dir")
-    folder = located(named, run.folder) if named else None
+    folder = run.located(named) if named else None
     if folder is None and isinstance(run.config.get("data"), Mapping):
         images = (run.result.get("images") or {}).get("val") or run.teacher.get("of") or 0
         seed = run.result.get("seed", run.config.get("seed") or 0)
@@ -275,15 +293,6 @@ def _beside(folder: Path) -> ReadRun | None:
         return _read(folder)
     except TrainError:
         return None
-
-
-def located(path: str, work_dir: Path) -> Path | None:
-    """A file or folder that a run names: as it is named, or in the folder of that name beside the work dir."""
-    if "://" in path:
-        return None
-    named, beside = Path(path).expanduser(), work_dir.resolve().parent
-    ways = (named, beside / named.name, beside / named.parent.name / named.name)
-    return next((way for way in ways if named.name and way.exists()), None)
 
 
 def _identity(one: Detector) -> Any:

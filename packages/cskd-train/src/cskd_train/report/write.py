@@ -254,10 +254,12 @@ def _splits(subject: Subject, moved: tuple[str, str], asked: Asked) -> dict[str,
     try:
         if subject.main.checkpoint is not None:
             stored = load_checkpoint(subject.main.checkpoint).config
-            cfg = config_from_data(move_root(dict(stored), *moved), asked.overrides)
+            cfg = config_from_data(
+                move_root(dict(stored), *moved), {**subject.run.data_root(stored), **asked.overrides}
+            )
         else:
             stored = config_from_data(move_root(dict(load_config(subject.run.files.config).items()), *moved))
-            cfg = config_from_data(dict(stored.items()), asked.overrides)
+            cfg = config_from_data(dict(stored.items()), {**subject.run.data_root(stored), **asked.overrides})
     except REFUSALS as error:
         return {"train": str(error)}
     found: dict[str, cskd_data.Dataset | str] = {}

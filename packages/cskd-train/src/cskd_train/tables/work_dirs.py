@@ -7,6 +7,7 @@ checkpoint which the block names.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 from cskd_train.stored import current_config
 from cskd_train.tables import measured
 from cskd_train.tables.measured import Measurement, Spread, UnreadableError
+from cskd_train.tables.paths import ways
 
 RESULT, CONFIG = "result.json", "config.json"
 # What makes the student that a run trains: where one of these differs, two runs are not compared.
@@ -102,15 +104,26 @@ def find_in_work_dirs(folders: Iterable[Path], warn: Callable[[str], None]) -> l
     Args:
         warn: takes a line for each file that is broken or none of ours, and for each run left out.
     """
+    warn = functools.cache(warn)  # each line once
     runs = _load_all(folders, warn)
-    distilled = _grouped(runs, lambda run: (run.student, run.distill) if run.distill else None, warn)
+    teachers = {run.folder: _teacher(run, runs, warn) for run in runs if run.distill}
+
+    def distillation(run: FinishedRun) -> Any:
+        """Equal for runs of one student under one teacher, or a copy of its run."""
+        if not run.distill:
+            return None
+        teacher, _ = teachers[run.folder] or (None, 0)
+        return run.student, run.distill, teacher and (teacher.student, teacher.seed, teacher.started, teacher.best)
+
+    distilled = _grouped(runs, distillation, warn)
     plain = _grouped(runs, lambda run: None if run.distill else run.student, warn)
     found, used = [], set()
     for group in distilled.values():
         first = group[0]
-        teacher = _teacher(first, runs, warn)
+        teacher = teachers[first.folder]
         alone = plain.get(first.student, [])
-        used |= {run.folder for run in (*alone, *([teacher[0]] if teacher else []))}
+        used |= {run.folder for run in alone}
+        used |= {found_teacher[0].folder for run in group if (found_teacher := teachers[run.folder])}
         found.append(
             _measurement(
                 group,
@@ -192,21 +205,39 @@ def _teacher(
 ) -> tuple[FinishedRun, float] | None:
     """The run whose checkpoint taught a student, and that checkpoint's mAP on the student's validation images."""
     checkpoint = student.teacher_checkpoint
-    if not checkpoint or "://" in checkpoint:
+    try:
+        teacher = _teacher_run(student, runs) if checkpoint and "://" not in checkpoint else None
+    except UnreadableError as error:
+        warn(str(error))
         return None
-    folder = Path(checkpoint).parent
-    teacher = next((run for run in runs if run.folder.resolve() == folder.resolve()), None) or next(
-        (run for run in runs if run.stated_folder and Path(run.stated_folder) == folder), None
-    )
-    if teacher is None and (folder / RESULT).exists():
-        try:
-            teacher = load_run(folder)
-        except UnreadableError as error:
-            warn(str(error))
     if teacher is None or teacher.validation != student.validation:
         return None
     figure = {"best.pth": teacher.best, "last.pth": teacher.last}.get(Path(checkpoint).name)
     return None if figure is None else (teacher, figure)
+
+
+def _teacher_run(student: FinishedRun, runs: Sequence[FinishedRun]) -> FinishedRun | None:
+    """The run in whose folder a student's teacher was.
+
+    Raises:
+        UnreadableError: its files are broken; several of the runs say that this was their folder, and none of them is
+            beside the student's.
+    """
+    given = {run.folder.resolve(): run for run in runs}
+    folder = Path(student.teacher_checkpoint).parent
+    *beside, named = [*ways(str(folder), student.folder, student.stated_folder)] or [folder]
+    for way in beside:
+        if (way / RESULT).exists():
+            return given.get(way.resolve()) or load_run(way)
+    stating = [run for run in runs if run.stated_folder and Path(run.stated_folder) == folder]
+    if len(stating) > 1:
+        raise UnreadableError(
+            f"{student.folder}: its teacher was trained in {folder}, which is where each of "
+            f"{', '.join(str(run.folder) for run in stating)} says that it was: no teacher is named"
+        )
+    if stating:
+        return stating[0]
+    return given.get(named.resolve()) or (load_run(named) if (named / RESULT).exists() else None)
 
 
 def _spread(runs: Iterable[FinishedRun]) -> Spread:
