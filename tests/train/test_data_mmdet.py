@@ -132,6 +132,32 @@ def test_wrappers_and_lists_of_files_are_built_of_the_same_dataset(coco_root):
     assert len(datasets.build([config(coco_root), repeated], test_mode=False)) == 2 + 2 * 3
 
 
+@pytest.mark.parametrize(
+    ("wrapped", "used"),
+    [
+        (lambda one: one, 2),
+        (lambda one: {**one, "filter_empty_gt": False}, 3),
+        (lambda one: {"type": "RepeatDataset", "times": 3, "dataset": one}, 2),
+        (lambda one: {"type": "ConcatDataset", "datasets": [one, {**one, "filter_empty_gt": False}]}, 5),
+        (lambda one: {**one, "ann_file": ["coco.json"] * 2}, 4),
+        (lambda one: {"type": "ClassBalancedDataset", "oversample_thr": 0.9, "dataset": one}, 2),
+    ],
+)
+def test_images_count_that_are_trained_on_each_once(wrapped, used, coco_root):
+    """Of three, one has no box. All are evaluated on."""
+    assert datasets.counts(datasets.build(wrapped(config(coco_root)), test_mode=False)) == (used, 0)
+    assert datasets.counts(datasets.build(config(coco_root), test_mode=True)) == (3, 0)
+
+
+def test_images_that_are_too_small_to_train_on_do_not_count(coco_root):
+    cv2.imwrite(str(coco_root / "2.jpg"), np.full((24, 64, 3), 80, np.uint8))
+    data = json.loads((coco_root / "coco.json").read_text())
+    data["images"][1]["height"] = 24
+    (coco_root / "coco.json").write_text(json.dumps(data))
+    dataset = datasets.build(config(coco_root), test_mode=False)
+    assert (len(dataset), datasets.counts(dataset)) == (1, (1, 0))
+
+
 def test_the_config_is_not_changed(coco_root):
     given = config(coco_root)
     before = json.dumps(given)

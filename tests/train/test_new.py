@@ -287,6 +287,21 @@ def test_batch_workers_and_rate_follow_the_machine(tmp_path):
     assert chosen(tmp_path, [100], machine=Machine(1))[0]["workers"] == "0"
 
 
+def test_images_without_boxes_are_not_counted_as_trained_on(tmp_path):
+    """Forty images, eight of which have a box; others validate."""
+    data = json.loads(sized(tmp_path, [100]).read_text())
+    for name, first, boxes in (("train", 0, 8), ("val", 30, 10)):
+        images = data["images"][first : first + (30 if name == "train" else 10)]
+        kept = {"images": images, "annotations": data["annotations"][first : first + boxes]}
+        (tmp_path / f"{name}.json").write_text(json.dumps({**data, **kept}))
+    files = [tmp_path / "train.json", tmp_path / "val.json"]
+    project = cskd_train.new(tmp_path / "p", files, images=tmp_path / "images", machine=GPU, init="none")
+    of = {one.name.strip(): one for one in project.choices}
+    assert (of["batch"].value, of["batch"].why) == ("2 images", "for 8 images")
+    assert of["epochs"].why.startswith("800 images in all")
+    assert project.splits == {"train": 30, "val": 10}
+
+
 @pytest.mark.parametrize(
     ("machine", "amp"), [(Machine(2, bfloat16="amx_bf16"), "bf16"), (PROCESSOR, None), (GPU, None)]
 )

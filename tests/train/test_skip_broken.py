@@ -86,7 +86,7 @@ def test_with_it_the_run_goes_on_and_says_what_it_skipped(run_spoiled, spoiled, 
     assert code == 0, err
     result = json.loads((tmp_path / "w" / "result.json").read_text())
     assert (result["skipped_images"], result["images"]) == ({"train": 2, "val": 1}, {"train": 10, "val": 5})
-    assert "skipped: 2 of 12 images of train, 1 of 6 images of val cannot be used; mAP over 5 of 6 images" in out
+    assert "skipped: 2 images of train, 1 image of val cannot be used; mAP over 5 of 6 images" in out
     warnings = [line for line in err.splitlines() if line.startswith("warning: ")]
     for split, count in (("train", "2 of 12 images"), ("val", "1 of 6 images")):
         (line,) = (line for line in warnings if f"{count} left out, with their boxes" in line)
@@ -148,7 +148,7 @@ def test_a_dry_run_shows_the_count(run_spoiled, tmp_path):
     code, out, _ = run_spoiled("w", "--skip-broken", "--dry-run")
     assert code == 0
     (line,) = (line for line in out.splitlines() if line.startswith("skipped "))
-    assert line.endswith("2 of 12 images of train, 1 of 6 images of val cannot be used; mAP over 5 of 6 images")
+    assert line.endswith("2 images of train, 1 image of val cannot be used; mAP over 5 of 6 images")
     assert not (tmp_path / "w").exists()
 
 
@@ -213,7 +213,7 @@ def test_what_only_decoding_finds_ends_a_run_by_name_with_the_ways_on_and_is_ski
     assert "`--skip-broken` goes on without them" in err
     code, out, err = run_spoiled("w", "--set", "data.val=None", "--skip-broken", "--overwrite")
     assert code == 0, err
-    assert "skipped: 1 of 12 images of train cannot be used\n" in out
+    assert "skipped: 1 image of train cannot be used\n" in out
 
 
 def test_a_resumed_run_skips_the_same_and_ends_as_the_undisturbed_one(small_runs, tmp_path):

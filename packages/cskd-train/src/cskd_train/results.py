@@ -10,14 +10,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cskd_data.names import counted
 from cskd_data.results import COCO_METRICS
 
 
 def skipped_images(images: Mapping[str, int], skipped: Mapping[str, int]) -> str:
-    """`2 of 12 images of train, 1 of 6 of val could not be used: mAP over 5 of 6 images`, by split."""
-    lost = ", ".join(
-        f"{number} of {number + images[split]} images of {split}" for split, number in skipped.items() if number
-    )
+    """`2 images of train, 1 image of val cannot be used; mAP over 5 of 6 images`, by split."""
+    lost = ", ".join(f"{counted(number, 'image')} of {split}" for split, number in skipped.items() if number)
     over = f"; mAP over {images['val']} of {images['val'] + skipped['val']} images" if skipped.get("val") else ""
     return f"{lost} cannot be used{over}"
 
@@ -44,7 +43,7 @@ class RunResult:
     versions: Mapping[str, str] = field(default_factory=dict)
     processes: int = 1
     skipped_steps: int = 0  # whose float16 gradients overflowed
-    images: Mapping[str, int] = field(default_factory=dict)  # by split
+    images: Mapping[str, int] = field(default_factory=dict)  # by split, each once; of train those that are trained on
     skipped_images: Mapping[str, int] = field(default_factory=dict)  # by split, beside `images`: they cannot be used
     start: Mapping[str, Any] = field(default_factory=dict)  # what was taken from load_from, and what not
     teacher: Mapping[str, Any] = field(default_factory=dict)  # what it was before the first step: engine.preflight

@@ -9,6 +9,7 @@ the place of `CocoDataset` and `LoadImageFromFile`.
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import os
 from collections.abc import Mapping, Sequence
@@ -79,9 +80,13 @@ def build_unlabelled(cfg: Any, pictures: cskd_data.Dataset) -> Any:
 
 
 def counts(dataset: Any) -> tuple[int, int]:
-    """How many images of its annotation files a dataset uses, and how many were left out of them."""
+    """How many images of its annotation files a dataset uses, and how many cannot be used and were left out.
+
+    Each image counts once, however often a wrapper repeats it. What a training leaves out by its kind (images without a
+    box, or below 32 pixels) is in neither number.
+    """
     if hasattr(dataset, "normal"):
-        return len(dataset.normal.images), len(dataset.normal.left_out)
+        return len(dataset), len(dataset.normal.left_out)
     members = dataset.datasets if hasattr(dataset, "datasets") else [dataset.dataset]
     used, skipped = zip(*map(counts, members), strict=True)
     return sum(used), sum(skipped)
@@ -121,6 +126,22 @@ def first_leaf(cfg: Any) -> Mapping[str, Any]:
     while isinstance(cfg, (list, tuple)) or cfg.get("type") in WRAPPERS:
         cfg = cfg[0] if isinstance(cfg, (list, tuple)) else cfg.get("dataset") or cfg.get("datasets")
     return cfg
+
+
+def with_pipeline_of(own: Any, cfg: Any, split: str) -> Any:
+    """A config whose images of a split come in (scaled, normalised, padded) as another config, a detector's, says.
+
+    Args:
+        own: the config of the detector; without any data the images come in as `cfg` has it.
+        cfg: says which images. It is not changed.
+        split: val or test.
+    """
+    data = own.get("data") or {}
+    if not (source := data.get(split) or data.get("val") or data.get("test")):
+        return cfg
+    changed = copy.deepcopy(cfg)
+    first_leaf(changed.data[split])["pipeline"] = copy.deepcopy(first_leaf(source)["pipeline"])  # type: ignore[index]
+    return changed
 
 
 @DATASETS.register_module()

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from cskd_core.plan import TeacherPlan
 from cskd_train.errors import TrainError
-from cskd_train.files.checkpoints import load_checkpoint, load_weights
+from cskd_train.files.checkpoints import Checkpoint, load_checkpoint, load_weights
 from cskd_train.files.config import config_from_data, load_config
 from cskd_train.files.downloads import fetch
 from cskd_train.mm.data_sources import classes_of
 from cskd_train.mm.normalization import Normalization
 from cskd_train.mm.plain import build_without_pretrained
+
+if TYPE_CHECKING:  # at run time cskd_train.mm has to come before mmcv, which it changes
+    from mmcv import Config
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,12 @@ class Teacher:
     config: Mapping[str, Any] = field(default_factory=dict)  # as the checkpoint has it; empty in a plain one of mmdet
 
 
-def build_teacher(plan: TeacherPlan) -> Teacher:
-    """The teacher with its weights loaded.
+def read_teacher(plan: TeacherPlan) -> tuple[Checkpoint, Config]:
+    """The teacher's checkpoint, downloaded where it has a URL, and its config; classes that the file does not name are
+    those of the config's training data.
 
     Raises:
-        TrainError: config or checkpoint are missing, broken, or do not belong together; the config's file of classes
-            cannot be read.
+        TrainError: one of them is missing or broken; the config's file of classes cannot be read.
     """
     file = fetch(plan.checkpoint, plan.config)
     checkpoint = load_checkpoint(file, require_config=False)
@@ -46,13 +49,28 @@ def build_teacher(plan: TeacherPlan) -> Teacher:
             "it was trained with, by --teacher CONFIG or in the recipe's distill.teacher.config"
         )
     cfg = load_config(plan.config) if plan.config else config_from_data(checkpoint.config)
-    # mmdet 3 has the normalisation in the model; the teacher's is done for it (see `normalization`).
-    teacher = build_without_pretrained({key: value for key, value in cfg.model.items() if key != "data_preprocessor"})
-    load_weights(teacher, checkpoint)
     classes = checkpoint.classes or classes_of((cfg.get("data") or {}).get("train"))
+    return replace(checkpoint, classes=classes), cfg
+
+
+def detector_of(cfg: Config) -> dict[str, Any]:
+    """The `model` of a config without mmdet 3's normalisation in it, which is done elsewhere (see `normalization`)."""
+    return {key: value for key, value in cfg.model.items() if key != "data_preprocessor"}
+
+
+def build_teacher(plan: TeacherPlan) -> Teacher:
+    """The teacher with its weights loaded.
+
+    Raises:
+        TrainError: config or checkpoint are missing, broken, or do not belong together; the config's file of classes
+            cannot be read.
+    """
+    checkpoint, cfg = read_teacher(plan)
+    teacher = build_without_pretrained(detector_of(cfg))
+    load_weights(teacher, checkpoint)
     notes = tuple(f"the teacher's checkpoint: {note}" for note in checkpoint.notes)
     normalization = Normalization.of_config(cfg)
-    return Teacher(teacher, classes or None, normalization, notes, checkpoint.metrics, checkpoint.config)
+    return Teacher(teacher, checkpoint.classes or None, normalization, notes, checkpoint.metrics, checkpoint.config)
 
 
 _HEADS = ("bbox_head.", "rpn_head.", "roi_head.")

@@ -167,7 +167,7 @@ class _Plan:
         machine: Machine,
     ) -> None:
         self._family, self._narrow = family, narrow
-        self._images = len(train.images)
+        self._images = len({one["image_id"] for one in train.annotations})  # those without a box are not trained on
         self.scale, why_scale = choices.image_scale(train, size, machine)
         anchor = choices.smallest_anchor(family, choices.box_sides(train, self.scale))
         self._anchor = anchor.scale

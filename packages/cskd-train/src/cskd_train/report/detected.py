@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +26,8 @@ from cskd_train.errors import REFUSALS, TrainError
 from cskd_train.files.checkpoints import Checkpoint, load_checkpoint
 from cskd_train.files.config import config_from_data, load_config
 from cskd_train.files.overrides import move_root
-from cskd_train.mm.datasets import first_leaf
+from cskd_train.mm.datasets import with_pipeline_of
+from cskd_train.mm.teacher import detector_of
 from cskd_train.report.runs import Detector
 
 DEFAULT_THRESHOLD = 0.3
@@ -156,8 +156,7 @@ def _detections(detector: Detector, cfg: Any, chosen: Sequence[int], asked: Aske
     file = asked.cache / f"{_mark(checkpoint, own, cfg, dataset, asked.split)}.json"
     if (kept := _kept(file)) is not None:
         return kept
-    model_config = {key: value for key, value in own.model.items() if key != "data_preprocessor"}
-    model = build_trained(config_from_data({"model": model_config}), checkpoint, asked.device)
+    model = build_trained(config_from_data({"model": detector_of(own)}), checkpoint, asked.device)
     check_classes(model, dataset.CLASSES)
     if not getattr(model, "test_cfg", None):
         raise TrainError("its config has no model.test_cfg, which says how boxes are made of its outputs")
@@ -171,7 +170,7 @@ def _detections(detector: Detector, cfg: Any, chosen: Sequence[int], asked: Aske
 
 
 def images_for(own: Any, cfg: Any, split: str, classes: Sequence[str], places: Sequence[int]) -> tuple[Any, Any]:
-    """Some images of a config's split, brought in (scaled, normalised, padded) as the config of a detector says.
+    """Some images of a config's split, brought in as the config of a detector says.
 
     Whoever has several detectors detect on the same images takes them from here, for each detector anew.
 
@@ -188,10 +187,7 @@ def images_for(own: Any, cfg: Any, split: str, classes: Sequence[str], places: S
     Raises:
         TrainError, DataError: as `build_split`.
     """
-    data = own.get("data") or {}
-    if source := data.get(split) or data.get("val") or data.get("test"):
-        cfg = copy.deepcopy(cfg)
-        first_leaf(cfg.data[split])["pipeline"] = copy.deepcopy(first_leaf(source)["pipeline"])  # type: ignore[index]
+    cfg = with_pipeline_of(own, cfg, split)
     dataset = build_split(cfg, split, classes)
     dataset.data_infos = [dataset.data_infos[place] for place in places]
     dataset.img_ids = [dataset.img_ids[place] for place in places]
