@@ -413,6 +413,26 @@ def test_options_that_do_not_go_together_are_refused(coco, tmp_path, options, me
     assert not (tmp_path / "p").exists()
 
 
+@pytest.mark.parametrize("lacking", ["train", "val"])
+def test_folders_of_voc_given_singly_have_the_classes_of_all(lacking, voc, tmp_path):
+    """As their parent folder has them: here only one of the two has a star."""
+    files = sorted((voc / "Annotations").glob("*.xml"))
+    for split, part in (("train", files[:16]), ("val", files[16:])):
+        shutil.copytree(voc / "JPEGImages", tmp_path / split / "JPEGImages")
+        (tmp_path / split / "Annotations").mkdir()
+        for file in part:
+            text = file.read_text()
+            kept = text if split != lacking else text.replace("<name>star</name>", "<name>ring</name>")
+            (tmp_path / split / "Annotations" / file.name).write_text(kept)
+    project = cskd_train.new(tmp_path / "p", [tmp_path / "train", tmp_path / "val"], machine=PROCESSOR)
+    assert project.classes == tuple(sorted(CLASSES))
+    for split in ("train", "val"):
+        data = json.loads((tmp_path / "p" / "data" / f"{split}.json").read_text())
+        names = {one["id"]: one["name"] for one in data["categories"]}
+        assert sorted(names.values()) == sorted(CLASSES)
+        assert ("star" in {names[one["category_id"]] for one in data["annotations"]}) == (split != lacking)
+
+
 def test_splits_of_other_classes_are_refused(coco, tmp_path):
     data = json.loads((coco / "annotations" / "val.json").read_text())
     data["categories"][0]["name"] = "disc"

@@ -10,7 +10,7 @@ from typing import Any
 from cskd_data.check import check
 from cskd_data.dataset import Dataset
 from cskd_data.errors import DataError
-from cskd_data.formats import reader_of, split_of, splits_of
+from cskd_data.formats import format_of, reader_of, split_of, splits_of
 from cskd_data.merge import same_classes
 from cskd_data.split import PARTS, split
 from cskd_data.together import check_together
@@ -46,6 +46,8 @@ def read_splits(
         raise DataError(f"{len(paths)} data sets: give one, or those for {', '.join(PARTS)}")
     if len(paths) > 1:
         parts = {name: reader_of(path)(path, images) for name, path in zip(PARTS, paths, strict=False)}
+        if all(path.is_dir() and split_of(path) is None and format_of(path) == "voc" for path in paths):
+            parts = _of_all_classes(parts)
         how = "the files that were given"
     else:
         parts, how = _own_splits(paths[0], images)
@@ -93,6 +95,17 @@ def read_pictures(path: Path, parts: Mapping[str, Dataset], progress: Progress) 
         for note in check_together({"unlabeled": pictures, name: parts[name]})
     ]
     return pictures, list(map(str, shared))
+
+
+def _of_all_classes(parts: Mapping[str, Dataset]) -> dict[str, Dataset]:
+    """The same parts, each with the classes of all: in a format whose classes are those that are labelled."""
+    classes = sorted({name for part in parts.values() for name in part.classes})
+    found = {}
+    for name, part in parts.items():
+        lacked = [one for one in classes if one not in part.classes]
+        more = {one: len(part.classes) + number for number, one in enumerate(lacked, start=1)}
+        found[name] = replace(part, unused={**part.unused, **more}).select(classes)
+    return found
 
 
 def _own_splits(path: Path, images: Path | None) -> tuple[dict[str, Dataset], str]:
