@@ -1,13 +1,14 @@
 """What distilling gains: a matrix of runs, data x detector x method x epochs x seed, as one job that can be resumed.
 
-    python benchmarks/gain.py PLAN.toml --work-dir DIR --records docs/results/gain.jsonl [--study NAME] [--budget 2h]
-    python benchmarks/gain_table.py docs/results/gain.jsonl --write docs/results/gain.md
+    python benchmarks/gain.py PLAN.toml --work-dir DIR --records DIR/gain.jsonl [--study NAME] [--budget 2h]
+    python benchmarks/gain_table.py DIR/gain.jsonl
 
 Each run is a process of its own, `cskd-train run`, in a folder of DIR that its study, method, epochs and seed name. A
-run that has a line among the records is not repeated, and one that another study had is taken over from its line; one
-that was stopped in the middle goes on from its last.pth. A study's teacher is trained once. Its students are taken
-seed by seed, the methods of a seed one after another, so that a pair (alone, distilled) is there as early as can be and
-comes from one machine.
+run that has a line of this machine among the records is not repeated, and one that another study had is taken over from
+its line; one that was stopped in the middle goes on from its last.pth. Its folder keeps, in gain.json, by what commit
+and machine it was trained and what that cost. A study's teacher is trained once. Its students are taken seed by seed,
+the methods of a seed one after another, so that a pair (alone, distilled) is there as early as can be and comes from
+one machine. docs/results/gain.jsonl has the records of this repository's page.
 
 With --budget no run is begun that would not end in time, going by the seconds an epoch of that method took before.
 
@@ -27,7 +28,7 @@ A study of the plan:
     set, test            for --set: of all its runs; of `cskd-train test` alone (another data set, say), with `split`
     methods              name -> config, and `set` of its own; or `like`, another method, and what `set` changes in it;
                          or `best_of`, "STUDY:PREFIX": of that study's methods whose names begin so the one with the
-                         best mean mAP on val, by the records
+                         best mean mAP on val, by the records of this machine
 
 Commands, and values that are text, are as on a command line, with $VARIABLES of the environment, {root} (the
 repository), {folder} (of the study's runs) and {teacher} (its best checkpoint). A command is one of cskd-train, or a
@@ -37,21 +38,21 @@ script of the repository.
 from __future__ import annotations
 
 import json
-import resource
 import shlex
-import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 import tomllib
-import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 import machine
+import processes
+from gain_origin import here, is_through, machine_of, minutes_of, origin_of, trained
 from gain_plan import (
     ROOT,
     TEACHER,
@@ -60,7 +61,6 @@ from gain_plan import (
     decided,
     filled,
     key_of,
-    processor_of,
     recorded_elsewhere,
     runs_of,
 )
@@ -68,6 +68,8 @@ from gain_plan import (
 from cskd_train import mm  # noqa: F401  (before any mmcv import)
 from cskd_train.files.config import load_config
 from cskd_train.project.budget import duration, parse_duration, schedule
+
+GRACE = 120.0  # seconds in which a run that is stopped may save
 
 
 def command_of(run: Run, work_dir: Path, teacher: Path | None) -> list[str]:
@@ -90,34 +92,26 @@ def execute(words: Sequence[str]) -> str:
     """Run one command of cskd-train, or a script, with this interpreter; gives its standard output.
 
     Raises:
-        subprocess.CalledProcessError: it failed; what it said is on the terminal.
+        click.ClickException: it failed; what it said is on the terminal.
     """
     program = [str(ROOT / words[0])] if words[0].endswith(".py") else ["-m", words[0].replace("-", "_")]
-    return subprocess.run([sys.executable, *program, *words[1:]], stdout=subprocess.PIPE, text=True, check=True).stdout
+    done = processes.run([sys.executable, *program, *words[1:]], stderr=None, grace=GRACE)
+    if done.returncode:
+        raise click.ClickException(f"{shlex.join(words)} failed with exit code {done.returncode}")
+    return done.stdout
 
 
-def processor_seconds() -> float:
-    """Of all processes that this one has started and that have ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
-def epochs_done(work_dir: Path) -> int:
-    """How many epochs the log of a run says were evaluated."""
-    log = work_dir / "log.jsonl"
-    return len(curve_of(log)) if log.exists() else 0
-
-
-def record_of(
-    run: Run, work_dir: Path, words: Sequence[str], test: Mapping[str, Any], processor_minutes: float
-) -> dict[str, Any]:
-    """The line of a run that is through.
+def record_of(run: Run, work_dir: Path, test: Mapping[str, Any]) -> dict[str, Any]:
+    """The line of a run that is through, by what its folder has.
 
     Args:
         test: what `cskd-train test --json` printed of its best checkpoint on the study's split.
-        processor_minutes: of an epoch.
     """
     result = json.loads((work_dir / "result.json").read_text(encoding="utf-8"))
+    origin = origin_of(work_dir)
+    minutes = minutes_of(origin, result)
+    of_an_epoch = minutes / run.epochs if machine.on_processor(result["device"]) else None
+    names = ("threads", "command", "commit", "commits", "processor", "instructions", "versions")
     return {
         "study": run.study,
         "data": run.data,
@@ -132,16 +126,12 @@ def record_of(
         "split": run.split,
         "test": dict(test["metrics"]),
         "errors": dict(test["errors"]),
-        "curve": curve_of(work_dir / "log.jsonl", processor_minutes if on_processor(result["device"]) else None),
+        "curve": curve_of(work_dir / "log.jsonl", of_an_epoch),
         "improving": result["improving"],
-        "processor_minutes": round(processor_minutes * run.epochs, 3),
+        "processor_minutes": round(minutes, 3),
         "seconds": result["seconds"],
         "device": result["device"],
-        "threads": torch.get_num_threads(),
-        "command": shlex.join(word.replace(str(ROOT) + "/", "") for word in words if word != "--resume"),
-        "commit": machine.commit(ROOT),
-        **machine.processor(),
-        "versions": machine.versions(),
+        **{name: origin[name] for name in names if name in origin},
     }
 
 
@@ -168,11 +158,6 @@ def curve_of(log: Path, minutes: float | None = None) -> list[dict[str, float]]:
     return curve
 
 
-def on_processor(device: str) -> bool:
-    """Whether a run's device, as its result.json names it, is a processor."""
-    return device.startswith("CPU")
-
-
 def read(records: Path) -> list[dict[str, Any]]:
     """The lines of a file of records; none where there is no file."""
     if not records.exists():
@@ -188,11 +173,12 @@ def write(records: Path, record: Mapping[str, Any]) -> None:
 
 
 def expected_seconds(run: Run, records: Sequence[Mapping[str, Any]]) -> float | None:
-    """What a run will take, by the seconds an epoch of its method took in the latest run of its study here."""
-    here = processor_of(machine.processor())
-    alike = [
-        one for one in records if (one["study"], one["method"]) == (run.study, run.method) and processor_of(one) == here
-    ]
+    """What a run will take, by the seconds an epoch of its method took in the latest run of its study.
+
+    Args:
+        records: of this machine.
+    """
+    alike = [one for one in records if (one["study"], one["method"]) == (run.study, run.method)]
     return alike[-1]["seconds"] / alike[-1]["epochs"] * run.epochs if alike else None
 
 
@@ -208,11 +194,27 @@ def main(plan: Path, work_dir: Path, records: Path, study: str | None, budget: s
     began, limit = time.monotonic(), parse_duration(budget) if budget else float("inf")
     content = tomllib.loads(plan.read_text(encoding="utf-8"))
     studies = content["studies"]
+    planned, this = list(runs_of(content, study)), machine.key_of(here())
+    tell_of_others(planned, read(records), this)
     prepared: set[tuple[str, str]] = set()
-    for run in runs_of(content, study):
-        done = read(records)
+    left_over = 0
+    for run in planned:
+        found = read(records)
+        done = [one for one in found if machine.key_of(one) == this]
+        folder = folder_of(run, work_dir)
         if run.key in map(key_of, done):
             continue
+        try:
+            trained_on = machine_of(run, folder)
+        except click.UsageError as error:
+            if not dry_run:
+                raise
+            click.echo(error.message)
+            left_over += 1
+            continue
+        if (run.key, trained_on) in ((key_of(one), machine.key_of(one)) for one in found):
+            continue
+        left_over += 1
         run = run if dry_run else decided(run, content, done)
         if same := recorded_elsewhere(run, content, done, work_dir):
             named = f"{same['study']}/{same['method']}"
@@ -221,8 +223,8 @@ def main(plan: Path, work_dir: Path, records: Path, study: str | None, budget: s
                 own = {"study": run.study, "method": run.method, "data": run.data, "detector": run.detector}
                 write(records, {**same, **own, "run_of": same.get("run_of", named), **chosen_of(run)})
             continue
-        expected = expected_seconds(run, done)
-        lasts = "" if expected is None else f", about {duration(expected)}"
+        expected = 0.0 if is_through(run, folder) else expected_seconds(run, done)
+        lasts = "" if not expected else f", about {duration(expected)}"
         if dry_run:
             click.echo(f"{run.name}{lasts}")
             continue
@@ -233,7 +235,7 @@ def main(plan: Path, work_dir: Path, records: Path, study: str | None, budget: s
         click.echo(f"{run.name}{lasts}" + (f", {run.chosen}" if run.chosen else ""))
         teacher = work_dir / run.teacher_of / TEACHER / "best.pth"
         if run.method != TEACHER and not teacher.exists():
-            if any(key_of(one)[:2] == (run.teacher_of, TEACHER) for one in done):
+            if any(key_of(one)[:2] == (run.teacher_of, TEACHER) for one in found):
                 raise click.UsageError(
                     f"{run.name}: {records} has the teacher of {run.teacher_of}, and {teacher} is not there: give the "
                     "--work-dir that has it, or another file of --records"
@@ -244,17 +246,33 @@ def main(plan: Path, work_dir: Path, records: Path, study: str | None, budget: s
                 prepared.add((run.study, when))
                 for command in studies[run.study].get(when, []):
                     execute(shlex.split(filled(command, work_dir / run.study)))
-        folder = teacher.parent if run.method == TEACHER else work_dir / run.name
-        words = command_of(run, folder, teacher)
-        used, before = processor_seconds(), epochs_done(folder)
-        execute(words)
-        minutes = (processor_seconds() - used) / 60 / max(run.epochs - before, 1)
-        best = folder / "best.pth"
+        if not is_through(run, folder):
+            words = command_of(run, folder, teacher)
+            with trained(folder, words):
+                execute(words)
         settings = assignments(run.test, work_dir / run.study)
-        test = json.loads(
-            execute(["cskd-train", "test", str(best), "--split", run.split, "--errors", "--json", *settings])
+        best = str(folder / "best.pth")
+        test = json.loads(execute(["cskd-train", "test", best, "--split", run.split, "--errors", "--json", *settings]))
+        write(records, record_of(run, folder, test))
+    if not left_over:
+        click.echo(
+            f"all {len(planned)} runs are recorded in {records}: to repeat them, give a --work-dir and a file of "
+            "--records of your own"
         )
-        write(records, record_of(run, folder, words, test, minutes))
+
+
+def folder_of(run: Run, work_dir: Path) -> Path:
+    """Where a run is trained."""
+    return work_dir / run.study / TEACHER if run.method == TEACHER else work_dir / run.name
+
+
+def tell_of_others(planned: Sequence[Run], records: Sequence[Mapping[str, Any]], this: str) -> None:
+    """Say which runs of a plan the records have of other machines."""
+    keys = {run.key for run in planned}
+    others = Counter(machine.key_of(one) for one in records if key_of(one) in keys)
+    for name, count in others.items():
+        if name != this:
+            click.echo(f"{count} of the runs are recorded of another machine, {name}, and are not compared with others")
 
 
 if __name__ == "__main__":

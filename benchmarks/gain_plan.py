@@ -5,16 +5,12 @@ from __future__ import annotations
 import itertools
 import os
 import statistics
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import click
-
-sys.path.insert(0, str(Path(__file__).parent))
-import machine
 
 ROOT = Path(__file__).parents[1]
 TEACHER = "teacher"
@@ -108,6 +104,9 @@ def method_of(methods: Mapping[str, Any], name: str) -> tuple[str, dict[str, Any
 def decided(run: Run, plan: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> Run:
     """A run with config and settings of the method that is the best of several, where its plan says so.
 
+    Args:
+        records: of this machine.
+
     Raises:
         click.UsageError: a method of its study, this one or another, cannot be decided by the records.
     """
@@ -126,6 +125,7 @@ def best_of(wanted: str, plan: Mapping[str, Any], records: Sequence[Mapping[str,
 
     Args:
         wanted: `STUDY:PREFIX`, what the names of the methods begin with.
+        records: of this machine, for one computes other sums than another.
         run: whose study asks, for the message.
 
     Raises:
@@ -140,8 +140,8 @@ def best_of(wanted: str, plan: Mapping[str, Any], records: Sequence[Mapping[str,
         if one.method != TEACHER and one.method.startswith(prefix):
             if one.key not in recorded:
                 raise click.UsageError(
-                    f"{run.study} takes the best of {wanted!r}, and {one.name} has no record yet: begin with "
-                    f"--study {study}"
+                    f"{run.study} takes the best of {wanted!r}, and {one.name} has no record of this machine yet: "
+                    f"begin with --study {study}"
                 )
             values.setdefault(one.method, []).append(recorded[one.key]["val"]["bbox_mAP"])
     return study, max(values, key=lambda name: statistics.fmean(values[name]))
@@ -152,9 +152,8 @@ def recorded_elsewhere(
 ) -> Mapping[str, Any] | None:
     """The record of another study's run that is the same: config, settings, epochs, seed, data, teacher, test split.
 
-    One of another processor is not: a pair comes from one.
-
     Args:
+        records: of this machine: a pair comes from one.
         work_dir: of all studies.
     """
 
@@ -163,8 +162,7 @@ def recorded_elsewhere(
         data = plan["studies"][one.study].get("prepare")
         return one.config, one.epochs, one.seed, one.teacher_of, one.split, data, words
 
-    here = processor_of(machine.processor())
-    recorded = {key_of(one): one for one in records if processor_of(one) == here}
+    recorded = {key_of(one): one for one in records}
     for other in runs_of(plan):
         if other.study != run.study and TEACHER not in (other.method, run.method) and other.key in recorded:
             other = decided(other, plan, records)
@@ -200,8 +198,3 @@ def filled(text: str, folder: Path) -> str:
 def key_of(record: Mapping[str, Any]) -> tuple[Any, ...]:
     """As `Run.key`."""
     return tuple(record[name] for name in ("study", "method", "epochs", "seed"))
-
-
-def processor_of(record: Mapping[str, Any]) -> str:
-    """Its name with the instructions that decide what it computes: several processors may have one name."""
-    return f"{record['processor']} ({', '.join(record['instructions'])})"

@@ -4,11 +4,11 @@
 
 Of each study and number of epochs: mean and standard deviation over the seeds of each method, and the difference of
 each to the student alone, seed by seed: its mean and, from two seeds on, the 95 % interval of that mean by Student's t.
-The student alone is that of as many epochs, or the only one where a study gives it epochs of its own. Only runs of one
-processor are compared, and one name with other instructions is another processor; a seed that one side lacks is left
-out of the difference. Then what each kind of error costs teacher and students, those of most epochs, on the split they
-are tested on. What is written stands between two marks in the page, with a plot a study beside it: mAP by epochs and by
-minutes, a line a method, the band one standard deviation.
+The student alone is that of as many epochs, or the only one where a study gives it epochs of its own; a seed that one
+side lacks is left out of the difference. Then what each kind of error costs the teacher and the students on the split
+they are tested on. A study with runs of several machines (processors, their instructions, GPUs) has all of that, and a
+plot, of each by itself: nothing is a mean or a difference over two. What is written stands between two marks in the
+page, with the plots beside it: mAP by epochs and by minutes, a line a method, the band one standard deviation.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ import click
 from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).parent))
-from gain import on_processor, read
-from gain_plan import TEACHER, processor_of
+import machine
+from gain import read
+from gain_plan import TEACHER, key_of
 
 ALONE = "alone"
 LINES = ("-", "--", ":", "-.")  # of a plot, from the longest training on
@@ -61,16 +62,48 @@ class Spread:
 
 
 @dataclass(frozen=True)
+class Part:
+    """What a study has of one machine.
+
+    Attributes:
+        number: of the machine in the study, from 1 on.
+        several: whether the study has other machines too.
+        records: one a run, the latest.
+    """
+
+    study: str
+    machine: str
+    number: int
+    several: bool
+    records: tuple[Mapping[str, Any], ...]
+
+    @property
+    def plot(self) -> str:
+        """The file of its plot."""
+        return f"gain_{self.study}.svg" if self.number == 1 else f"gain_{self.study}_{self.number}.svg"
+
+
+def parts_of(records: Sequence[Mapping[str, Any]]) -> list[Part]:
+    """Studies, and within them machines, in the order in which they were recorded first."""
+    found: dict[str, dict[str, dict[tuple[Any, ...], Mapping[str, Any]]]] = {}
+    for one in records:
+        found.setdefault(one["study"], {}).setdefault(machine.key_of(one), {})[key_of(one)] = one
+    return [
+        Part(study, name, number, len(machines) > 1, tuple(runs.values()))
+        for study, machines in found.items()
+        for number, (name, runs) in enumerate(machines.items(), start=1)
+    ]
+
+
+@dataclass(frozen=True)
 class Row:
-    """A method in one study, after one number of epochs, on one processor.
+    """A method in one study, after one number of epochs, on one machine.
 
     Attributes:
         gain: its difference to the student alone in the seeds that both have; None of that student itself, and where
             no seed is in both.
     """
 
-    study: str
-    processor: str
     epochs: int
     method: str
     val: Spread
@@ -79,26 +112,23 @@ class Row:
     minutes: float
 
 
-def rows_of(records: Sequence[Mapping[str, Any]], split: str = "test") -> Iterator[Row]:
-    """The rows of all studies, in the order in which their runs were recorded.
+def rows_of(part: Part, split: str = "test") -> Iterator[Row]:
+    """The rows of a study's table, in the order in which their runs were recorded.
 
     Args:
         split: on which gains are taken.
     """
-    groups: dict[tuple[str, str, int], dict[str, dict[int, Mapping[str, Any]]]] = {}
-    for one in records:
+    groups: dict[int, dict[str, dict[int, Mapping[str, Any]]]] = {}
+    for one in part.records:
         if one["method"] != TEACHER:
-            group = groups.setdefault((one["study"], processor_of(one), one["epochs"]), {})
-            group.setdefault(one["method"], {})[one["seed"]] = one
-    for (study, processor, epochs), methods in groups.items():
-        apart = [one for key, one in groups.items() if key[:2] == (study, processor) and one.keys() == {ALONE}]
+            groups.setdefault(one["epochs"], {}).setdefault(one["method"], {})[one["seed"]] = one
+    apart = [methods for methods in groups.values() if methods.keys() == {ALONE}]
+    for epochs, methods in groups.items():
         alone = methods.get(ALONE) or (apart[0][ALONE] if len(apart) == 1 else {})
         for method, runs in methods.items():
             shared = [] if method == ALONE else sorted(runs.keys() & alone.keys())
             gain = [_points(runs[seed], split) - _points(alone[seed], split) for seed in shared]
             yield Row(
-                study,
-                processor,
                 epochs,
                 method,
                 Spread(tuple(_points(one, "val") for one in runs.values())),
@@ -110,7 +140,7 @@ def rows_of(records: Sequence[Mapping[str, Any]], split: str = "test") -> Iterat
 
 def _minutes(record: Mapping[str, Any]) -> float:
     """Of processor time for a run on a processor, else those that passed."""
-    return float(record["processor_minutes"] if on_processor(record["device"]) else record["seconds"] / 60)
+    return float(record["processor_minutes"] if machine.on_processor(record["device"]) else record["seconds"] / 60)
 
 
 def _points(record: Mapping[str, Any], split: str) -> float:
@@ -118,11 +148,14 @@ def _points(record: Mapping[str, Any], split: str) -> float:
 
 
 def tables(records: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: a table a study, its teacher above it."""
+    """Markdown: a table a study, its teacher above it; one a machine where a study has several."""
     lines = []
-    for study in dict.fromkeys(one["study"] for one in records):
-        own = [one for one in records if one["study"] == study]
-        lines += [f"## {study}: {own[0]['data']}, {_detector(own)}", ""]
+    for part in parts_of(records):
+        own = part.records
+        if part.number == 1:
+            lines += [f"## {part.study}: {own[0]['data']}, {_detector(own)}", ""]
+        if part.several:
+            lines += [f"### {part.study} on {part.machine}", ""]
         for teacher in (one for one in own if one["method"] == TEACHER):
             lines.append(
                 f"Teacher: {teacher['epochs']} epochs, {_points(teacher, 'val'):.1f} on val, "
@@ -131,7 +164,7 @@ def tables(records: Sequence[Mapping[str, Any]]) -> str:
             )
         lines += ["", "| epochs | method | n | val mAP | test mAP | against alone | 95 % interval | minutes |"]
         lines.append("|---|---|---|---|---|---|---|---|")
-        lines += [_line(row) for row in rows_of(own)]
+        lines += [_line(row) for row in rows_of(part)]
         chosen = dict.fromkeys((one["method"], one["chosen"]) for one in own if "chosen" in one)
         if chosen:
             best = ", ".join(f"{method} is {found}" for method, found in chosen)
@@ -140,14 +173,19 @@ def tables(records: Sequence[Mapping[str, Any]]) -> str:
         if taken:
             runs = ", ".join(f"{method} is {found}" for method, found in taken)
             lines += ["", f"Run once for two studies: {runs}."]
-        lines += ["", *errors_of(own), ""]
-        facts = {f"{processor_of(one)}, {one['device']}, commit {one['commit'][:10]}." for one in own}
+        lines += ["", *errors_of(part), ""]
+        facts = {
+            f"{machine.key_of({**one, 'device': None})}, {one['device']}, commit {commit[:10]}."
+            for one in own
+            for commit in one.get("commits", [one["commit"]])
+        }
         lines += [*sorted(facts), ""]
     return "\n".join(lines)
 
 
-def errors_of(records: Sequence[Mapping[str, Any]]) -> list[str]:
+def errors_of(part: Part) -> list[str]:
     """Markdown: what each kind of error costs the teacher, and each method by its epochs, a mean over the seeds."""
+    records = part.records
     kinds = list(records[0]["errors"]["dap"])
     lines = [f"| points of AP50 | {' | '.join(['AP50', *kinds])} |", f"|{'---|' * (len(kinds) + 2)}"]
     for method, epochs in sorted(
@@ -176,22 +214,27 @@ def _detector(records: Sequence[Mapping[str, Any]]) -> str:
     return next((str(one["detector"]) for one in records if one["method"] != TEACHER), "teacher alone")
 
 
-def bands(records: Sequence[Mapping[str, Any]], across: str) -> dict[tuple[str, int], list[tuple[float, Spread]]]:
-    """(method, epochs) -> mAP over `epoch` or `minutes` of the seeds together, each at their mean."""
-    curves: dict[tuple[str, int], list[Any]] = {}
-    for one in records:
+def bands(part: Part, across: str) -> dict[tuple[str, int], list[tuple[float, Spread]]]:
+    """(method, epochs) -> mAP over `epoch` or `minutes` of the seeds together, each at their mean.
+
+    Every epoch that a seed was evaluated after has a point, of those seeds that were.
+    """
+    curves: dict[tuple[str, int], dict[int, list[Mapping[str, float]]]] = {}
+    for one in part.records:
         if one["method"] != TEACHER:
-            curves.setdefault((one["method"], one["epochs"]), []).append(one["curve"])
+            of_epochs = curves.setdefault((one["method"], one["epochs"]), {})
+            for point in one["curve"]:
+                of_epochs.setdefault(point["epoch"], []).append(point)
     return {
         name: [
             (statistics.fmean(point[across] for point in points), Spread(tuple(100 * point["mAP"] for point in points)))
-            for points in zip(*of_seeds, strict=False)
+            for _, points in sorted(of_epochs.items())
         ]
-        for name, of_seeds in curves.items()
+        for name, of_epochs in curves.items()
     }
 
 
-def draw(records: Sequence[Mapping[str, Any]], file: Path) -> None:
+def draw(part: Part, file: Path) -> None:
     """mAP on val by epochs, and by minutes of training."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -200,11 +243,12 @@ def draw(records: Sequence[Mapping[str, Any]], file: Path) -> None:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     FigureCanvasSVG(figure)
     left, right = figure.subplots(1, 2, sharey=True)
+    records = part.records
     lengths = sorted({one["epochs"] for one in records if one["method"] != TEACHER}, reverse=True)
     for axes, across, label in ((left, "epoch", "epochs"), (right, "minutes", "minutes of training")):
         colours = {name: f"C{index}" for index, name in enumerate(dict.fromkeys(one["method"] for one in records))}
         strokes = {epochs: LINES[index % len(LINES)] for index, epochs in enumerate(lengths)}
-        for (method, epochs), points in bands(records, across).items():
+        for (method, epochs), points in bands(part, across).items():
             x, spreads = [point[0] for point in points], [point[1] for point in points]
             mean, around = [one.mean for one in spreads], [one.deviation or 0 for one in spreads]
             axes.plot(
@@ -228,8 +272,8 @@ def draw(records: Sequence[Mapping[str, Any]], file: Path) -> None:
 def section(records: Sequence[Mapping[str, Any]]) -> str:
     """What stands in the page, with its marks."""
     pictures = [
-        f"![{study}: mAP by epochs and by minutes](gain_{study}.svg)"
-        for study in dict.fromkeys(one["study"] for one in records)
+        f"![{part.study}{f' on {part.machine}' if part.several else ''}: mAP by epochs and by minutes]({part.plot})"
+        for part in parts_of(records)
     ]
     return "\n\n".join([BEGIN, tables(records).rstrip("\n"), *pictures, END])
 
@@ -244,8 +288,8 @@ def main(records: Path, write: Path | None) -> None:
     if write is None:
         click.echo(tables(found))
         return
-    for study in dict.fromkeys(one["study"] for one in found):
-        draw([one for one in found if one["study"] == study], write.with_name(f"gain_{study}.svg"))
+    for part in parts_of(found):
+        draw(part, write.with_name(part.plot))
     page = write.read_text(encoding="utf-8")
     before, _, rest = page.partition(BEGIN)
     if END not in rest:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ import torch
 from cskd_deploy.measure.environment import instruction_sets, processor_name
 
 ROOT = Path(__file__).parents[1]
+CPU = "CPU"  # what the name of a device begins with that is no GPU
 DISTRIBUTIONS = ("torch", "torchvision", "mmdet", "mmcv-full", "mmcv", "numpy")
 
 
 def describe(device: str) -> dict[str, Any]:
     """Device (None without a GPU), driver, CUDA, processor, versions and commit."""
     gpu = device == "cuda"
-    name = None if gpu else "CPU"
+    name = None if gpu else CPU
     if gpu and torch.cuda.is_available():
         name = torch.cuda.get_device_name()
     return {
@@ -47,6 +49,27 @@ def versions() -> dict[str, str | None]:
 def processor() -> dict[str, Any]:
     """The processor's model and those of its instruction sets that decide how fast it is."""
     return {"processor": processor_name(), "instructions": list(instruction_sets())}
+
+
+def key_of(record: Mapping[str, Any]) -> str:
+    """What tells the machine of a figure from others: the processor, its instructions and the GPU that computed.
+
+    Several processors may have one name. A number of threads is no other machine, and a record whose machine is not
+    known is of none that is.
+
+    Args:
+        record: with `processor`, `instructions` and, of what a GPU may have computed, `device`.
+    """
+    if record.get("processor") is None:
+        return "machine not known"
+    name = f"{record['processor']} ({', '.join(record['instructions'])})"
+    device = record.get("device") or CPU
+    return name if on_processor(device) else f"{name}, {device}"
+
+
+def on_processor(device: str) -> bool:
+    """Whether a device, as `describe` or a run's result.json names it, is a processor."""
+    return device.startswith(CPU)
 
 
 def origin() -> dict[str, Any]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,76 +15,7 @@ from cskd_data.unlabelled import read_unlabelled
 from cskd_train.files.config import load_config
 from cskd_train.files.overrides import parse_overrides
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-PLAN = """
-[studies.lasting]
-data = "shapes"
-detector = "RetinaNet R18"
-teacher = { config = "configs/demo/retinanet_r50_shapes.py", epochs = 28 }
-epochs = [4, 16]
-seeds = [0, 1]
-methods.alone = { config = "configs/demo/retinanet_r18_shapes.py" }
-[studies.lasting.methods.cskd]
-config = "configs/demo/cskd_retina_r50_distill_r18_shapes.py"
-set = { "distill.init_student" = true }
-"""
-
-
-@pytest.fixture
-def gain(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    return importlib.import_module("gain")
-
-
-@pytest.fixture
-def plan(tmp_path):
-    file = tmp_path / "plan.toml"
-    file.write_text(PLAN)
-    return file
-
-
-def seconds_of(words):
-    return 10.0 * int(next(re.search(r"runner\.max_epochs=(\d+)", word)[1] for word in words if "max_epochs" in word))
-
-
-@pytest.fixture
-def done(gain, monkeypatch):
-    """The commands that were run, by a double that writes what a run leaves behind; a method is as good as it says."""
-    commands = []
-
-    def execute(words):
-        commands.append(words)
-        if words[1] == "data":
-            return ""
-        if words[1] == "test":
-            return json.dumps({"metrics": {"bbox_mAP": 0.25}, "errors": {"ap": 40.0, "dap": {"both": 2.5}}})
-        folder = Path(words[words.index("--work-dir") + 1])
-        folder.mkdir(parents=True, exist_ok=True)
-        metrics = {"bbox_mAP": 0.3}
-        result = {"best": metrics, "last": metrics, "best_epoch": 2, "improving": True, "seconds": seconds_of(words)}
-        (folder / "result.json").write_text(json.dumps({**result, "device": "CPU (x86_64, 1 threads)"}))
-        log = [
-            {"mode": "teacher", "epoch": 0, "iter": 0, "bbox_mAP": 0.5},
-            {"mode": "train", "epoch": 1, "iter": 10, "time": 1.5},
-            {"mode": "train", "epoch": 1, "iter": 30, "time": 3.0},
-            {"mode": "val", "epoch": 1, "iter": 30, "bbox_mAP": 0.1},
-            {"mode": "train", "epoch": 2, "iter": 60, "time": 0.5},
-            {"mode": "val", "epoch": 2, "iter": 60, "bbox_mAP": 0.3},
-        ]
-        (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
-        (folder / "best.pth").touch()
-        return ""
-
-    monkeypatch.setattr(gain, "execute", execute)
-    monkeypatch.setattr(gain, "processor_seconds", lambda: 480.0 * sum(words[1] == "run" for words in commands))
-    return commands
-
-
-def run(gain, plan, tmp_path, *arguments):
-    words = [str(plan), "--work-dir", str(tmp_path / "runs"), "--records", str(tmp_path / "gain.jsonl"), *arguments]
-    result = CliRunner().invoke(gain.main, words, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.output
+from .studies import BENCHMARKS, BEST_OF, PLAN, found, run
 
 
 def test_the_teacher_is_first_and_a_seed_has_its_methods_together(gain):
@@ -101,14 +30,8 @@ def test_the_teacher_is_first_and_a_seed_has_its_methods_together(gain):
 def runs_of_the_repository(gain):
     """The runs of the repository's plan; of rivals' weights the later in the plan were the better ones."""
     content = tomllib.loads((BENCHMARKS / "gain.toml").read_text())
-    records = [found(one, number / 1000) for number, one in enumerate(gain.runs_of(content, "rival_weights"))]
+    records = [found(gain, one, number / 1000) for number, one in enumerate(gain.runs_of(content, "rival_weights"))]
     return [gain.decided(run, content, records) for run in gain.runs_of(content)]
-
-
-def found(run, precision):
-    """What `best_of` reads of a run's record."""
-    key = dict(zip(("study", "method", "epochs", "seed"), run.key, strict=True))
-    return {**key, "val": {"bbox_mAP": precision}, "processor": "another one", "instructions": []}
 
 
 def test_a_method_may_have_epochs_of_its_own(gain):
@@ -138,15 +61,15 @@ def config_of(gain, run, folder):
 def test_the_settings_of_the_repositorys_plan_are_known(gain, runs_of_the_repository, tmp_path, monkeypatch):
     monkeypatch.setenv("CSKD_CARDS", str(tmp_path))
     plans = {}
-    for run in runs_of_the_repository:
-        if run.seed == 0 or run.seed == 9:
-            cfg = config_of(gain, run, tmp_path)
-            assert cfg.runner.max_epochs == run.epochs
-            assert bool(cfg.get("distill")) == (run.method not in ("teacher", "alone", "alone_bf16"))
-            in_bfloat16 = run.method.endswith("_bf16") or run.study in ("cards", "cards_quarter")
+    for one in runs_of_the_repository:
+        if one.seed == 0 or one.seed == 9:
+            cfg = config_of(gain, one, tmp_path)
+            assert cfg.runner.max_epochs == one.epochs
+            assert bool(cfg.get("distill")) == (one.method not in ("teacher", "alone", "alone_bf16"))
+            in_bfloat16 = one.method.endswith("_bf16") or one.study in ("cards", "cards_quarter")
             assert cfg.get("amp") == ("bf16" if in_bfloat16 else None)
             if cfg.get("distill"):
-                plans[run.study, run.method] = DistillPlan.parse(cfg.distill)
+                plans[one.study, one.method] = DistillPlan.parse(cfg.distill)
     assert plans["rival_weights", "cwd_25"].pyramid == PyramidPlan(kind="cwd", weight=25)
     assert [plans["rivals", name].pyramid for name in ("mse", "pkd", "cwd")] == [
         PyramidPlan(kind="mse", weight=100), PyramidPlan(kind="pkd", weight=10), PyramidPlan(kind="cwd", weight=25),
@@ -175,9 +98,9 @@ def test_every_set_that_the_repositorys_plan_names_is_frozen(gain, runs_of_the_r
         (run.study, *(f"{key}={run.settings[key]}" for key in run.settings if "data" in key)): run
         for run in runs_of_the_repository
     }
-    for run in runs.values():
-        named |= sets_of(config_of(gain, run, tmp_path))
-        named |= sets_of(config_of(gain, replace(run, settings={**run.settings, **run.test}), tmp_path))
+    for one in runs.values():
+        named |= sets_of(config_of(gain, one, tmp_path))
+        named |= sets_of(config_of(gain, replace(one, settings={**one.settings, **one.test}), tmp_path))
     for study in tomllib.loads((BENCHMARKS / "gain.toml").read_text())["studies"].values():
         for words in map(str.split, study.get("prepare", [])):
             named |= {Path(words[3]).name} if words[1:3] == ["data", "shapes"] else set()
@@ -189,35 +112,11 @@ def test_every_set_that_the_repositorys_plan_names_is_frozen(gain, runs_of_the_r
     assert [name for name in named if f"[{name}.sha256]({name}.sha256)" not in page] == []
 
 
-BEST_OF = """
-[studies.rivals]
-data = "shapes"
-detector = "RetinaNet R18"
-prepare = ["cskd-train data shapes here"]
-teacher = "lasting"
-epochs = [4]
-seeds = [0]
-methods.alone = { config = "configs/demo/retinanet_r18_shapes.py" }
-methods.best = { best_of = "weights:cskd_", set = { "data.samples_per_gpu" = 2 } }
-
-[studies.weights]
-data = "shapes"
-detector = "RetinaNet R18"
-teacher = "lasting"
-epochs = [8]
-seeds = [0, 1]
-methods.cskd = { config = "configs/demo/cskd_retina_r50_distill_r18_shapes.py" }
-methods.cskd_1 = { like = "cskd", set = { "distill.pyramid.full" = "(1, 1)" } }
-methods.cskd_2 = { like = "cskd", set = { "distill.pyramid.full" = "(2, 2)" } }
-methods.cskd_3 = { like = "cskd", set = { "distill.pyramid.full" = "(3, 3)" } }
-"""
-
-
 def test_a_method_is_the_best_of_another_studys_by_the_mean_of_its_seeds(gain, plan, done, tmp_path):
     plan.write_text(PLAN + BEST_OF)
     content = tomllib.loads(plan.read_text())
     val = {"cskd": (0.9, 0.9), "cskd_1": (0.1, 0.4), "cskd_2": (0.3, 0.3), "cskd_3": (0.39, 0.0)}
-    records = [found(one, val[one.method][one.seed]) for one in gain.runs_of(content, "weights")]
+    records = [found(gain, one, val[one.method][one.seed]) for one in gain.runs_of(content, "weights")]
     lines = [json.dumps({**one, "seconds": 1.0}) + "\n" for one in records]
     (tmp_path / "gain.jsonl").write_text("".join(lines))
     (tmp_path / "runs" / "lasting" / "teacher").mkdir(parents=True)
@@ -236,12 +135,14 @@ def test_a_method_is_the_best_of_another_studys_by_the_mean_of_its_seeds(gain, p
 def test_a_study_is_not_begun_before_what_it_takes_the_best_of_is_recorded(gain, plan, done, tmp_path):
     plan.write_text(PLAN + BEST_OF)
     content = tomllib.loads(plan.read_text())
-    records = [found(one, 0.1) for one in gain.runs_of(content, "weights") if one.key != ("weights", "cskd_3", 8, 1)]
+    records = [
+        found(gain, one, 0.1) for one in gain.runs_of(content, "weights") if one.key != ("weights", "cskd_3", 8, 1)
+    ]
     (tmp_path / "gain.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
     words = [str(plan), "--work-dir", str(tmp_path / "runs"), "--records", str(tmp_path / "gain.jsonl")]
     assert "rivals/best_4_seed0\n" in CliRunner().invoke(gain.main, [*words, "--dry-run"]).output
     for prefix, why in (
-        ("weights:cskd_", "and weights/cskd_3_8_seed1 has no record yet: begin with --study weights"),
+        ("weights:cskd_", "and weights/cskd_3_8_seed1 has no record of this machine yet: begin with --study weights"),
         ("weights:csdk_", "and the plan has no such method"),
         ("wieghts:cskd_", "and the plan has no such method"),
     ):
@@ -308,17 +209,6 @@ def test_a_record_says_what_was_measured_and_on_what(gain, plan, done, tmp_path)
     log = tmp_path / "runs" / "lasting" / "alone_4_seed0" / "log.jsonl"
     # On a GPU, what passed: 10 steps of 1.5 s, 20 of 3, then 30 of 0.5.
     assert [point["minutes"] for point in gain.curve_of(log)] == [1.25, 1.5]
-
-
-def test_a_run_that_goes_on_has_the_processor_time_of_an_epoch_from_the_epochs_of_this_call(
-    gain, plan, done, tmp_path, monkeypatch
-):
-    folder = tmp_path / "runs" / "lasting" / "teacher"
-    folder.mkdir(parents=True)
-    half = [{"mode": "val", "epoch": epoch, "iter": 30 * epoch, "bbox_mAP": 0.1} for epoch in range(1, 15)]
-    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in half))
-    run(gain, plan, tmp_path)
-    assert gain.read(tmp_path / "gain.jsonl")[0]["processor_minutes"] == 8.0 / 14 * 28
 
 
 def test_a_study_makes_its_data_before_its_teacher_and_what_needs_the_teacher_after_it(
@@ -419,7 +309,7 @@ set = { "distill.init_student" = true }
     own = {"study": "again", "method": "whole", "data": "shapes once more", "run_of": "lasting/cskd"}
     assert again[1] == {**first, **own}
     assert ["run_of" in one for one in again] == [False, True, False, False]
-    assert run(gain, plan, tmp_path, "--study", "again", "--dry-run") == ""
+    assert "all 4 runs are recorded in" in run(gain, plan, tmp_path, "--study", "again", "--dry-run")
 
 
 @pytest.mark.parametrize("name", [None, "another one"])

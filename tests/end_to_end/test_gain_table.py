@@ -32,10 +32,14 @@ def record(method, seed, value, epochs=8, processor="one", **more):
     }  # fmt: skip
 
 
+def rows_of(table, records):
+    return [row for part in table.parts_of(records) for row in table.rows_of(part)]
+
+
 def test_gains_are_taken_seed_by_seed_with_the_interval_of_their_mean(table):
     records = [record("alone", seed, value) for seed, value in enumerate((10, 14, 12))]
     records += [record("cskd", seed, value) for seed, value in enumerate((13, 15, 17))]
-    alone, cskd = table.rows_of(records)
+    alone, cskd = rows_of(table, records)
     assert alone.gain is None
     assert cskd.gain.values == pytest.approx((3, 1, 5))
     assert (cskd.gain.mean, cskd.gain.deviation) == pytest.approx((3, 2))
@@ -48,13 +52,13 @@ def test_gains_are_taken_seed_by_seed_with_the_interval_of_their_mean(table):
 def test_a_student_alone_of_other_epochs_is_compared_where_it_has_them_by_itself(table):
     alone = [record("alone", seed, value, epochs=12) for seed, value in enumerate((10, 14))]
     cskd = [record("cskd", seed, value) for seed, value in enumerate((13, 15))]
-    rows = {(one.method, one.epochs): one for one in table.rows_of(alone + cskd)}
+    rows = {(one.method, one.epochs): one for one in rows_of(table, alone + cskd)}
     assert rows["cskd", 8].gain.values == pytest.approx((3, 1))
     both = [record("alone", seed, 9) for seed in (0, 1)]
-    rows = {(one.method, one.epochs): one for one in table.rows_of(both + alone + cskd)}
+    rows = {(one.method, one.epochs): one for one in rows_of(table, both + alone + cskd)}
     assert rows["cskd", 8].gain.values == pytest.approx((4, 6))
     longer = [record("cskd", seed, 20, epochs=12) for seed in (0, 1)]
-    rows = {(one.method, one.epochs): one for one in table.rows_of(alone + cskd + longer)}
+    rows = {(one.method, one.epochs): one for one in rows_of(table, alone + cskd + longer)}
     assert rows["cskd", 8].gain is None
 
 
@@ -68,7 +72,7 @@ def test_the_page_of_the_repository_is_made_from_its_records(table):
 def test_what_errors_cost_is_a_mean_over_the_seeds_by_epochs(table):
     records = [record("teacher", 0, 40), record("alone", 0, 8), record("alone", 0, 12, epochs=24)]
     records += [record("alone", 1, 20, epochs=24), record("cskd", 0, 24, epochs=24)]
-    assert table.errors_of(records)[2:] == [
+    assert table.errors_of(*table.parts_of(records))[2:] == [
         f"| teacher, {records[0]['epochs']} epochs | 40.0 | 0.0 |",
         f"| alone, {records[1]['epochs']} epochs | 8.0 | 8.0 |",
         "| alone, 24 epochs | 16.0 | 6.0 |",
@@ -87,34 +91,74 @@ def test_what_was_found_best_and_what_another_study_ran_stands_under_the_table(t
 
 
 def test_minutes_are_those_of_the_clock_on_a_gpu(table):
-    (row,) = table.rows_of([record("alone", 0, 8, device="H200")])
+    (row,) = rows_of(table, [record("alone", 0, 8, device="H200")])
     assert row.minutes == pytest.approx(500 / 60)
 
 
 def test_a_seed_alone_has_no_spread_and_one_without_its_pair_no_gain(table):
-    rows = list(table.rows_of([record("alone", 0, 10), record("cskd", 0, 12), record("cskd", 1, 30)]))
+    rows = list(rows_of(table, [record("alone", 0, 10), record("cskd", 0, 12), record("cskd", 1, 30)]))
     assert (rows[0].val.deviation, rows[0].val.half_width, str(rows[0].val)) == (None, None, "10.0")
     assert rows[1].gain.values == pytest.approx((2,))
-    (row,) = table.rows_of([record("cskd", 0, 12)])
+    (row,) = rows_of(table, [record("cskd", 0, 12)])
     assert row.gain is None
 
 
-def test_runs_of_two_processors_are_not_compared(table):
-    rows = list(table.rows_of([record("alone", 0, 10), record("cskd", 0, 12, processor="other")]))
-    assert [(row.processor, row.method, row.gain) for row in rows] == [
-        ("one (avx2)", "alone", None),
-        ("other (avx2)", "cskd", None),
+GPUS = [{"device": "NVIDIA A100"}, {"device": "NVIDIA H200"}]
+
+
+@pytest.mark.parametrize(
+    "machines", [[{}, {"processor": "other"}], [{}, {"instructions": ["avx2", "avx512f"]}], [{}, GPUS[0]], GPUS]
+)
+def test_runs_of_two_machines_are_neither_compared_nor_averaged(table, machines):
+    first, second = machines
+    records = [record("teacher", 0, 40, **first), record("alone", 0, 10, **first), record("cskd", 0, 12, **second)]
+    assert [(row.method, row.gain) for row in rows_of(table, records)] == [("alone", None), ("cskd", None)]
+    records += [record("alone", 0, 20, **second), record("alone", 1, 30, **second)]
+    one, other = table.parts_of(records)
+    assert [(row.method, row.val.values) for row in table.rows_of(one)] == [("alone", (10,))]
+    assert [(row.method, row.val.values) for row in table.rows_of(other)] == [("cskd", (12,)), ("alone", (20, 30))]
+    assert [line.split(" |")[:2] for line in table.errors_of(other)[2:]] == [
+        ["| cskd, 8 epochs", " 12.0"],
+        ["| alone, 8 epochs", " 25.0"],
     ]
-    rows = list(table.rows_of([record("alone", 0, 10), record("cskd", 0, 12, instructions=["avx2", "avx512f"])]))
-    assert [row.gain for row in rows] == [None, None]
+    assert {name: points[-1][1].values for name, points in table.bands(other, "epoch").items()} == {
+        ("cskd", 8): pytest.approx((12,)),
+        ("alone", 8): pytest.approx((20, 30)),
+    }
+    text = table.section(records)
+    assert [line for line in text.splitlines() if line.startswith("#")] == [
+        "## lasting: shapes, RetinaNet R18",
+        f"### lasting on {one.machine}",
+        f"### lasting on {other.machine}",
+    ]
+    assert one.machine != other.machine
+    assert f"![lasting on {one.machine}: mAP by epochs and by minutes](gain_lasting.svg)" in text
+    assert f"![lasting on {other.machine}: mAP by epochs and by minutes](gain_lasting_2.svg)" in text
+    assert "###" not in table.section(records[:2])
+
+
+def test_a_run_that_was_recorded_twice_counts_once(table):
+    (part,) = table.parts_of([record("alone", 0, 10), record("alone", 1, 20), record("alone", 0, 14)])
+    (row,) = table.rows_of(part)
+    assert row.val.values == pytest.approx((14, 20))
+    assert table.errors_of(part)[2:] == ["| alone, 8 epochs | 17.0 | 5.8 |"]
 
 
 def test_curves_of_seeds_meet_epoch_by_epoch(table):
-    found = table.bands([record("alone", 0, 10), record("alone", 1, 14), record("teacher", 0, 50)], "minutes")
+    records = [record("alone", 0, 10), record("alone", 1, 14), record("teacher", 0, 50)]
+    found = table.bands(*table.parts_of(records), "minutes")
     assert list(found) == [("alone", 8)]
     (first, spread), (second, _) = found["alone", 8]
     assert (first, second) == (2.5, 4.5)
     assert spread.values == pytest.approx((5, 7))
+
+
+def test_an_epoch_that_a_seed_was_not_evaluated_after_has_the_others(table):
+    curve = [{"epoch": epoch, "minutes": 3.0 * epoch, "mAP": 0.01 * epoch} for epoch in (2, 3)]
+    records = [record("alone", 0, 10), record("alone", 1, 14, curve=curve)]
+    found = table.bands(*table.parts_of(records), "epoch")["alone", 8]
+    assert [epoch for epoch, _ in found] == [1, 2, 3]
+    assert [spread.values for _, spread in found] == [(5,), pytest.approx((10, 2)), (3,)]
 
 
 def test_tables_and_plots_stand_between_the_marks_of_a_page(table, tmp_path):
