@@ -35,6 +35,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 import machine
+import processes
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "demo" / "retinanet_r18_shapes.py"
@@ -90,15 +91,20 @@ def measured(arguments: list[str], cache: str) -> dict[str, float]:
     Raises:
         click.ClickException: it failed.
     """
-    with tempfile.TemporaryFile() as output:
+    with tempfile.TemporaryFile() as output, processes.signals_raised():
         begin = time.perf_counter()
         child = os.posix_spawn(
             sys.executable,
             [sys.executable, "-m", "cskd_train", *arguments],
             {**os.environ, "CSKD_CACHE": cache},
             file_actions=[(os.POSIX_SPAWN_DUP2, output.fileno(), stream) for stream in (1, 2)],
+            setsid=True,
         )
-        _, status, used = os.wait4(child, 0)
+        try:
+            _, status, used = os.wait4(child, 0)
+        except BaseException:
+            processes.end(child)
+            raise
         seconds = time.perf_counter() - begin
         if status:
             output.seek(0)

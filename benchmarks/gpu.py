@@ -30,6 +30,7 @@ import click
 sys.path.insert(0, str(Path(__file__).parent))
 import gpu_page
 import machine
+import processes
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = Path(__file__).parent
@@ -196,9 +197,7 @@ def measure(part: Part, device: str) -> dict[str, Any]:
         begin = time.perf_counter()
         try:
             command = [sys.executable, *arguments]
-            ran = subprocess.run(
-                command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=part.longest, check=False
-            )
+            ran = processes.run(command, cwd=ROOT, env=environment, timeout=part.longest, grace=3 * processes.GRACE)
             code, said = ran.returncode, ran.stdout + ran.stderr
         except subprocess.TimeoutExpired:
             code, said = -1, f"stopped after {part.longest} s"

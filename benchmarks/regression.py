@@ -33,6 +33,7 @@ import click
 
 sys.path.insert(0, str(Path(__file__).parent))
 import machine
+import processes
 from run import of_log
 
 ROOT = Path(__file__).parents[1]
@@ -49,7 +50,7 @@ Measure = Callable[[Path, Path], float]  # a tree, an empty folder -> so much a 
 @click.option("--threads", type=click.IntRange(min=1), default=2, help="Of the processor.")
 @click.option("--out", type=click.Path(path_type=Path), help="The JSON lines.")
 def main(baseline: str, rounds: int, images: int, threads: int, out: Path | None) -> None:
-    with checked_out(baseline) as tree, tempfile.TemporaryDirectory() as scratch:
+    with processes.signals_raised(), checked_out(baseline) as tree, tempfile.TemporaryDirectory() as scratch:
         head = {
             "command": shlex.join(["python", "benchmarks/regression.py", *sys.argv[1:]]),
             "commit": machine.commit(ROOT),
@@ -138,9 +139,7 @@ def in_tree(tree: Path, threads: int, *arguments: str) -> None:
     """Run the interpreter on a tree's own packages."""
     paths = [str(tree / "packages" / package / "src") for package in PACKAGES]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": str(threads)}
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=tree, env=environment, capture_output=True, text=True, check=False
-    )
+    done = processes.run([sys.executable, *arguments], cwd=tree, env=environment, grace=2 * processes.GRACE)
     if done.returncode:
         raise click.ClickException(f"{tree}: {shlex.join(arguments)} failed:\n{done.stderr[-2000:]}")
 

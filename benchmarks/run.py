@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import json
 import resource
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import click
+
+sys.path.insert(0, str(Path(__file__).parent))
+import processes
 
 WARM_UP = 5  # steps; fewer where an epoch has fewer than twice as many
 
@@ -60,7 +62,7 @@ def measure(folder: Path, family: str, options: list[str], recipe: dict[str, Any
 
     config = write_recipe(folder, family, **recipe)
     command = [sys.executable, __file__, "--train", str(config), str(folder / "work"), *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = processes.run(command)
     if done.returncode:
         raise click.ClickException(f"cskd-train run failed with exit code {done.returncode}:\n{done.stderr[-2000:]}")
     speed = of_log(folder / "work" / "log.jsonl", recipe["batch_size"])
