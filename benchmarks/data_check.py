@@ -36,6 +36,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 import machine
 import processes
+import stored
+
+from cskd_data.files import write_json
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "demo" / "retinanet_r18_shapes.py"
@@ -53,6 +56,7 @@ def main(folder: Path, images: int, boxes: int, rounds: int, out: Path | None) -
     folder = folder.resolve()
     if folder.is_relative_to(ROOT):
         raise click.UsageError(f"{folder} lies in the checkout: give a folder outside of it")
+    stored.ready(out)
     large, small = folder / f"{images}_{boxes}", folder / f"{images // 100}_{boxes // 100}"
     generate(large, images, boxes)
     generate(small, images // 100, boxes // 100)
@@ -77,7 +81,7 @@ def main(folder: Path, images: int, boxes: int, rounds: int, out: Path | None) -
     if out:
         about = {"command": shlex.join(["python", *sys.argv]), "cpus": os.cpu_count(), **machine.describe("cpu")}
         content = {"images": images, "boxes": boxes, "size": [HEIGHT, WIDTH], "rounds": rounds, **about, "rows": result}
-        out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_json(out, content)
 
 
 def dry_run(root: Path) -> list[str]:

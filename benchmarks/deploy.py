@@ -33,6 +33,7 @@ from typing import Any
 import cv2
 import machine
 import numpy as np
+import stored
 import torch
 
 from cskd_data import Dataset
@@ -41,6 +42,7 @@ from cskd_deploy.accuracy.eval import load_dataset
 from cskd_deploy.accuracy.eval import measure as measure_map
 from cskd_deploy.backends import backend_for
 from cskd_deploy.detect.detector import Detector
+from cskd_deploy.exporter.mmdet_config import EXPORTABLE
 from cskd_deploy.exporter.onnx import EDGE, export
 from cskd_deploy.lower.conversion import CalibrationSettings, convert_to_int8
 from cskd_deploy.measure import environment
@@ -53,7 +55,7 @@ from cskd_train.mm.plain import build_without_pretrained
 MOST_IMAGES = 32  # held decoded in memory
 SEED = 0  # of random weights and images
 BEGIN, END = "<!-- benchmarks/deploy.py: begin -->", "<!-- benchmarks/deploy.py: end -->"
-FAMILIES = {"retinanet": "RetinaNet", "fcos": "FCOS", "gfl": "GFL", "faster_rcnn": "Faster R-CNN"}
+FAMILIES = {kind.lower(): kind for kind in EXPORTABLE} | {"faster_rcnn": "Faster R-CNN"}  # as manifests call them
 _SPEED = ("p50, ms", "p90, ms", "over PyTorch", "over FP32", "overhead")
 COLUMNS = ("family", "file", "MB", *_SPEED, "detections", "mAP", "drop, points")
 # INT8 over FP32: by the instructions that multiply bytes, else by those of AVX2 alone.
@@ -79,26 +81,29 @@ def main() -> None:
         parser.error("--ann needs --images")
     if not options.students and options.json is None:
         parser.error("give students, or --json with the lines of a former run")
+    if not options.students and not options.json.exists():
+        parser.error(f"--json {options.json}: no such file, and no students are given")
     if options.write is not None:
         with_table(options.write.read_text(encoding="utf-8"), "")  # it has the marks
-    rows = run(options) if options.students else [json.loads(line) for line in options.json.read_text().splitlines()]
+    students = [path for given in options.students for path in checkpoints_of(given)]
+    stored.ready(options.write, options.json if students else None)
+    rows = run(students, options) if students else [json.loads(line) for line in options.json.read_text().splitlines()]
     if options.write is not None:
         page = with_table(options.write.read_text(encoding="utf-8"), section(rows, options.json))
-        options.write.write_text(page, encoding="utf-8")
+        stored.write_text(options.write, page)
 
 
-def run(options: argparse.Namespace) -> list[dict[str, Any]]:
+def run(students: Sequence[Path], options: argparse.Namespace) -> list[dict[str, Any]]:
     """The rows of all students, printed and written as they come."""
     cv2.setNumThreads(options.threads)
     print("\n".join(head()))
     rows: list[dict[str, Any]] = []
-    for student in [path for given in options.students for path in checkpoints_of(given)]:
+    for student in students:
         with tempfile.TemporaryDirectory() as folder:
-            for row in compare(student, Path(folder), options):
-                print(line_of(row), flush=True)
-                rows.append(row)
-        if options.json is not None:
-            options.json.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            found = compare(student, Path(folder), options)
+        rows += found
+        stored.write_lines(options.json, rows)
+        print("\n".join(map(line_of, found)), flush=True)
     return rows
 
 

@@ -52,6 +52,7 @@ import tomllib
 sys.path.insert(0, str(Path(__file__).parent))
 import machine
 import processes
+import stored
 from gain_origin import here, is_through, machine_of, minutes_of, origin_of, trained
 from gain_plan import (
     ROOT,
@@ -167,7 +168,6 @@ def read(records: Path) -> list[dict[str, Any]]:
 
 def write(records: Path, record: Mapping[str, Any]) -> None:
     """Add a line."""
-    records.parent.mkdir(parents=True, exist_ok=True)
     with records.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
 
@@ -196,6 +196,8 @@ def main(plan: Path, work_dir: Path, records: Path, study: str | None, budget: s
     studies = content["studies"]
     planned, this = list(runs_of(content, study)), machine.key_of(here())
     tell_of_others(planned, read(records), this)
+    if not dry_run:
+        stored.ready(records)
     prepared: set[tuple[str, str]] = set()
     left_over = 0
     for run in planned:

@@ -12,7 +12,6 @@ the same canvas), and on the same pictures turned by a quarter.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,7 +20,9 @@ from typing import Any
 import cv2
 import machine
 import numpy as np
+import stored
 
+from cskd_data.files import write_json
 from cskd_data.images import read_image
 from cskd_deploy.accuracy.eval import differently_padded, load_dataset, measure
 from cskd_deploy.backends import backend_for
@@ -45,7 +46,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    rows = [row for checkpoint in options.checkpoints for row in compare(checkpoint, options)]
+    stored.ready(options.json)
+    about, rows = machine.describe("cpu"), []
+    for checkpoint in options.checkpoints:
+        rows += compare(checkpoint, options)
+        if options.json:
+            write_json(options.json, {"machine": about, "rows": rows})
     print("| student | file | precision | mAP | drop | padded otherwise | as laid out, ms | turned, ms |")
     print("|---|---|---|---|---|---|---|---|")
     for row in rows:
@@ -53,8 +59,6 @@ def main() -> None:
             f"| {row['student']} | {row['form']} | {row['precision']} | {row['mAP']:.2f} | {row['drop']:+.3f} "
             f"| {row['padded_otherwise']} of {row['images']} | {row['p50_ms']:.1f} | {row['turned_p50_ms']:.1f} |"
         )
-    if options.json:
-        options.json.write_text(json.dumps({"machine": machine.describe("cpu"), "rows": rows}, indent=2) + "\n")
 
 
 def compare(checkpoint: Path, options: argparse.Namespace) -> list[dict[str, Any]]:

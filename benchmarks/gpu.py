@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import gpu_page
 import machine
 import processes
+import stored
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = Path(__file__).parent
@@ -151,7 +152,7 @@ def main(device: str, quick: bool, parts: str, out: Path | None) -> None:
     if device == "cuda" and environment["device"] is None:
         click.echo("There is no GPU here that torch sees, so nothing was run and nothing was written.", err=True)
         sys.exit(NO_GPU)
-    folder.mkdir(parents=True, exist_ok=True)
+    stored.ready(out, out.with_suffix(".md"), *(folder / f"{name}.json" for name in chosen))
     same = {"environment": environment}
     for name in chosen:
         file = folder / f"{name}.json"
@@ -163,7 +164,6 @@ def main(device: str, quick: bool, parts: str, out: Path | None) -> None:
         file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
         click.echo(f"{name}: {found['status']} after {found['seconds']:.0f} s")
     results = {name: outcome(folder / f"{name}.json", same) for name in known}
-    out.parent.mkdir(parents=True, exist_ok=True)
     data = {"ran_on": device, **environment, "parts": results}
     out.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
     out.with_suffix(".md").write_text(gpu_page.page(data), encoding="utf-8")

@@ -10,7 +10,6 @@ The student is a config with random weights: engines of random weights are as fa
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from typing import Any
 import cv2
 import deploy
 import machine
+import stored
 
 from cskd_deploy.backends import backend_for
 from cskd_deploy.backends.tensorrt.export import export_engine, require_tensorrt
@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--duration", type=float, default=3.0, help="seconds a file [3]")
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="one JSON line a file")
     options = parser.parse_args()
+    stored.ready(options.json)
     with tempfile.TemporaryDirectory() as folder:
         try:
             if options.device == "cuda":
@@ -53,7 +54,7 @@ def main() -> None:
             rows = list(run(options, Path(folder)))
         except BackendMissing as error:
             rows = [{"not_run": str(error)}]
-    options.json.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    stored.write_lines(options.json, rows)
     print("\n".join(map(str, rows)))
 
 

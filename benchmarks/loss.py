@@ -15,7 +15,6 @@ Forward and backward of the cosine-guided loss (docs/algorithm.md 1.1) over one 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from cskd_train.engine.device import keep_freed_memory
 
 sys.path.insert(0, str(Path(__file__).parent))
 import machine
+import stored
 from timing import timed
 
 STRIDES = (8, 16, 32, 64, 128)
@@ -49,6 +49,8 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--json", type=Path, metavar="FILE", help="one JSON line a way of computing")
     options = parser.parse_args()
+    stored.ready(options.json)
+    origin = machine.origin()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     device = torch.device(options.device)
@@ -71,7 +73,7 @@ def main() -> None:
     copied = 2 * COPIED_BYTES / medians["copy"]
     moved = PASSES * sum(student.numel() * student.element_size() for student in students)
     print(f"copy {copied / 1e9:.1f} GB/s\nway               ms  times as fast   GB/s  of copy")
-    lines = []
+    rows = []
     for name in ways:
         row = {
             "way": name,
@@ -83,15 +85,14 @@ def main() -> None:
             "size": list(options.size),
             "channels": options.channels,
             "device": torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {options.threads} threads",
-            **machine.origin(),
+            **origin,
         }
         print(
             f"{name:<12}{1e3 * row['seconds']:>8.2f}{row['speedup']:>15.2f}{row['bytes_per_s'] / 1e9:>7.1f}"
             f"{row['of_copy']:>9.2f}"
         )
-        lines.append(json.dumps(row) + "\n")
-    if options.json:
-        options.json.write_text("".join(lines))
+        rows.append(row)
+    stored.write_lines(options.json, rows)
 
 
 def step(loss: Loss, students: list[Tensor], teachers: list[Tensor]) -> None:

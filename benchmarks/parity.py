@@ -14,7 +14,6 @@ three of a graph that takes any number.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 
 import machine
 import numpy as np
+import stored
 
 from cskd_data import Dataset, evaluate
 from cskd_data.images import read_image
@@ -35,6 +35,7 @@ from cskd_deploy.exporter.student import Student, load_student
 from cskd_deploy.measure.environment import versions
 from cskd_deploy.model.manifest import GraphForm
 
+ROW = ("student", "form")  # what tells a row from the others of a machine
 PADDING = 64
 OF_ANY = 3  # images at a time of a graph that takes any number
 FORMS = {
@@ -59,13 +60,18 @@ def main() -> None:
     parser.add_argument("--images", required=True, type=Path)
     parser.add_argument("--limit", type=int)
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS), metavar="NAME")
-    parser.add_argument("--json", type=Path, help="results are added to those in the file")
+    parser.add_argument(
+        "--json", type=Path, help="rows are added to those in the file, in place of those of this machine"
+    )
     options = parser.parse_args()
-    rows = []
+    stored.ready(options.json)
+    known, rows = stored.rows_of(options.json), []
+    origin = {**machine.origin(), "versions": versions(("torch", "mmdet", "onnxruntime", "onnx", "onnxslim"))}
     for checkpoint in options.checkpoints:
         student = load_student(checkpoint)
         dataset, _ = load_dataset(options.ann, options.images, student.classes, options.limit)
         rows += compare(student, dataset, options.forms)
+        stored.write_rows(options.json, stored.with_rows(known, [{**row, **origin} for row in rows], ROW))
     print("| student | file | mAP | drop, points | detections | matched | scores within | pixels within |")
     print("|---|---|---|---|---|---|---|---|")
     for row in rows:
@@ -74,11 +80,6 @@ def main() -> None:
             f"| {row['detections']} | {100 * row['share_matched']:.3f} % | {row['largest_score_difference']:.1e} | "
             f"{row['largest_corner_difference']:.1e} |"
         )
-    if options.json:
-        known = json.loads(options.json.read_text())["rows"] if options.json.exists() else []
-        packages = versions(("torch", "mmdet", "onnxruntime", "onnx", "onnxslim"))
-        about = {"commit": machine.commit(machine.ROOT), "versions": packages}
-        options.json.write_text(json.dumps({**about, "rows": known + rows}, indent=2) + "\n")
 
 
 def compare(student: Student, dataset: Dataset, forms: Sequence[str]) -> list[dict[str, Any]]:

@@ -10,12 +10,12 @@ Runtime on the processor. Nothing is left in float by name. The goal: within 0.1
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import machine
+import stored
 
 from cskd_deploy.accuracy.eval import load_dataset, measure
 from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend
@@ -25,6 +25,7 @@ from cskd_deploy.lower.conversion import CalibrationSettings, PrecisionResult
 from cskd_deploy.lower.precision import PrecisionPlan
 from cskd_deploy.measure.environment import describe, usable_cores
 
+ROW = ("student", "precision")  # what tells a row from the others of a machine
 GOALS = {"fp16": 0.1, "int8-cpu": 0.5, "int8-tensorrt": 0.5}
 
 
@@ -35,14 +36,24 @@ def main() -> None:
     parser.add_argument("--images", required=True, type=Path, metavar="DIR")
     parser.add_argument("--calibration-ann", required=True, type=Path, metavar="FILE", help="of the training images")
     parser.add_argument("--calibration-images", type=Path, metavar="DIR", help="[that of --images]")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="rows are added to those in the file")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="rows are added to those in the file, in place of those of this machine",
+    )
     options = parser.parse_args()
+    stored.ready(options.json)
+    known = stored.rows_of(options.json)
+    origin = {**machine.origin(), "environment": describe(usable_cores())}
     calibration = CalibrationSettings(options.calibration_images or options.images, options.calibration_ann)
     print("| student | precision | images | FP32 | lower | drop | within | least correlation | matched | MB |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     for checkpoint in options.checkpoint:
-        rows = []
-        for row in compare(checkpoint, options.ann, options.images, calibration):
+        rows = compare(checkpoint, options.ann, options.images, calibration)
+        known = stored.with_rows(known, [{**row, **origin} for row in rows], ROW)
+        stored.write_rows(options.json, known, indent=1)
+        for row in rows:
             within = "yes" if row["drop_points"] <= GOALS[row["precision"]] else "no"
             print(
                 f"| {row['student']} | {row['precision']} | {row['images']} | {row['mAP_fp32']:.2f} | {row['mAP']:.2f} "
@@ -50,11 +61,6 @@ def main() -> None:
                 f"| {100 * row['matched']:.1f} % | {row['size_bytes'] / 1e6:.1f} |",
                 flush=True,
             )
-            rows.append(row)
-        if options.json:
-            known = json.loads(options.json.read_text())["rows"] if options.json.exists() else []
-            about = {"commit": machine.commit(machine.ROOT), "environment": describe(usable_cores())}
-            options.json.write_text(json.dumps({**about, "rows": known + rows}, indent=1) + "\n")
 
 
 def compare(checkpoint: Path, ann: Path, images: Path, calibration: CalibrationSettings) -> list[dict[str, Any]]:

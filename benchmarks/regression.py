@@ -34,6 +34,7 @@ import click
 sys.path.insert(0, str(Path(__file__).parent))
 import machine
 import processes
+import stored
 from run import of_log
 
 ROOT = Path(__file__).parents[1]
@@ -50,6 +51,7 @@ Measure = Callable[[Path, Path], float]  # a tree, an empty folder -> so much a 
 @click.option("--threads", type=click.IntRange(min=1), default=2, help="Of the processor.")
 @click.option("--out", type=click.Path(path_type=Path), help="The JSON lines.")
 def main(baseline: str, rounds: int, images: int, threads: int, out: Path | None) -> None:
+    stored.ready(out)
     with processes.signals_raised(), checked_out(baseline) as tree, tempfile.TemporaryDirectory() as scratch:
         head = {
             "command": shlex.join(["python", "benchmarks/regression.py", *sys.argv[1:]]),
@@ -59,17 +61,16 @@ def main(baseline: str, rounds: int, images: int, threads: int, out: Path | None
             "threads": threads,
             "versions": machine.versions(),
         }
-        lines = []
+        rows = []
         for name, measure in measurements(Path(scratch), images, threads).items():
             found = compared(measure, tree, rounds, Path(scratch))
             click.echo(
                 f"{name:<16} this tree / {baseline}: {found['ratio']:.3f} "
                 f"({found['least']:.3f} to {found['largest']:.3f} in {rounds} rounds)"
             )
-            lines.append(json.dumps({"measured": name, **found, **head}) + "\n")
-            if out:
-                out.write_text("".join(lines), encoding="utf-8")
-    click.echo("".join(lines), nl=False)
+            rows.append({"measured": name, **found, **head})
+            stored.write_lines(out, rows)
+    click.echo("".join(json.dumps(row) + "\n" for row in rows), nl=False)
 
 
 def measurements(scratch: Path, images: int, threads: int) -> dict[str, Measure]:

@@ -21,6 +21,7 @@ import click
 
 sys.path.insert(0, str(Path(__file__).parent))
 import processes
+import stored
 
 WARM_UP = 5  # steps; fewer where an epoch has fewer than twice as many
 
@@ -43,7 +44,8 @@ def main(
     if train:
         train_here(*train, options)
         return
-    lines = []
+    stored.ready(out)
+    rows = []
     for family in families.split(","):
         with tempfile.TemporaryDirectory() as folder:
             row = {"family": family, **measure(Path(folder), family, options, recipe), "amp": amp, **recipe}
@@ -51,9 +53,8 @@ def main(
             f"{family:<11}{row['images_per_second']:8.1f} images/s, {row['waiting']:.1%} of the time waiting for data, "
             f"{row['peak_mb']:.0f} MB at the peak"
         )
-        lines.append(json.dumps(row) + "\n")
-    if out:
-        out.write_text("".join(lines), encoding="utf-8")
+        rows.append(row)
+        stored.write_lines(out, rows)
 
 
 def measure(folder: Path, family: str, options: list[str], recipe: dict[str, Any]) -> dict[str, Any]:

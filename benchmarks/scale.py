@@ -10,7 +10,6 @@ losses. Nothing may grow faster than the pixels or the boxes: the last column di
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 import machine
+import stored
 from step import RECIPES, Bench, Cost, measure
 
 from cskd_train.engine.device import keep_freed_memory
@@ -36,6 +36,8 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--json", type=Path, metavar="FILE", help="one JSON line a row")
     options = parser.parse_args()
+    stored.ready(options.json)
+    origin = machine.origin()
     torch.set_num_threads(options.threads)
     if options.device == "cpu":
         keep_freed_memory()  # as `cskd-train run`
@@ -43,7 +45,7 @@ def main() -> None:
     settings += [("boxes", 2, (320, 416), boxes) for boxes in BOXES]
     settings += [("images", images, (320, 416), 8) for images in IMAGES]
     print("varied   images     size  boxes   plain s  distillation s  per megapixel  per box")
-    lines = []
+    rows = []
     for varied, images, size, boxes in settings:
         bench = Bench(options.family, images, size, boxes, torch.device(options.device))
         cost = measure(bench, options.family, options.rounds)
@@ -53,9 +55,8 @@ def main() -> None:
             f"{extra / megapixels(cost):>15.3f}{extra / (images * boxes):>9.4f}",
             flush=True,
         )
-        lines.append(json.dumps({"varied": varied, "distillation_s": extra, **asdict(cost), **machine.origin()}) + "\n")
-    if options.json:
-        options.json.write_text("".join(lines))
+        rows.append({"varied": varied, "distillation_s": extra, **asdict(cost), **origin})
+        stored.write_lines(options.json, rows)
 
 
 def megapixels(cost: Cost) -> float:

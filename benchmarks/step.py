@@ -24,7 +24,6 @@ and the teacher's forward; tapped_mb, for comparison: all features that are comp
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from dataclasses import asdict, astuple, dataclass, replace
@@ -52,6 +51,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import machine
 import memory
 import pieces
+import stored
 from cost import Cost, named, table
 from timing import Step, timed
 from width import scaled
@@ -302,6 +302,10 @@ def main() -> None:
     parser.add_argument("--kinds", action="store_true", help="a row more for each kind of pyramid loss, alone")
     parser.add_argument("--count", action="store_true", help="count operator calls and waits instead of seconds")
     options = parser.parse_args()
+    if options.count and options.json:
+        parser.error("--json takes seconds, which --count does not measure: leave one of them out")
+    stored.ready(options.json)
+    origin = machine.origin()
     torch.set_num_threads(options.threads)
     device, costs = torch.device(options.device), []
     if device.type == "cpu":
@@ -316,9 +320,8 @@ def main() -> None:
             print(named(family, kind) + "".join(f"{one:>11}" for one in astuple(added_pieces(bench))), flush=True)
             continue
         costs.append(measure(bench, family, options.rounds))
+        stored.write_lines(options.json, [{**asdict(cost), **origin} for cost in costs])
         print(table(costs[-1:]) if len(costs) == 1 else table(costs[-1:]).splitlines()[1], flush=True)
-    if options.json:
-        options.json.write_text("".join(json.dumps({**asdict(cost), **machine.origin()}) + "\n" for cost in costs))
 
 
 if __name__ == "__main__":
