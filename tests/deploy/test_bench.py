@@ -315,7 +315,7 @@ def test_latency_is_drawn_against_the_map_of_the_same_file(
     evaluation.write_text(json.dumps({**facts, "file_sha256": "0" * 64}))
     other = deploy("bench", model_file, *QUICK, "--plot", picture, "--eval", evaluation)
     assert other.code == 2
-    assert "no evaluation given by --eval is of a file that was timed" in other.err
+    assert "no evaluation given by --eval is of a file that is timed" in other.err
     evaluation.write_text("{}")
     assert (
         "is not the output of `cskd-deploy eval"
