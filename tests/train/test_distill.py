@@ -438,9 +438,10 @@ def test_epochs_fit_and_no_more_would(seconds):
 
 def test_steps_and_evaluations_are_held_against_what_a_run_took_of_each():
     """Four epochs of 10 steps of 2 s and evaluations of 5 s were expected; 1.5 s and 15 s they took."""
-    result = {"epochs": 4, "images": {"train": 20}, "images_per_second": 20 / 15, "seconds": 4 * 15 + 4 * 15}
-    assert slowdown(COSTS["teacher"], result) == pytest.approx((0.75, 3.0))
-    assert slowdown(Cost(2.0, 10, 0.0), {**result, "seconds": 60}) == pytest.approx((0.75, 1.0))
+    result = {"epochs": 4, "iterations": 40, "images_per_second": 2 / 1.5, "seconds": 4 * 15 + 4 * 15}
+    assert slowdown(COSTS["teacher"], result, 2) == pytest.approx((0.75, 3.0))
+    assert slowdown(COSTS["teacher"], {**result, "images": {"train": 500}}, 2) == pytest.approx((0.75, 3.0))
+    assert slowdown(Cost(2.0, 10, 0.0), {**result, "seconds": 60}, 2) == pytest.approx((0.75, 1.0))
     slower = COSTS["student"].times(2, 3)
     assert (slower.step, slower.evaluation, slower.seconds(2)) == (2.0, 15.0, 2 * (20 + 15))
 
@@ -474,7 +475,14 @@ def test_a_teacher_below_the_student_is_said():
     assert "Still rising at the end: student. More epochs" in worse
     better = str(outcome_of(row("teacher", 0.30), row("student", 0.25), row("distilled", 0.24)))
     assert "warning" not in better
-    assert "-1.0 points" in better
+    assert "-1.0 points of mAP: same recipe, same seed (0)" in better
+
+
+def test_students_of_other_epochs_are_not_said_to_have_the_same_recipe():
+    shorter = replace(row("distilled", 0.26), epochs=3)
+    assert "+1.0 points of mAP: but 3 epochs against 4 alone, same seed" in str(
+        outcome_of(row("student", 0.25), shorter)
+    )
 
 
 def test_without_a_baseline_no_change_is_claimed():

@@ -115,19 +115,19 @@ def labelling(pictures: Path, val_images: int, costs: Iterable[Cost]) -> float:
     return each * (val_images + len(files_below(pictures, SUFFIXES)))
 
 
-def slowdown(cost: Cost, result: Mapping[str, Any]) -> tuple[float, float]:
+def slowdown(cost: Cost, result: Mapping[str, Any], images: int) -> tuple[float, float]:
     """How many times longer the steps of a finished run took than was expected, and its evaluations.
 
     The detector that was measured had not learnt anything, and finds little: its evaluations are the faster for it.
 
     Args:
         result: what `result.json` holds.
+        images: of a step, in all processes together.
     """
-    epochs = result["epochs"]
-    steps = epochs * cost.steps * cost.step
-    evaluations = cost.seconds(epochs) - steps
-    training = min(epochs * result["images"]["train"] / result["images_per_second"], result["seconds"])
-    return training / steps, (result["seconds"] - training) / evaluations if evaluations else 1.0
+    evaluations = cost.seconds(result["epochs"]) - cost.steps * cost.step * result["epochs"]
+    step = images / result["images_per_second"]
+    training = min(result["iterations"] * step, result["seconds"])
+    return step / cost.step, (result["seconds"] - training) / evaluations if evaluations else 1.0
 
 
 def schedule(cfg: Any, epochs: int) -> dict[str, Any]:

@@ -15,22 +15,20 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from cskd_core.plan import DistillPlan
 from cskd_data.files import write_json
-from cskd_train.engine.build import check_data, class_names, split_files
+from cskd_train.engine.build import check_data, class_names, loading, split_files
 from cskd_train.engine.device import choose_device
 from cskd_train.engine.evaluate import evaluate_checkpoint
 from cskd_train.engine.launch import check_processes, launch
 from cskd_train.engine.prepare import RunOptions, say, way_on
 from cskd_train.engine.progress import evaluation_progress
-from cskd_train.engine.pseudo_label import pseudo_label
 from cskd_train.engine.resume import saved_position
 from cskd_train.engine.run import run
 from cskd_train.engine.signals import stop_on_signals
 from cskd_train.engine.timing import Cost, measure
 from cskd_train.engine.workdir import WorkDir
 from cskd_train.errors import TrainError
-from cskd_train.files.checkpoints import load_checkpoint, sha256
+from cskd_train.files.checkpoints import load_checkpoint
 from cskd_train.files.config import config_to_data, load_config
 from cskd_train.files.overrides import assignments, move_root
 from cskd_train.files.settings import check_settings
@@ -40,7 +38,8 @@ from cskd_train.project import budget as budgets
 from cskd_train.project import deployed, shown
 from cskd_train.project.data import test_source, untaught_labels
 from cskd_train.project.outcome import Distilled, Row, named
-from cskd_train.project.state import State, data_hashes, read_json, refuse_other_settings
+from cskd_train.project.state import State, data_hashes, mark, read_json, refuse_other_settings
+from cskd_train.project.teacher import ProjectTeacher
 from cskd_train.results import RunResult
 from cskd_train.stored import current_config
 
@@ -48,6 +47,7 @@ if TYPE_CHECKING:  # at run time cskd_train.mm has to come before mmcv, which it
     from mmcv import Config
 
 ROLES = {"teacher": "teacher", "student": "student alone", "distilled": "student distilled"}
+STUDENTS = ("student", "distilled")
 
 
 def distill(
@@ -101,16 +101,20 @@ class _Way:
         self.roles = [role for role in ROLES if baseline or role != "student"]
         self.work_dirs = root / "work_dirs"
         self.configs = {role: self._config(role) for role in self.roles}
-        if os.path.abspath(self._teacher) != os.path.abspath(self._best("teacher")):
-            self.roles.remove("teacher")  # there is another one already
-            say(console, f"distilled.py names another teacher, {self._teacher}: teacher.py is not trained")
         self.test = test_source(self.configs["distilled"])
         self.test_is_val = self.test in sources(self.configs["distilled"].data.get("val") or ())
         settings = self.configs["distilled"].data.get("unlabeled") or {}
         self.pictures = settings.get("images") or ""
         self.labels = Path(split_files(self.configs["distilled"], "unlabeled")[0][0]) if self.pictures else Path()
+        cfg = self.configs["distilled"]
+        self.teacher = ProjectTeacher(root, cfg, self.pictures, self.labels, device, console)
+        if not self.teacher.own:
+            self.roles.remove("teacher")  # there is another one already
+            other = self.teacher.plan.checkpoint
+            say(console, f"distilled.py names another teacher, {other}: teacher.py is not trained")
         self.state = State.read(self.work_dirs / "distill.json")
         self.no_export, self.number = export_note(self.configs["distilled"].model), 0
+        self.said: list[str] = []  # of the data, which no run says again
 
     def go(self) -> Distilled:
         """All steps, in order."""
@@ -123,14 +127,12 @@ class _Way:
             say(self.console, f"warning: {self.no_export}")
         self._refuse_changes()
         self._check_budget()
+        if not self.teacher.own:
+            self.teacher.prepare(self.state, self._epochs("distilled"))
         self._plan()
         results = {role: self._train(role) for role in self.roles}
         test = {role: self._test(role) for role in self.roles}
         return self._outcome(results, test, self._file())
-
-    @property
-    def _teacher(self) -> Path:
-        return Path(DistillPlan.parse(self.configs["distilled"].distill).teacher.checkpoint)
 
     def _step(self, what: str) -> None:
         self.number += 1
@@ -166,7 +168,7 @@ class _Way:
         Raises:
             TrainError: names the first of them, and the folder to remove.
         """
-        begun = [role for role in self.roles if self._work_dir(role).last.exists()]
+        begun = [role for role in dict.fromkeys((*self.roles, *STUDENTS)) if self._work_dir(role).last.exists()]
         now = data_hashes(self.root, self.labels)
         here = os.path.abspath(self.root)
         changed = [name for name, was in self.state.data.items() if now.get(name, was) != was]
@@ -177,7 +179,7 @@ class _Way:
             )
         if not begun:
             self.state.data, self.state.costs, self.state.epochs, self.state.root = now, {}, {}, here
-        for role in begun:
+        for role in (role for role in begun if role in self.roles):
             stored = move_root(current_config(read_json(self._work_dir(role).config)), self.state.root, here)
             refuse_other_settings(self._work_dir(role).root, f"{role}.py", stored, config_to_data(self.configs[role]))
 
@@ -187,7 +189,7 @@ class _Way:
         Raises:
             TrainError: another budget than that of students which have begun, or of a teacher that is under way.
         """
-        fresh = not any(self._work_dir(role).last.exists() for role in self.roles if role != "teacher")
+        fresh = not any(self._work_dir(role).last.exists() for role in STUDENTS)
         teacher = self._work_dir("teacher")
         if fresh and (teacher.result.exists() or not teacher.last.exists()):
             self.state.budget = self.budget or (self.state.budget if teacher.last.exists() else None)
@@ -202,10 +204,12 @@ class _Way:
         """Measure what the runs cost that have not begun, and choose their epochs where there is a budget."""
         if not (todo := self._not_begun()):
             return
-        if any(role not in self.state.costs for role in todo):
+        marks = {role: self._mark(role) for role in todo}
+        if any(role not in self.state.costs or self.state.measured.get(role) != marks[role] for role in todo):
             say(self.console, "what a step takes ...")
             with tempfile.TemporaryDirectory(prefix="cskd-train-") as folder:
-                self.state.costs = {role: vars(cost) for role, cost in self._costs(todo, Path(folder)).items()}
+                self.state.costs |= {role: vars(cost) for role, cost in self._costs(todo, Path(folder)).items()}
+            self.state.measured |= marks
         costs = {role: Cost(**self.state.costs[role]) for role in todo}
         self._fit(costs)
         self._say_plan(costs)
@@ -215,23 +219,38 @@ class _Way:
         for line in budgets.lines(planned, self.state.epochs, costs, ROLES):
             say(self.console, line)
 
+    def _mark(self, role: str) -> str:
+        """Of all that decides what a run costs on a machine."""
+        taught = role == "distilled" and self.teacher.own
+        configs = [config_to_data(self.configs[one]) for one in (role, *(["teacher"] if taught else []))]
+        return mark(configs, self.gpus, self.device)
+
     def _not_begun(self) -> list[str]:
         return [role for role in self.roles if not self._work_dir(role).last.exists()]
 
     def _fit(self, costs: Mapping[str, Cost]) -> None:
-        """Choose the epochs of runs that have not begun; the students' are equally many, or none has begun."""
-        if self.state.budget is not None and not {"student", "distilled"} & ({*self.roles} - {*costs}):
-            planned = {role: int(self.configs[role].runner.max_epochs) for role in costs}
+        """Choose the epochs of runs that have not begun; a student has as many as the other one that has."""
+        planned = {role: int(self.configs[role].runner.max_epochs) for role in costs}
+        begun = next((role for role in STUDENTS if self._work_dir(role).last.exists()), None)
+        if begun in self.state.epochs:
+            of = (self.configs.get(begun) or self._config(begun)).runner.max_epochs
+            share = self.state.epochs[begun] / of
+            self.state.epochs |= {role: max(1, round(share * planned[role])) for role in costs if role in STUDENTS}
+        elif begun:
+            for role in (role for role in costs if role in STUDENTS):
+                self.state.epochs.pop(role, None)
+        elif self.state.budget is not None:
             self.state.epochs |= budgets.fitting_epochs(planned, costs, self._left(costs))
         self.state.write()
 
     def _costs(self, roles: list[str], folder: Path) -> dict[str, Cost]:
         """What the runs will cost, in a teacher's place one that has not learnt anything where there is none yet."""
         stand_in = folder / "teacher.pth"
+        untaught = self.teacher.own and "distilled" in roles and not self.teacher.best.exists()
         costs = {}
-        for role in roles:
+        for role in (role for role in self.roles if role in roles or (untaught and role == "teacher")):
             overrides: dict[str, Any] = {}
-            if role == "distilled" and "teacher" in roles:
+            if role == "distilled" and untaught:
                 overrides["distill.teacher.checkpoint"] = str(stand_in)
             if role == "distilled" and self.pictures and not self.labels.exists():
                 classes = class_names(self.configs["distilled"], "train")
@@ -249,7 +268,9 @@ class _Way:
         once = sum(cost.evaluation for cost in costs.values())
         images = sum(len(one.read().images) for one in sources(self.configs["distilled"].data.get("val") or ()))
         after = once + costs["distilled"].evaluation + once * shown.share(images)
-        if self.pictures and not self.labels.exists():
+        if self.pictures and self.labels.exists():
+            spent += self.state.labelling
+        elif self.pictures:
             known = [Cost(**cost) for cost in self.state.costs.values()]
             after += budgets.labelling(Path(self.pictures), images, known)
         return self.state.budget * (1 - budgets.RESERVE) - spent - after - deployed.SECONDS
@@ -258,20 +279,23 @@ class _Way:
         """Seconds of a run: what it took, or will take in all where it is under way."""
         if (result := self._work_dir(role).result).exists():
             return float(read_json(result)["seconds"])
-        cost, epochs = self.state.costs.get(role), self.configs[role].runner.max_epochs
-        return 0.0 if cost is None else Cost(**cost).seconds(self.state.epochs.get(role, epochs))
+        cost = self.state.costs.get(role)
+        return 0.0 if cost is None else Cost(**cost).seconds(self._epochs(role))
+
+    def _epochs(self, role: str) -> int:
+        """That were chosen, or all that its config has."""
+        return int(self.state.epochs.get(role, self.configs[role].runner.max_epochs))
 
     def _train(self, role: str) -> RunResult:
         """Train, or go on, or find that it is done."""
         work_dir, began = self._work_dir(role), self._work_dir(role).last.exists()
-        if role == "distilled":
-            self._refuse_other_teacher(began)
-            self._pseudo_label()
+        if role == "distilled" and self.teacher.own:
+            self.teacher.taken(self.state, self.teacher.best)
         if role != "teacher" and not began:
             self._plan_again()
         cfg = self.configs[role]
         self._step(f"{ROLES[role]}, {named(cfg)}")
-        overrides = budgets.schedule(cfg, self.state.epochs.get(role, cfg.runner.max_epochs))
+        overrides = budgets.schedule(cfg, self._epochs(role))
         options = self._options(role, overrides)
         if not self.gpus:
             return run(options, self.console)
@@ -283,53 +307,15 @@ class _Way:
         """Fit the students' epochs to what is left of the budget, now that it is known what the teacher took."""
         slower = 1.0, 1.0
         if "teacher" in self.state.costs and "teacher" in self.roles:
-            slower = budgets.slowdown(Cost(**self.state.costs["teacher"]), read_json(self._work_dir("teacher").result))
+            result, cfg = read_json(self._work_dir("teacher").result), self.configs["teacher"]
+            images = loading(cfg)[0] * cfg.get("accumulate", 1) * result.get("processes", 1)
+            slower = budgets.slowdown(Cost(**self.state.costs["teacher"]), result, images)
         costs = {role: Cost(**self.state.costs[role]).times(*slower) for role in self._not_begun()}
         before = dict(self.state.epochs)
         self._fit(costs)
         if self.state.epochs != before:
             say(self.console, "\nby the time that the teacher took, the budget holds:")
             self._say_plan(costs)
-
-    def _refuse_other_teacher(self, began: bool) -> None:
-        """Keep the teacher's hash, and refuse a distilled run that began under another one.
-
-        Raises:
-            TrainError: names both folders.
-        """
-        checkpoint = self._teacher
-        if not checkpoint.is_file():  # a URL
-            return
-        teacher = sha256(checkpoint)
-        if began and self.state.made.get("distilled", teacher) != teacher:
-            root = self._work_dir("distilled").root
-            raise TrainError(
-                f"{root} was trained under another teacher than {checkpoint} is now: remove {root} to train it anew"
-            )
-        self.state.made["distilled"] = teacher
-        self.state.write()
-
-    def _pseudo_label(self) -> None:
-        """Have the teacher label the pictures of data.unlabeled, where distilled.py has some."""
-        if not self.pictures:
-            return
-        teacher, config = self._teacher, self.root / "teacher.py" if "teacher" in self.roles else None
-
-        def make() -> None:
-            with evaluation_progress(self.console) as bar:
-                found = pseudo_label(
-                    teacher,
-                    self.pictures,
-                    self.labels,
-                    config=config,
-                    device=self.device,
-                    overwrite=True,
-                    progress=lambda _, done, of: bar(done, of),
-                    warn=lambda line: say(self.console, f"warning: {line}"),
-                )
-            say(self.console, str(found))
-
-        self.state.make("unlabeled", self.labels, teacher, make)
 
     def _test(self, role: str) -> dict[str, Any]:
         """What the best checkpoint of a role does on the test split."""

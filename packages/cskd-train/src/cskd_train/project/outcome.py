@@ -104,8 +104,11 @@ class Distilled:
         lines = []
         if self.gain is not None:
             seen = f"; it saw {counted(self.unlabeled, 'picture')} without labels too" if self.unlabeled else ""
+            epochs = {row.role: row.epochs for row in self.rows}
+            alone, under = epochs["student"], epochs["distilled"]
+            recipe = "same recipe" if alone == under else f"but {under} epochs against {alone} alone"
             lines.append(
-                f"Distilling changed the student by {self.gain:+.1f} points of mAP: same recipe, same seed "
+                f"Distilling changed the student by {self.gain:+.1f} points of mAP: {recipe}, same seed "
                 f"({self.seed}){seen}. One seed shows no spread."
             )
         if rising := [row.role for row in self.rows if row.improving]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ class State:
     made: dict[str, str]  # product -> hash of the checkpoint that it was made from
     budget: float | None = None
     root: str = ""  # where the project was when its first run began: it may have been moved
+    measured: dict[str, str] = field(default_factory=dict)  # role -> `mark` of what its cost was measured on
+    labelling: float = 0.0  # seconds that the pictures without labels took
 
     @classmethod
     def read(cls, file: Path) -> State:
@@ -66,6 +69,11 @@ class State:
             make()
             self.made[name] = current
             self.write()
+
+
+def mark(*parts: Any) -> str:
+    """Equal for equal plain data."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def refuse_other_settings(work_dir: Path, config: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
