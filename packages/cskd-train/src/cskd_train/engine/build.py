@@ -307,10 +307,11 @@ def check_classes(model: nn.Module, classes: tuple[str, ...]) -> None:
     }
     wrong = {name: count for name, count in counts.items() if isinstance(count, int) and count != len(classes)}
     for name, count in wrong.items():
-        settings = " ".join(f"--set model.{head}.num_classes={len(classes)}" for head in wrong)
+        others = "".join(f" --set model.{other}.num_classes={len(classes)}" for other in wrong if other != name)
         raise TrainError(
             f"{name} has {count} classes, the data has {len(classes)} ({', '.join(classes[:8])}"
-            f"{', ...' if len(classes) > 8 else ''}): {settings}, or set `classes`, which it follows"
+            f"{', ...' if len(classes) > 8 else ''}): --set model.{name}.num_classes={len(classes)}{others}, "
+            "or set `classes`, which it follows"
         )
 
 
