@@ -56,8 +56,16 @@ def geometry():
 
 
 def precision():
-    rows = stored("precision_cards.json")["rows"]
-    for family in ("retinanet", "faster_rcnn", "gfl", "fcos"):
+    return precision_of("precision_cards.json", ("retinanet", "faster_rcnn", "gfl", "fcos"))
+
+
+def precision_without_vnni():
+    return precision_of("precision_bccd.json", ("retinanet",))
+
+
+def precision_of(file, families):
+    rows = stored(file)["rows"]
+    for family in families:
         for row in (one for one in rows if one["family"] == family):
             yield [
                 PRECISIONS[row["precision"]],
@@ -187,6 +195,7 @@ TABLES = [
     ("other_kinds.md", "val mAP, points, last epoch", other_kinds),
     ("geometry.md", "file | precision", geometry),
     ("precision.md", "student | precision | FP32", precision),
+    ("precision.md", "student, AVX2 | precision", precision_without_vnni),
     ("precision.md", "student | precision | val: FP32", precision_of_0_1_0),
     ("latency.md", "student | file | MB | p50, ms", latency_of_random_weights),
     ("../performance.md", "family | plain, s", step),
