@@ -17,6 +17,7 @@ from cskd_deploy.backends.tensorrt.driver import Gpu
 from cskd_deploy.backends.tensorrt.manifest import manifest_path, mismatches, read_engine_manifest
 from cskd_deploy.detect.detector import Detector
 from cskd_deploy.errors import DeployError
+from cskd_deploy.measure.environment import instruction_sets, lacks
 from cskd_deploy.model.manifest import MANIFEST_KEY, manifest_from_metadata
 
 SAMPLES = Path(__file__).parent / "files_0_1_0"
@@ -24,9 +25,17 @@ EXPECTED = json.loads((SAMPLES / "expected.json").read_text())
 ENGINE = SAMPLES / "tiny.engine"
 DATA = ("--ann", SAMPLES / "annotations.json", "--images", SAMPLES / "images")
 # Least overlap, largest difference of scores, least share of boxes that agree, difference of mAP. Integer kernels round
-# otherwise on processors without VNNI and in ONNX Runtime before 1.23.
+# otherwise in ONNX Runtime before 1.23, and on processors without VNNI the sums of 8-bit weights, which 0.1.0 wrote for
+# `cpu`, can saturate.
 EXACT = (0.99, 1e-3, 1.0, 1e-3)
 ROUNDED = (0.5, 0.3, 0.5, 0.1)
+SATURATED = (0.5, 0.3, 0.35, 0.1)
+
+
+def tolerance_of(name):
+    if "int8_cpu" in name and lacks(("vnni",), instruction_sets()):
+        return SATURATED
+    return ROUNDED if "int8" in name else EXACT
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +53,7 @@ def name(request) -> str:
 
 
 def test_a_file_detects_what_it_detected_when_it_was_written(name, models):
-    iou, score, share, _ = ROUNDED if "int8" in name else EXACT
+    iou, score, share, _ = tolerance_of(name)
     with OnnxRuntimeBackend(models / name) as backend:
         schema = int(name.split("_")[1]) if name.startswith("schema") else 3
         assert (backend.manifest.schema, backend.manifest.versions["cskd-deploy"]) == (schema, "0.1.0")
@@ -61,7 +70,7 @@ def test_every_command_takes_a_file(name, models, deploy, tmp_path):
     inspected = json.loads(deploy("inspect", file, "--json").out)
     assert inspected["metadata"]["classes"] == ["circle", "square", "triangle"]
     evaluated = json.loads(deploy("eval", file, *DATA, "--json").out)
-    tolerance = (ROUNDED if "int8" in name else EXACT)[-1]
+    tolerance = tolerance_of(name)[-1]
     assert evaluated["metrics"]["bbox_mAP"] == pytest.approx(EXPECTED[name]["bbox_mAP"], abs=tolerance)
     (measured,) = json.loads(deploy("bench", file, "--duration", 0.05, "--json").out)["results"]
     assert measured["images"] >= 10
