@@ -114,7 +114,7 @@ def test_what_a_run_costs_is_measured_anew_when_its_config_has_changed(project, 
     path.write_text(f"{path.read_text()}accumulate = 2\n")
     way = a_way(project)
     assert measured[3:] == ["student", "distilled"]
-    assert sorted(way.state.costs) == ["distilled", "student", "teacher"]  # by which the teacher's time is judged
+    assert sorted(way.state.costs) == ["distilled", "student", "teacher"]  # the teacher's time goes by them
     a_way(project)
     assert len(measured) == 5
 

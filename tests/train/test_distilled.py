@@ -123,24 +123,28 @@ def test_a_caffe_teacher_sees_what_its_own_pipeline_makes_of_the_students_images
 
 
 @pytest.mark.parametrize(
-    ("theirs", "normalization"),
+    ("teacher_steps", "normalization"),
     [(CAFFE, "shared"), (RGB, "own")],
     ids=["shared as published", "equal"],
 )
-def test_a_teacher_sees_the_students_very_tensor(narrow_model, save_teacher, theirs, normalization):
-    file = save_teacher(narrow_model("FCOS", 50), data={"train": {"pipeline": [theirs, PAD]}})
+def test_a_teacher_sees_the_students_very_tensor(narrow_model, save_teacher, teacher_steps, normalization):
+    file = save_teacher(narrow_model("FCOS", 50), data={"train": {"pipeline": [teacher_steps, PAD]}})
     model = under(narrow_model("FCOS"), file, pipeline=[RGB, PAD], teacher={"normalization": normalization})
     assert seen_by_teacher(model, IMAGES) is IMAGES
     assert model.notes == ()
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs"), [([RGB, PAD], [PAD]), ([PAD], [RGB, PAD]), ([PAD], [CAFFE, PAD])], ids=["its", "ours", "BGR"]
+    ("student_steps", "teacher_steps"),
+    [([RGB, PAD], [PAD]), ([PAD], [RGB, PAD]), ([PAD], [CAFFE, PAD])],
+    ids=["teacher without", "student without", "BGR"],
 )
-def test_a_pipeline_that_does_not_normalise_gives_pixels_as_they_are(narrow_model, save_teacher, ours, theirs):
-    file = save_teacher(narrow_model("FCOS", 50), data={"train": {"pipeline": theirs}})
-    model = under(narrow_model("FCOS"), file, pipeline=ours)
-    images, expected = (pictures_after(*steps).float() for steps in (ours, theirs))
+def test_a_pipeline_that_does_not_normalise_gives_pixels_as_they_are(
+    narrow_model, save_teacher, student_steps, teacher_steps
+):
+    file = save_teacher(narrow_model("FCOS", 50), data={"train": {"pipeline": teacher_steps}})
+    model = under(narrow_model("FCOS"), file, pipeline=student_steps)
+    images, expected = (pictures_after(*steps).float() for steps in (student_steps, teacher_steps))
     found = seen_by_teacher(model, images)
     assert (found - expected).abs().max() < 1e-4 * max(expected.std(), 1)
     assert (found - images).abs().max() > 50
@@ -156,13 +160,15 @@ def test_two_pipelines_that_do_not_normalise_give_the_very_tensor(narrow_model, 
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "without"), [([RGB, PAD], [], "teacher"), ([], [RGB, PAD], "student")], ids=["its", "ours"]
+    ("student_steps", "teacher_steps", "without"),
+    [([RGB, PAD], [], "teacher"), ([], [RGB, PAD], "student")],
+    ids=["teacher without", "student without"],
 )
 def test_a_config_without_a_pipeline_gives_the_teacher_the_students_tensor_and_says_so(
-    narrow_model, save_teacher, ours, theirs, without
+    narrow_model, save_teacher, student_steps, teacher_steps, without
 ):
-    file = save_teacher(narrow_model("FCOS", 50), data={"train": {"pipeline": theirs}})
-    model = under(narrow_model("FCOS"), file, pipeline=ours)
+    file = save_teacher(narrow_model("FCOS", 50), data={"train": {"pipeline": teacher_steps}})
+    model = under(narrow_model("FCOS"), file, pipeline=student_steps)
     assert seen_by_teacher(model, IMAGES) is IMAGES
     (note,) = model.notes
     assert note.startswith(f"the {without}'s config has no pipeline")
@@ -201,14 +207,14 @@ def test_a_student_starts_from_the_teachers_head_if_told_and_from_its_own_latera
     expected = torch.load(file, weights_only=True)["state_dict"]
     alone = under(narrow_model(family), file).student.state_dict()
     model = under(narrow_model(family), file, init_student=True)
-    ours = model.student.state_dict()
+    weights = model.student.state_dict()
     heads = ("rpn_head.", "roi_head.") if family == "FasterRCNN" else ("bbox_head.",)
-    of_head = [key for key in ours if key.startswith(heads)]
-    assert all(torch.equal(ours[key], expected[key]) for key in of_head)
+    of_head = [key for key in weights if key.startswith(heads)]
+    assert all(torch.equal(weights[key], expected[key]) for key in of_head)
     assert any(not torch.equal(alone[key], expected[key]) for key in of_head)
-    assert torch.equal(ours["neck.fpn_convs.0.conv.weight"], expected["neck.fpn_convs.0.conv.weight"])
-    kept = [key for key in ours if key.startswith("backbone.") or "lateral" in key]
-    assert all(torch.equal(ours[key], alone[key]) for key in kept)
+    assert torch.equal(weights["neck.fpn_convs.0.conv.weight"], expected["neck.fpn_convs.0.conv.weight"])
+    kept = [key for key in weights if key.startswith("backbone.") or "lateral" in key]
+    assert all(torch.equal(weights[key], alone[key]) for key in kept)
     (note,) = model.notes
     skipped = 1 if family == "RetinaNet" else 0
     assert note.splitlines()[0].endswith(f" tensors copied, {skipped} not")
