@@ -8,7 +8,7 @@ from pathlib import Path
 from cskd_data.coco import EXPORT_AS_COCO
 from cskd_data.errors import SHOWN, DataError
 from cskd_data.images import SUFFIXES
-from cskd_data.split import SPLIT_NAMES
+from cskd_data.split import SPLIT_CALLED, SPLIT_NAMES
 
 
 def coco_files(folder: Path) -> dict[str, Path]:
@@ -59,12 +59,11 @@ def _by_name(place: Path) -> dict[str, Path]:
     Raises:
         DataError: several say the same.
     """
-    splits = {name: split for split, names in SPLIT_NAMES.items() for name in names}
     by_split: dict[str, list[Path]] = {split: [] for split in SPLIT_NAMES}
     for file in _json_files(place):
-        words = [word for word in re.findall("[a-z]+", file.stem.lower()) if word in splits]
+        words = [word for word in re.findall("[a-z]+", file.stem.lower()) if word in SPLIT_CALLED]
         if words:
-            by_split[splits[words[-1]]].append(file)
+            by_split[SPLIT_CALLED[words[-1]]].append(file)
     for split, files in by_split.items():
         if len(files) > 1:
             raise DataError(f"{place} holds {len(files)} JSON files for {split}: {_give_one_of(files, place)}")

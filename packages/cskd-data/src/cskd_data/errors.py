@@ -16,6 +16,10 @@ class DataError(CskdError):
     """A data set that cannot be used (exit code 2)."""
 
 
+class NoImages(DataError):
+    """A split that is there, and has no image."""
+
+
 SHOWN = 5
 
 WITHOUT_THEM = (

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from cskd_data.coco import read_coco
@@ -18,6 +17,8 @@ from cskd_data.json_file import load_json
 from cskd_data.many import paused_garbage_collection
 from cskd_data.merge import merge
 from cskd_data.names import counted, plain_name
+from cskd_data.split import SPLIT_CALLED, meant, no_such_split
+from cskd_data.voc_lists import annotations_below, folders_of, lists_of
 from cskd_data.voc_xml import is_another
 from cskd_data.yolo_layout import find_yaml, layout_of, names_file
 
@@ -37,7 +38,7 @@ _OTHERS = {
 }
 """Endings of files that hold data sets in other ways -> what to do."""
 
-_LEVELS = 3  # above a split's folder, in which its data.yaml is looked for: `set/images/val/batch_1`
+_LEVELS = 3  # above a split's folder, in which its data set is looked for: `set/images/val/batch_1`
 
 
 def format_of(path: Path) -> str:
@@ -49,10 +50,10 @@ def format_of(path: Path) -> str:
     if not os.path.exists(path):  # not `path.exists()`, which raises for a name that is too long
         raise DataError(f"annotation file {path} does not exist: give a COCO file, a VOC folder or a YOLO data.yaml")
     suffix = path.suffix.lower()
+    part = split_of(path)
+    if part is not None:
+        return format_of(part[0])
     if os.path.isfile(path):
-        part = split_of(path)
-        if part is not None:
-            return format_of(part[0])
         for endings, way_out in _OTHERS.items():
             if path.name.lower().endswith(endings):
                 raise DataError(f"{path} is {way_out}")
@@ -60,7 +61,7 @@ def format_of(path: Path) -> str:
     kind = _format_of_folder(path)
     if kind is not None:
         return kind
-    inner = [one.name for one in sorted(path.iterdir())[:_MOST_INNER] if one.is_dir() and _holds_a_set(one)]
+    inner = [one.name for one in sorted(path.iterdir())[:_MOST_INNER] if one.is_dir() and _format_or_none(one)]
     raise DataError(
         f"the folder {path} holds no data set: expected XML files (Pascal VOC), a data.yaml (YOLO), or JSON files "
         "(COCO), in it, in `annotations` or in a folder for each split"
@@ -74,9 +75,11 @@ def annotation_files(path: Path) -> list[Path]:
     Raises:
         DataError: as `format_of`.
     """
-    if os.path.isdir(path):
-        return list(coco_files(path).values()) if split_of(path) is None and format_of(path) == "coco" else []
-    return [path]
+    if not os.path.isdir(path):
+        return [path]
+    root, split = split_of(path) or (path, None)
+    files = coco_files(root) if format_of(root) == "coco" else {}
+    return [file for name, file in files.items() if split in (None, name)]
 
 
 def _format_of_folder(path: Path) -> str | None:
@@ -93,7 +96,7 @@ def _format_of_folder(path: Path) -> str | None:
         return "voc"
     if (path / "labels").is_dir() or any((folder / "labels").is_dir() for folder in _folders(path)):
         return "yolo"
-    return "yolo" if split_of(path) is not None else None
+    return None
 
 
 def _folders(path: Path) -> list[Path]:
@@ -102,51 +105,90 @@ def _folders(path: Path) -> list[Path]:
 
 
 def _xml_files(path: Path) -> Iterator[Path]:
-    """In a folder, or one further down."""
-    for folder in (path, *_folders(path)):
+    """In a folder or one further down, or in the `Annotations` of a split's folder."""
+    for folder in (path, *_folders(path), *(path / name / "Annotations" for name in SPLIT_CALLED)):
         names: list[str] = []
         with contextlib.suppress(OSError):  # a folder that may not be read
             names = os.listdir(folder)
         yield from (folder / name for name in names if name.lower().endswith(".xml") and not name.startswith("."))
 
 
-def _holds_a_set(folder: Path) -> bool:
-    try:
-        return _format_of_folder(folder) is not None
-    except DataError:
-        return False
-
-
 def split_of(path: Path) -> tuple[Path, str] | None:
     """The data set and the name of its split, where a path names no more than that; None for any other path.
 
     A split is named by its list (`VOC2007/ImageSets/Main/train.txt`, the `train.txt` of a YOLO set), or by the folder
-    that holds it: with its data set in `aquarium/data.yaml`, `aquarium/valid` and `aquarium/valid/images` are its split
-    val.
+    that holds it alone, in every format: `aquarium/valid` is the split val of `aquarium`, and in a YOLO set
+    `aquarium/valid/images` too. A folder with splits, or with class names, of its own is a data set.
     """
     if os.path.isfile(path):
         if path.suffix.lower() != ".txt":
             return None
         lists = next((above for above in list(path.parents)[:2] if above.name == "ImageSets"), None)
         return (lists.parent, path.stem) if lists is not None else _split_of_list(path)
-    if not os.path.isdir(path) or find_yaml(path) is not None or names_file(path) is not None:
+    if not os.path.isdir(path) or _is_whole(path):
         return None
     folder = Path(os.path.abspath(path))
     for above in list(folder.parents)[:_LEVELS]:
-        file = find_yaml(above)
-        if file is None:
+        named = not SPLIT_CALLED.keys().isdisjoint(folder.relative_to(above).parts)  # a data.yaml may name others
+        if above.name == "Annotations" or not (named or find_yaml(above)):
             continue
-        with contextlib.suppress(DataError):  # a YAML file of something else
-            splits = layout_of(file).all_splits
-            within = [
-                name
-                for name, images in splits.items()
-                if images and all(folder in Path(os.path.abspath(image)).parents for image in images)
-            ]
-            if len(within) == 1 and len(splits) > 1:
-                return above, within[0]
-        return None
+        splits = _files_of_splits(above)
+        within = [
+            name
+            for name, files in splits.items()
+            if files and all(folder in Path(os.path.abspath(file)).parents for file in files)
+        ]
+        if len(within) == 1 and len(splits) > 1:
+            return above, within[0]
     return None
+
+
+def whole_of(path: Path, split: str | None = None) -> tuple[Path, str | None]:
+    """The data set and the split that a path and the name of a split mean together: see `split_of`.
+
+    Raises:
+        DataError: the path is another split.
+    """
+    part = split_of(path)
+    if part is None:
+        return path, split
+    if split is not None and meant(split, part[1:]) is None:
+        raise DataError(f"{path} is the split {part[1]} of {part[0]}: give {part[0]} for its split {split!r}")
+    return part
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a folder is a data set by itself, whatever lies above it."""
+    kind = _format_or_none(folder)
+    if kind == "voc":
+        return bool(lists_of(folder)) or len(folders_of(folder)) > 1
+    if kind == "coco":
+        return len(coco_files(folder)) > 1
+    return find_yaml(folder) is not None or names_file(folder) is not None
+
+
+def _format_or_none(folder: Path) -> str | None:
+    """As `_format_of_folder`, without what is wrong in it."""
+    with contextlib.suppress(DataError):
+        return _format_of_folder(folder)
+    return None
+
+
+def _files_of_splits(root: Path) -> Mapping[str, Sequence[Path]]:
+    """The files that folders of splits hold: images of YOLO, annotations of others; none of no data set."""
+    kind = _format_or_none(root)
+    with contextlib.suppress(DataError):
+        if kind == "yolo":
+            return layout_of(root).all_splits
+        if kind == "voc":
+            folders = folders_of(root)
+            below = {
+                split: [file for one in inner for file in annotations_below(one)] for split, inner in folders.items()
+            }
+            return below if "train" in below else {}
+        if kind == "coco":
+            return {split: [file] for split, file in coco_files(root).items()}
+    return {}
 
 
 def _split_of_list(path: Path) -> tuple[Path, str] | None:
@@ -168,9 +210,8 @@ def reader_of(path: Path) -> Reader:
     Raises:
         DataError: as `format_of`.
     """
-    part = split_of(path)
-    if part is not None:
-        return partial(_read_split, *part)
+    if split_of(path) is not None:
+        return _read_split
     kind = format_of(path)
     if kind == "voc":
         from cskd_data.voc import read_voc
@@ -184,11 +225,13 @@ def reader_of(path: Path) -> Reader:
 
 
 def splits_of(path: Path, images: Path | str | None = None) -> list[str]:
-    """The names of the parts that a data set says it has; none of one file.
+    """The names of the parts that a data set says it has; none of one file, nor of one of these parts.
 
     Raises:
         DataError: as `format_of`; the YAML file of a YOLO data set cannot be used.
     """
+    if split_of(path) is not None:
+        return []
     kind = format_of(path)
     if kind == "yolo":
         layout = layout_of(path, None if images is None else Path(images))
@@ -201,10 +244,11 @@ def splits_of(path: Path, images: Path | str | None = None) -> list[str]:
 
 
 def _read_split(
-    root: Path, split: str, path: Path | str, images: Path | str | None = None, *, skip_missing: bool = False
+    path: Path | str, images: Path | str | None = None, split: str | None = None, *, skip_missing: bool = False
 ) -> Dataset:
-    dataset = reader_of(root)(root, images, split=split, skip_missing=skip_missing)
-    return replace(dataset, source=Path(path))
+    root, own = whole_of(Path(path), split)
+    dataset = reader_of(root)(root, images, split=own, skip_missing=skip_missing)
+    return dataset if format_of(root) == "coco" else replace(dataset, source=Path(path))  # COCO's is its file
 
 
 def _read_coco(
@@ -215,10 +259,11 @@ def _read_coco(
     path = Path(path)
     files = coco_files(path) if path.is_dir() else {"": path}
     if split is not None:
-        if split not in files:
-            raise DataError(f"{path} has no split {split!r}; splits: {', '.join(filter(None, files)) or 'none'}")
-        part = read_coco(files[split], images, skip_missing=skip_missing)
-        roots = part.roots & _with_boxes(file for name, file in files.items() if name != split) if part.roots else ()
+        own = meant(split, files)
+        if own is None:
+            raise no_such_split(path, split, files)
+        part = read_coco(files[own], images, skip_missing=skip_missing)
+        roots = part.roots & _with_boxes(file for name, file in files.items() if name != own) if part.roots else ()
         return part.select([*roots, *part.classes])
     parts: dict[str, Dataset] = {}
     empty = []

@@ -13,11 +13,16 @@ from cskd_data.images import SUFFIXES
 
 
 class ImageFiles:
-    """Image files by name."""
+    """Image files by name.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: that their names start from.
+        within: the folders below it that hold them; none takes all.
+    """
+
+    def __init__(self, folder: Path, within: Sequence[Path] = ()) -> None:
         self.folder = folder
-        self.paths = files_below(folder, SUFFIXES)
+        self.paths = [path for inner in within or [folder] for path in files_below(inner, SUFFIXES)]
         self._by_name: dict[str, list[Path]] = {}
         for path in self.paths:
             for key in {path.name, path.stem, folded(path.name), folded(path.stem)}:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,33 @@ PARTS = ("train", "val", "test")
 
 SPLIT_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 """Split -> what data sets call it, in the names of folders, of files, and in YAML."""
+
+SPLIT_CALLED = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+"""What data sets call a split -> the split."""
+
+
+def meant(split: str, there: Iterable[str]) -> str | None:
+    """Which of the splits that are there is asked for, `valid` and `validation` being `val`; None where it is none."""
+    names = list(there)
+    if split in names:
+        return split
+    return next((name for name in names if SPLIT_CALLED.get(name, name) == SPLIT_CALLED.get(split, split)), None)
+
+
+def without_training(names: Iterable[str]) -> bool:
+    """Whether the splits that a data set names are val or test alone: all that is in neither is for training."""
+    splits = {*names}
+    return bool(splits) and splits <= {"val", "test"}
+
+
+def for_training(noun: str, rest: Sequence[str], names: Iterable[str]) -> Note:
+    """The note on what is for training because no split has it: see `without_training`."""
+    return Note.of(f"{counted(len(rest), noun)} in no split ({', '.join(names)}), for training", rest)
+
+
+def no_such_split(source: object, split: str, there: Iterable[str]) -> DataError:
+    """What to raise for a split that a data set has not."""
+    return DataError(f"{source} has no split {split!r}; splits: {', '.join(filter(None, there)) or 'none'}")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Callable, Container, Iterable, Sequence
@@ -15,7 +16,8 @@ from cskd_data.image_files import ImageFiles, common_folder
 from cskd_data.images import SUFFIXES
 from cskd_data.names import counted
 from cskd_data.normalise import normalise
-from cskd_data.voc_lists import folders_of, listed, lists_of, splits_of_lists
+from cskd_data.split import no_such_split
+from cskd_data.voc_lists import annotations_of, folders_of, listed, splits_of_files
 from cskd_data.voc_xml import VocAnnotation, VocObject, is_another, read_xml
 
 _IMAGE_FOLDERS = ("images", "JPEGImages")  # beside the folder of the annotations
@@ -45,8 +47,9 @@ def read_voc(
     collects `gt_bboxes_ignore` and the assigner has an `ignore_iof_thr`; pycocotools counts neither finding nor missing
     them. (COCO's `ignore` flag would leave them out of training only.)
 
-    The classes are those of all XML files, sorted, whatever the split: all splits of a folder have the same. XML files
-    of other programs, whose root is no `<annotation>`, are left aside.
+    The classes are those of all XML files, sorted, whatever the split: all splits of a folder have the same. Where the
+    splits are folders, and one is for training, a split goes by the XML files in these. XML files of other programs,
+    whose root is no `<annotation>`, are left aside.
 
     Args:
         path: the folder (`Annotations/` in it, XML files in it or further below), or one XML file.
@@ -54,7 +57,8 @@ def read_voc(
             it. An image is found by the name of its XML file, else by `<filename>`; of several in other folders it is
             the one in those of the XML file, or of `<filename>`.
         split: the name of a list in `ImageSets/Main/`, without `.txt`, or where there are no lists train, val or test,
-            as the folders of the XML files say; None takes every XML file, or those of the one list that is there.
+            as the folders of the XML files say; None takes every XML file, or those of the one list that is there and
+            is for training.
         zero_based: whether coordinates count from zero; None sees it from a coordinate below one in any XML file.
         skip_missing: leave images out whose file is not there, with a note.
         progress: called with (XML files done, XML files in all).
@@ -65,7 +69,10 @@ def read_voc(
     """
     path = Path(path)
     root = path.parent if path.is_file() else path
-    base, files, others = _xml_files(path)
+    if split is not None and path.is_file():
+        raise no_such_split(path, split, [])
+    within = _folders_of_splits(path) if split is not None else []
+    base, files, others = _xml_files(path, within)
     chosen, listing = listed(root, base, files, split) if path.is_dir() else (set(files), [])
     every: list[VocAnnotation] = []
     faults: list[str] = []
@@ -77,7 +84,7 @@ def read_voc(
         if progress is not None:
             progress(done, len(files))
     refuse(path, faults, "Correct these files, or take them out")
-    files_there = _image_files(root, images)
+    files_there = _image_files(root, images, within)
     found_of, image_notes = _images(every, chosen, files_there, base, path)
     annotations = [one for one in every if one.path in chosen]
     found = [found_of[one.path] for one in annotations]
@@ -112,33 +119,48 @@ def read_voc(
 
 
 def splits_of_voc(folder: Path) -> list[str]:
-    """The names of its lists that are splits, or where it has no lists of its folders that are."""
-    lists = lists_of(folder)
-    return splits_of_lists(lists) if lists else list(folders_of(folder, _xml_files(folder)[1]))
+    """The names of its lists that are splits, or where it has no lists of its folders that are.
+
+    Raises:
+        DataError: no XML file is there.
+    """
+    base, files, _ = _xml_files(folder)
+    return splits_of_files(folder, base, files)
 
 
-def _xml_files(path: Path) -> tuple[Path, list[Path], list[Path]]:
-    """The folder that annotations are named from, the annotations, and XML files of something else."""
+def _xml_files(path: Path, within: Sequence[Path] = ()) -> tuple[Path, list[Path], list[Path]]:
+    """The folder that annotations are named from, the annotations, and XML files of something else.
+
+    Args:
+        within: the folders below `path` that hold them; none takes all.
+    """
     if path.is_file():
         return path.parent, [path], []
-    base = path / "Annotations"
-    base = base if base.is_dir() else path
+    base = annotations_of(path)
     files: list[Path] = []
     others: list[Path] = []
-    for file in files_below(base, (".xml",)):
+    for file in (file for folder in within or [base] for file in files_below(folder, (".xml",))):
         (others if is_another(file) else files).append(file)
     if not files:
         raise DataError(f"{path} holds no XML file: give the folder that holds the annotations of Pascal VOC")
     return base, files, others
 
 
-def _image_files(root: Path, images: Path | str | None) -> ImageFiles:
-    """The images below the given folder; else those below `root`, or where there is none, in a folder beside it."""
+def _folders_of_splits(root: Path) -> list[Path]:
+    """The folders that are the splits of a set, where one of them is for training; none elsewhere."""
+    folders = folders_of(root)
+    return [one for inner in folders.values() for one in inner] if "train" in folders else []
+
+
+def _image_files(root: Path, images: Path | str | None, within: Sequence[Path]) -> ImageFiles:
+    """The images below the given folder; else those in the folders of the splits, those below `root`, or those in a
+    folder beside it: the first of these that holds any."""
     if images is not None:
         return ImageFiles(check_folder(Path(images), root))
     beside = (Path(os.path.abspath(root)).parent / name for name in _IMAGE_FOLDERS)
     candidates = (ImageFiles(folder) for folder in (root, *beside) if folder.is_dir())
-    return next((found for found in candidates if found.paths), ImageFiles(root))
+    inner = [ImageFiles(root, within)] if within and annotations_of(root) == root else []
+    return next((found for found in itertools.chain(inner, candidates) if found.paths), ImageFiles(root))
 
 
 def _images(

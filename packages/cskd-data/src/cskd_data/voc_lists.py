@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cskd_data.dataset import Note, together
-from cskd_data.errors import SHOWN, DataError, refuse
+from cskd_data.errors import SHOWN, DataError, NoImages, refuse
+from cskd_data.folders import files_below
 from cskd_data.image_files import shared_end
 from cskd_data.images import SUFFIXES
 from cskd_data.names import counted
-from cskd_data.split import SPLIT_NAMES
+from cskd_data.split import SPLIT_NAMES, for_training, meant, no_such_split, without_training
+from cskd_data.voc_xml import is_another
 
 _FLAGS = ("-1", "0", "1")
 
@@ -18,51 +20,46 @@ _FLAGS = ("-1", "0", "1")
 def listed(root: Path, base: Path, files: Sequence[Path], split: str | None) -> tuple[set[Path], list[Note]]:
     """The XML files of a split: those that a list names, or where there are no lists those in the split's folder.
 
+    Where lists or folders are for val and test alone, all other files are for training.
+
     Args:
         base: the folder of the annotations; an XML file is named by its way from there, `cam1/0`, or by its last name
             where no other has it.
         files: all XML files.
-        split: the list's name without `.txt`; None takes the only list where there is one, else every file.
+        split: the list's name without `.txt`; None takes the only list where there is one and it is for training, else
+            every file.
 
     Raises:
-        DataError: there is no such list, or it names a file that is not there or is one of several (the line is named).
+        NoImages: the split's list is empty.
+        DataError: there is no such split, or its list names a file that is not there or is one of several (the line is
+            named).
     """
-    lists = lists_of(root)
-    folders = {} if lists else folders_of(root, files)
-    if split in folders:
-        return folders[split], []
-    asked = split is not None
-    if split is None:
-        if len(lists) != 1:
-            return set(files), together(list(folders) or splits_of_lists(lists))
-        (split,) = lists
-    if split not in lists:
-        there = ", ".join(folders or sorted(lists)) or "none"
-        raise DataError(f"split {split!r}: {root / 'ImageSets' / 'Main' / split}.txt does not exist; splits: {there}")
-    by_stem: dict[str, list[Path]] = {}
-    for file in files:
-        by_stem.setdefault(file.stem, []).append(file)
-    found, faults = set(), []
-    try:
-        lines = lists[split].read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
-    except OSError as error:
-        raise DataError(f"{lists[split]} cannot be read: {error.strerror}") from error
-    for number, line in enumerate(lines, start=1):
-        way = next((way for way in _ways(line) if way[-1] in by_stem), None)
-        if way is not None:
-            meant = _meant(way, by_stem[way[-1]], base)
-            found.update(meant[:1])
-            if len(meant) > 1:
-                names = ", ".join(file.relative_to(base).as_posix() for file in meant[:SHOWN])
-                faults.append(f"line {number}: it is unclear which of {names} is {line.strip()[:80]}: name its folder")
-        elif line.strip():
-            faults.append(f"line {number}: there is no {line.strip()[:80]}.xml")
-    refuse(lists[split], faults, "Correct these lines, take them out, or copy the XML files")
+    lists, folders = lists_of(root), folders_of(root)
+    names = [*folders] or splits_of_lists(lists)
+    if split is None and (len(lists) != 1 or without_training(names)):
+        return set(files), together(splits_of_files(root, base, files))
+    name = meant(split, folders or lists) if split is not None else next(iter(lists))
+    if name is None and without_training(names) and meant(str(split), ["train"]):
+        rest = _rest(root, base, files)
+        if not rest:
+            raise NoImages(f"{root} has no XML file for training: all are in {', '.join(names)}")
+        return rest, [for_training("XML file", [file.relative_to(base).as_posix() for file in sorted(rest)], names)]
+    if name is None:
+        raise no_such_split(root, str(split), folders or sorted(lists))
+    if name in folders:
+        return _in_folders(folders[name], files), []
+    found = _in_list(lists[name], base, files)
     if not found:
-        raise DataError(f"{lists[split]} names no image")
+        raise NoImages(f"{lists[name]} names no image")
     left = len(files) - len(found)
-    note = Note(f"{counted(left, 'XML file')} not in {lists[split].relative_to(root)}, left out", left)
-    return found, [note] if left and not asked else []
+    note = Note(f"{counted(left, 'XML file')} not in {lists[name].relative_to(root)}, left out", left)
+    return found, [note] if left and split is None else []
+
+
+def splits_of_files(root: Path, base: Path, files: Sequence[Path]) -> list[str]:
+    """The names of the splits of these files: see `listed`."""
+    names = [*folders_of(root)] or splits_of_lists(lists_of(root))
+    return ["train", *names] if without_training(names) and _rest(root, base, files) else names
 
 
 def lists_of(root: Path) -> dict[str, Path]:
@@ -71,20 +68,76 @@ def lists_of(root: Path) -> dict[str, Path]:
     return {path.stem: path for path in main or sorted((root / "ImageSets").glob("*.txt"))}
 
 
-def folders_of(root: Path, files: Sequence[Path]) -> dict[str, set[Path]]:
-    """The XML files in folders named as splits, by split, as Roboflow has them: in `root`, or in its `Annotations`."""
-    splits = {name: split for split, names in SPLIT_NAMES.items() for name in names}
-    found: dict[str, set[Path]] = {}
-    for file in files:
-        ways = [file.relative_to(base).parts for base in (root / "Annotations", root) if file.is_relative_to(base)]
-        if ways and len(ways[0]) > 1 and ways[0][0] in splits:
-            found.setdefault(splits[ways[0][0]], set()).add(file)
-    return {split: found[split] for split in SPLIT_NAMES if split in found}
+def folders_of(root: Path) -> dict[str, list[Path]]:
+    """The folders of annotations that are named as splits, by split, as Roboflow has them; none where there are lists.
+
+    They lie in `root`, or in its `Annotations` where it has them.
+    """
+    if lists_of(root):
+        return {}
+    base = annotations_of(root)
+    there = {split: [base / name for name in names if (base / name).is_dir()] for split, names in SPLIT_NAMES.items()}
+    with_files = {split: [one for one in folders if annotations_below(one)] for split, folders in there.items()}
+    return {split: folders for split, folders in with_files.items() if folders}
+
+
+def annotations_of(root: Path) -> Path:
+    """The folder that the annotations of a data set are named from."""
+    base = root / "Annotations"
+    return base if base.is_dir() else root
+
+
+def annotations_below(folder: Path) -> list[Path]:
+    """The XML files in a folder, at any depth, without those of other programs."""
+    return [file for file in files_below(folder, (".xml",)) if not is_another(file)]
 
 
 def splits_of_lists(lists: Mapping[str, Path]) -> list[str]:
     """The lists that are splits: VOC has one for each class too, `cat_train` ..."""
-    return [name for name in ("train", "val", "trainval", "test") if name in lists] or list(lists)
+    return [name for name in ("train", "val", "trainval", "test") if meant(name, lists)] or list(lists)
+
+
+def _rest(root: Path, base: Path, files: Sequence[Path]) -> set[Path]:
+    """The files that are in no split."""
+    lists, folders = lists_of(root), folders_of(root)
+    rest = set(files)
+    for inner in folders.values():
+        rest -= _in_folders(inner, files)
+    for name in splits_of_lists(lists):
+        rest -= _in_list(lists[meant(name, lists) or name], base, files)
+    return rest
+
+
+def _in_folders(folders: Sequence[Path], files: Sequence[Path]) -> set[Path]:
+    return {file for file in files if any(file.is_relative_to(folder) for folder in folders)}
+
+
+def _in_list(listing: Path, base: Path, files: Sequence[Path]) -> set[Path]:
+    """The files that a list names.
+
+    Raises:
+        DataError: it cannot be read, or names a file that is not there or is one of several (the line is named).
+    """
+    by_stem: dict[str, list[Path]] = {}
+    for file in files:
+        by_stem.setdefault(file.stem, []).append(file)
+    found, faults = set(), []
+    try:
+        lines = listing.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+    except OSError as error:
+        raise DataError(f"{listing} cannot be read: {error.strerror}") from error
+    for number, line in enumerate(lines, start=1):
+        way = next((way for way in _ways(line) if way[-1] in by_stem), None)
+        if way is not None:
+            of_line = _files_meant(way, by_stem[way[-1]], base)
+            found.update(of_line[:1])
+            if len(of_line) > 1:
+                names = ", ".join(file.relative_to(base).as_posix() for file in of_line[:SHOWN])
+                faults.append(f"line {number}: it is unclear which of {names} is {line.strip()[:80]}: name its folder")
+        elif line.strip():
+            faults.append(f"line {number}: there is no {line.strip()[:80]}.xml")
+    refuse(listing, faults, "Correct these lines, take them out, or copy the XML files")
+    return found
 
 
 def _ways(line: str) -> list[list[str]]:
@@ -102,7 +155,7 @@ def _ways(line: str) -> list[list[str]]:
     return ways
 
 
-def _meant(way: Sequence[str], files: Sequence[Path], base: Path) -> list[Path]:
+def _files_meant(way: Sequence[str], files: Sequence[Path], base: Path) -> list[Path]:
     """Which of files of one last name a line's way means: one, or several where it cannot be told."""
     names = [file.relative_to(base).with_suffix("").parts for file in files]
     whole = [file for file, name in zip(files, names, strict=True) if tuple(way[-len(name) :]) == name]

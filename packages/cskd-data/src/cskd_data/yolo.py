@@ -16,6 +16,7 @@ from cskd_data.image_files import common_folder
 from cskd_data.images import SUFFIXES, image_size
 from cskd_data.names import counted
 from cskd_data.normalise import normalise
+from cskd_data.split import meant, no_such_split
 from cskd_data.yolo_labels import Labels
 from cskd_data.yolo_layout import Layout, layout_of
 
@@ -118,11 +119,10 @@ def _chosen(layout: Layout, split: str | None, path: Path) -> list[Path]:
     if split is None:
         chosen = list(dict.fromkeys(image for images in layout.images.values() for image in images))
     else:
-        name = "val" if split in ("valid", "validation") else split
         splits = layout.all_splits
-        if name not in splits:
-            there = ", ".join(filter(None, splits)) or "none"
-            raise DataError(f"{path} has no split {split!r}; splits: {there}")
+        name = meant(split, splits)
+        if name is None:
+            raise no_such_split(path, split, splits)
         chosen = splits[name]
     if not chosen and split is not None:
         raise DataError(

@@ -16,7 +16,7 @@ from cskd_data.errors import DataError
 from cskd_data.folders import files_below
 from cskd_data.images import SUFFIXES
 from cskd_data.names import counted, plain_name
-from cskd_data.split import SPLIT_NAMES
+from cskd_data.split import SPLIT_CALLED, SPLIT_NAMES
 
 _NAME_FILES = ("classes.txt", "obj.names", "labels.txt", "labels/classes.txt")
 _MOST_YAML = 1 << 18  # bytes
@@ -81,7 +81,7 @@ def layout_of(path: Path, images: Path | None = None) -> Layout:
 
 def _lists_of(file: Path) -> tuple[dict[str, Path], list[str]]:
     """The lists of images that Darknet's `obj.data` names by split, as CVAT writes it, and those that are not there."""
-    keys = {key: split for split, names in SPLIT_NAMES.items() for key in names}
+    keys = SPLIT_CALLED
     found: dict[str, Path] = {}
     missing = []
     for line in _lines_of(file):

@@ -124,7 +124,7 @@ def sources(cfg: Any, skip_broken: bool = False) -> Iterator[Source]:
         raise TrainError(
             f"dataset type {cfg.get('type')!r} is not supported: give type='CocoDataset', or "
             f"{', '.join(WRAPPERS)} around it; its ann_file may be a COCO file, a folder of COCO, VOC or YOLO, or one "
-            "split (a list in VOC's ImageSets/Main, the folder of YOLO that holds it)"
+            "split (a list in VOC's ImageSets/Main, the folder that holds it alone)"
         )
     else:
         files, prefixes = cfg.get("ann_file") or "", cfg.get("img_prefix", "")

@@ -10,7 +10,7 @@ from typing import Any
 from cskd_data.check import check
 from cskd_data.dataset import Dataset
 from cskd_data.errors import DataError
-from cskd_data.formats import format_of, reader_of, split_of, splits_of
+from cskd_data.formats import format_of, reader_of, splits_of
 from cskd_data.merge import same_classes
 from cskd_data.split import PARTS, split
 from cskd_data.together import check_together
@@ -46,7 +46,7 @@ def read_splits(
         raise DataError(f"{len(paths)} data sets: give one, or those for {', '.join(PARTS)}")
     if len(paths) > 1:
         parts = {name: reader_of(path)(path, images) for name, path in zip(PARTS, paths, strict=False)}
-        if all(path.is_dir() and split_of(path) is None and format_of(path) == "voc" for path in paths):
+        if all(path.is_dir() and format_of(path) == "voc" for path in paths):
             parts = _of_all_classes(parts)
         how = "the files that were given"
     else:
@@ -110,7 +110,7 @@ def _of_all_classes(parts: Mapping[str, Dataset]) -> dict[str, Dataset]:
 
 def _own_splits(path: Path, images: Path | None) -> tuple[dict[str, Dataset], str]:
     """The splits that a data set says it has; all of it as `train` where there are none to train and validate on."""
-    names = [] if split_of(path) is not None else splits_of(path, images)
+    names = splits_of(path, images)
     if {"train", "val"} <= {*names}:
         taken = {name: name for name in PARTS if name in names}
     elif base := next((name for name in ("trainval", "train") if name in names), None):

@@ -12,7 +12,7 @@ import click
 from cskd_data.dataset import Dataset
 from cskd_data.errors import DataError
 from cskd_data.files import check_writable
-from cskd_data.formats import format_of, split_of, splits_of
+from cskd_data.formats import format_of, splits_of, whole_of
 from cskd_data.names import counted
 from cskd_train.commands.data.common import (
     A_PATH,
@@ -101,8 +101,7 @@ def command(
       cskd-train data convert VOCdevkit/VOC2007 data/voc/train.json --split trainval
       cskd-train data convert BCCD data/cells.json --classes RBC,WBC,Platelets --zero-based
     """
-    if split is None and (part := split_of(src)) is not None:
-        src, split = part
+    src, split = whole_of(src, split)
     kind = format_of(src)
     if kind != "voc" and zero_based is not None:
         known = {"coco": "COCO", "yolo": "YOLO"}
