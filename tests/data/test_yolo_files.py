@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
@@ -87,6 +88,54 @@ def test_a_listed_image_that_is_gone_is_not_replaced_by_one_of_its_name_elsewher
     (cvat / "obj_train_data" / "a.png").unlink()
     with pytest.raises(DataError, match=r"image .*obj_train_data/a\.png does not exist"):
         read_yolo(cvat, split="train")
+
+
+def hold_out(root, way, split="test"):
+    """Ten images of 96 x 40 of which three are noted, or lie apart, for one split."""
+    write(root / "classes.txt", "cat\ndog\n")
+    for number in range(10):
+        apart = f"{split}/{number}" if way == "folder" and number >= 7 else str(number)
+        write_photo(root / "images" / f"{apart}.png", seed=number, height=40, width=96)
+        write(root / "labels" / f"{apart}.txt", ROW)
+    names = "".join(f"images/{number}.png\n" for number in (7, 8, 9))
+    if way == "list":
+        write(root / f"{split}.txt", names)
+    if way == "obj.data":
+        write(root / "lists" / "held.txt", names.replace("images", "../images"))
+        write(root / "obj.data", f"train = gone.txt\n{split} = lists/held.txt\n")
+    return root
+
+
+@pytest.mark.parametrize("way", ["list", "obj.data", "folder"])
+@pytest.mark.parametrize("split", ["test", "valid"])
+def test_without_a_list_or_folder_for_training_all_that_is_in_no_other_is_for_training(way, split, tmp_path):
+    root, own = hold_out(tmp_path, way, split), {"valid": "val"}.get(split, split)
+    assert splits_of(root) == ["train", own]
+    assert len(read(root).images) == 10
+    assert list(boxes_of(read_yolo(root, split=split))) == ["7.png", "8.png", "9.png"]
+    rest = read_yolo(root, split="train")
+    assert list(boxes_of(rest)) == [f"{number}.png" for number in range(7)]
+    assert note_of(rest, "for training").startswith(f"7 images in no split ({own}), for training: 0.png, 1.png, ")
+
+
+def test_a_project_keeps_the_images_of_a_lone_list_for_its_test(call, tmp_path):
+    root = hold_out(tmp_path / "set", "list")
+    code, out, err = call("train", "new", tmp_path / "project", "--data", root, "--json")
+    assert (code, json.loads(out)["splits"]) == (0, {"train": 6, "val": 1, "test": 3}), err
+    held = read(tmp_path / "project" / "data" / "test.json")
+    assert sorted(boxes_of(held)) == ["7.png", "8.png", "9.png"]
+
+
+def test_a_lone_list_of_all_images_leaves_none_for_training(tmp_path):
+    root = flat(tmp_path, ["a.png", "b.png"], "ab")
+    write(root / "test.txt", "images/a.png\nimages/b.png\n")
+    assert (splits_of(root), read(root).notes) == (["test"], ())
+
+
+def test_images_outside_of_the_folders_of_the_splits_are_left_out_with_a_note(tmp_path):
+    root = hold_out(tmp_path, "folder", "train")
+    assert list(boxes_of(read(root))) == ["7.png", "8.png", "9.png"]
+    assert note_of(read(root), "left out").startswith("7 images not in train, left out: 0.png, ")
 
 
 # Label files without an image

@@ -17,7 +17,7 @@ def read(path: Path | str, images: Path | str | None = None, *, skip_missing: bo
 
     Args:
         path: a COCO file or folder; a Pascal VOC folder or XML file; a YOLO folder or `data.yaml`; or one split: a list
-            in VOC's `ImageSets/Main`, the folder that holds it alone. A data set with splits is read with all of them as
+            in VOC's `ImageSets/Main`, or the folder that holds it. A data set with splits is read with all of them as
             one, and a note says so.
         images: folder that the file names start from; None looks for it where the format has it.
         skip_missing: leave images out whose file is not there, or whose size cannot be read, with a note.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from cskd_data.errors import DataError
 from cskd_data.folders import files_below
 from cskd_data.images import SUFFIXES
 from cskd_data.names import counted, plain_name
-from cskd_data.split import SPLIT_CALLED, SPLIT_NAMES
+from cskd_data.split import SPLIT_CALLED, SPLIT_NAMES, for_training, without_training
 
 _NAME_FILES = ("classes.txt", "obj.names", "labels.txt", "labels/classes.txt")
 _MOST_YAML = 1 << 18  # bytes
@@ -69,14 +69,29 @@ def layout_of(path: Path, images: Path | None = None) -> Layout:
     notes = [Note.of(f"{counted(len(missing), 'split')} not there", missing)] if missing else []
     if not lists:
         found = {split: files_below(folder, SUFFIXES) for split, folder in folders.items()}
+        rest = [os.path.relpath(file, root) for file in _outside(found, root)] if found else []
+        if rest and without_training(found):
+            notes.append(for_training("image", rest, found))
+            found = {"train": _outside(found, root), **found}
+        elif rest:
+            notes.append(Note.of(f"{counted(len(rest), 'image')} not in {', '.join(found)}, left out", rest))
         return Layout(classes, found or {"": files_below(root, SUFFIXES)}, notes=tuple(notes))
     parts = {split: list(dict.fromkeys(_images_of(file, images or path))) for split, file in lists.items()}
     listed = {os.path.abspath(image) for part in parts.values() for image in part}
     rest = [file.name for file in files_below(root, SUFFIXES) if os.path.abspath(file) not in listed]
     if rest:
         names = ", ".join(file.name for file in lists.values())
-        notes.append(Note.of(f"{counted(len(rest), 'image')} not in {names}, left out", rest))
+        left_out = Note.of(f"{counted(len(rest), 'image')} not in {names}, left out", rest)
+        notes.append(for_training("image", rest, lists) if without_training(lists) else left_out)
+    if rest and without_training(lists):
+        parts = {"train": _outside(parts, root), **parts}
     return Layout(classes, parts, notes=tuple(notes), lists={split: [file] for split, file in lists.items()})
+
+
+def _outside(parts: Mapping[str, Sequence[Path]], root: Path) -> list[Path]:
+    """The images below a folder that are in no split."""
+    within = {os.path.abspath(image) for part in parts.values() for image in part}
+    return [file for file in files_below(root, SUFFIXES) if os.path.abspath(file) not in within]
 
 
 def _lists_of(file: Path) -> tuple[dict[str, Path], list[str]]:
