@@ -18,10 +18,10 @@ from .test_yolo import ROW
 FORMATS = ("coco", "voc", "yolo")
 
 
-def lay_out(root, kind, splits=("train", "valid")):
-    """A set with a folder for each split: two images of 64 x 48 in each, `train_0.png` ..."""
+def lay_out(root, kind, splits=("train", "valid"), images=2):
+    """A set with a folder for each split: some images of 64 x 48 in each, `train_0.png` ..."""
     for split in splits:
-        for number in range(2):
+        for number in range(images):
             name = f"{split}_{number}"
             write_photo(root / split / f"{name}.png", seed=len(split) * 10 + number)
             if kind == "yolo":
@@ -29,7 +29,7 @@ def lay_out(root, kind, splits=("train", "valid")):
             if kind == "voc":
                 write(root / split / f"{name}.xml", annotation(thing("dog"), f"{name}.png"))
         if kind == "coco":
-            write(root / split / "_annotations.coco.json", content(split, images=2))
+            write(root / split / "_annotations.coco.json", content(split, images=images))
     if kind == "yolo":
         (root / "labels").mkdir()
         write(root / "classes.txt", "cat\ndog\n")
@@ -218,3 +218,48 @@ def test_a_list_for_test_that_names_all_files_leaves_none_for_training(tmp_path)
     assert read(tmp_path).notes == ()
     with pytest.raises(DataError, match="has no XML file for training: all are in test"):
         reader_of(tmp_path)(tmp_path, split="train")
+
+
+# Splits that are there, and empty
+
+
+def empty(root, kind, split):
+    """A split's folder as it is made before there is anything in it; of VOC a list, of COCO a file of no images."""
+    if kind == "coco":
+        write(root / split / "_annotations.coco.json", content(split, images=0))
+    if kind == "voc":
+        for name in ("train", "valid", "test"):
+            files = [path.stem for path in (root / name).glob("*.xml")]
+            write(root / "ImageSets" / "Main" / f"{name}.txt", "\n".join(files if name != split else []))
+    for path in (root / split).glob("*.*"):
+        if path.suffix in (".png", ".txt"):
+            path.unlink()
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_a_project_and_a_conversion_leave_out_an_empty_split_and_say_so(kind, split, call, tmp_path):
+    root = lay_out(tmp_path / "set", kind, ["train", "valid", "test"], images=8)
+    empty(root, kind, split)
+    name = {"valid": "val"}.get(split, split)
+    said = f"1 split without images left out: {name}"
+    code, out, err = call("train", "new", tmp_path / "p", "--data", root, "--json")
+    assert code == 0, err
+    told = json.loads(out)
+    assert said in told["warnings"]
+    assert told["splits"] == ({"train": 7, "val": 1, "test": 8} if split == "valid" else {"train": 8, "val": 8})
+    code, out, err = call("train", "data", "convert", root, tmp_path / "out", "--json")
+    assert (code, json.loads(out)["warnings"]) == (0, [said]), err
+    assert sorted(path.stem for path in (tmp_path / "out").iterdir()) == sorted({"train", "val", "test"} - {name})
+    code, out, err = call("train", "data", "convert", root, tmp_path / "one.json", "--split", split)
+    assert (code, (tmp_path / "one.json").exists()) == (2, False)
+    assert ("names no image" if kind == "voc" else "has no image") in err
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_project_needs_images_for_training(kind, call, tmp_path):
+    root = lay_out(tmp_path / "set", kind, ["train", "valid", "test"])
+    empty(root, kind, "train")
+    code, _, err = call("train", "new", tmp_path / "p", "--data", root)
+    assert (code, "train" in err, (tmp_path / "p").exists()) == (2, True, False)
+    assert ("names no image" if kind == "voc" else "the split train of") in err

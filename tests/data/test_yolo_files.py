@@ -184,6 +184,28 @@ def test_jfif_is_a_jpeg(tmp_path):
     assert dataset.check(decode=True).errors == ()
 
 
+@pytest.mark.parametrize("place", ["{}", "images/{}", "images/train/{}", "train/images/{}"])
+def test_labels_beside_their_images_make_a_set_with_a_file_of_class_names(place, tmp_path):
+    """As LabelImg saves them where it is given no folder for labels."""
+    for name in "abc":
+        write_photo(tmp_path / place.format(f"{name}.png"), seed=ord(name), height=96, width=40)
+        write(tmp_path / place.format(f"{name}.txt"), ROW if name == "b" else "\n")
+    write(tmp_path / "classes.txt", "cat\ndog\n")
+    assert format_of(tmp_path) == "yolo"
+    assert list(boxes_of(read(tmp_path))) == ["a.png", "b.png", "c.png"]
+    assert len(read(tmp_path).annotations) == 1
+
+
+@pytest.mark.parametrize("beside", ["a cat on a mat", "1 2 3", "0 0.1 0.2 0.3 cat", ""])
+def test_other_text_beside_images_makes_no_set(beside, tmp_path):
+    write_photo(tmp_path / "a.png")
+    write(tmp_path / "a.txt", beside)
+    write(tmp_path / "notes.txt", ROW)
+    write(tmp_path / "classes.txt", "cat\ndog\n")
+    with pytest.raises(DataError, match=r"holds no data set: .* a data\.yaml or classes\.txt \(YOLO\)"):
+        read(tmp_path)
+
+
 # Splits without images
 
 

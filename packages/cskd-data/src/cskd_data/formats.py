@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from cskd_data.coco import read_coco
 from cskd_data.coco_layout import coco_files
 from cskd_data.dataset import Dataset, Note, together
-from cskd_data.errors import SHOWN, DataError
+from cskd_data.errors import SHOWN, DataError, NoImages
 from cskd_data.ids import key_of
 from cskd_data.json_file import load_json
 from cskd_data.many import paused_garbage_collection
 from cskd_data.merge import merge
 from cskd_data.names import counted, plain_name
-from cskd_data.split import SPLIT_CALLED, meant, no_such_split
+from cskd_data.split import SPLIT_CALLED, meant, no_such_split, without_images
 from cskd_data.voc_lists import annotations_below, folders_of, lists_of
 from cskd_data.voc_xml import is_another
+from cskd_data.yolo_beside import rows_beside_images
 from cskd_data.yolo_layout import find_yaml, layout_of, names_file
 
 Reader = Callable[..., Dataset]
@@ -63,8 +64,8 @@ def format_of(path: Path) -> str:
         return kind
     inner = [one.name for one in sorted(path.iterdir())[:_MOST_INNER] if one.is_dir() and _format_or_none(one)]
     raise DataError(
-        f"the folder {path} holds no data set: expected XML files (Pascal VOC), a data.yaml (YOLO), or JSON files "
-        "(COCO), in it, in `annotations` or in a folder for each split"
+        f"the folder {path} holds no data set: expected XML files (Pascal VOC), a data.yaml or classes.txt (YOLO), or "
+        "JSON files (COCO), in it, in `annotations` or in a folder for each split"
         + (f"; there is one in {', '.join(inner[:SHOWN])} below it" if inner else "")
     )
 
@@ -88,10 +89,13 @@ def _format_of_folder(path: Path) -> str | None:
         return "yolo"
     if any(not is_another(file) for file in _xml_files(path)):
         return "voc"
-    if ((path / "labels").is_dir() and names_file(path) is not None) or (path / "obj.names").is_file():
+    named = names_file(path) is not None
+    if (named and (path / "labels").is_dir()) or (path / "obj.names").is_file():
         return "yolo"  # before Label Studio's notes.json
     if coco_files(path):
         return "coco"
+    if named and rows_beside_images(path):
+        return "yolo"
     if (path / "Annotations").is_dir():  # maybe COCO's `annotations`, where names have no case
         return "voc"
     if (path / "labels").is_dir() or any((folder / "labels").is_dir() for folder in _folders(path)):
@@ -243,6 +247,32 @@ def splits_of(path: Path, images: Path | str | None = None) -> list[str]:
     return [name for name in coco_files(path) if name] if path.is_dir() else []
 
 
+def read_filled(
+    splits: Iterable[str], read: Callable[[str], Dataset], needed: Container[str] = ()
+) -> tuple[dict[str, Dataset], list[Note]]:
+    """Those of the splits that have images, and a note on those that have none, which are left out.
+
+    Args:
+        read: gives the data set of a split.
+        needed: splits that are not left out.
+
+    Raises:
+        NoImages: a needed one has none, or all have none.
+    """
+    parts: dict[str, Dataset] = {}
+    empty: dict[str, NoImages] = {}
+    for split in splits:
+        try:
+            parts[split] = read(split)
+        except NoImages as error:
+            if split in needed:
+                raise
+            empty[split] = error
+    if empty and not parts:
+        raise next(iter(empty.values()))
+    return parts, without_images(list(empty))
+
+
 def _read_split(
     path: Path | str, images: Path | str | None = None, split: str | None = None, *, skip_missing: bool = False
 ) -> Dataset:
@@ -262,7 +292,11 @@ def _read_coco(
         own = meant(split, files)
         if own is None:
             raise no_such_split(path, split, files)
-        part = read_coco(files[own], images, skip_missing=skip_missing)
+        with paused_garbage_collection():
+            content = load_json(files[own], "annotation file")
+        if isinstance(content, dict) and content.get("images") == []:
+            raise NoImages(f"the split {own} of {path} has no image: write its images into {files[own]}, or delete it")
+        part = read_coco(files[own], images, skip_missing=skip_missing, content=content)
         roots = part.roots & _with_boxes(file for name, file in files.items() if name != own) if part.roots else ()
         return part.select([*roots, *part.classes])
     parts: dict[str, Dataset] = {}
@@ -279,7 +313,7 @@ def _read_coco(
     kept = {name: part for name, part in parts.items() if part.annotated} or parts
     left = [name for name in parts if name not in kept]
     notes = [Note.of(f"{counted(len(left), 'split')} without annotations left out", left)] if left else []
-    notes += [Note.of(f"{counted(len(empty), 'split')} without images left out", empty)] if empty else []
+    notes += without_images(empty)
     if len(files) == 1:
         return next(iter(parts.values()))
     dataset = merge(list(kept.values()))

@@ -42,6 +42,11 @@ def for_training(noun: str, rest: Sequence[str], names: Iterable[str]) -> Note:
     return Note.of(f"{counted(len(rest), noun)} in no split ({', '.join(names)}), for training", rest)
 
 
+def without_images(names: Sequence[str]) -> list[Note]:
+    """The note on splits that are there, and are left out because they have no image; none where there are none."""
+    return [Note.of(f"{counted(len(names), 'split')} without images left out", names)] if names else []
+
+
 def no_such_split(source: object, split: str, there: Iterable[str]) -> DataError:
     """What to raise for a split that a data set has not."""
     return DataError(f"{source} has no split {split!r}; splits: {', '.join(filter(None, there)) or 'none'}")

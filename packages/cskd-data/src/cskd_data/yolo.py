@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from cskd_data.dataset import GIVE_IMAGES, Dataset, Note, together
-from cskd_data.errors import DataError, ImageFault, refuse
+from cskd_data.errors import DataError, ImageFault, NoImages, refuse
 from cskd_data.folders import check_folder
 from cskd_data.image_files import common_folder
 from cskd_data.images import SUFFIXES, image_size
 from cskd_data.names import counted
 from cskd_data.normalise import normalise
-from cskd_data.split import meant, no_such_split
+from cskd_data.split import meant, no_such_split, without_images
 from cskd_data.yolo_labels import Labels
 from cskd_data.yolo_layout import Layout, layout_of
 
@@ -107,7 +107,7 @@ def read_yolo(
     if split is None:
         notes += together([name for name, found in layout.images.items() if found])
         empty = [name for name, found in layout.images.items() if name and not found]
-        notes += [Note.of(f"{counted(len(empty), 'split')} without images left out", empty)] if empty else []
+        notes += without_images(empty)
     if split is None and layout.unnamed:
         what = "that data.yaml does not name, read only when asked for"
         notes.append(Note.of(f"{counted(len(layout.unnamed), 'split')} {what}", list(layout.unnamed)))
@@ -125,7 +125,7 @@ def _chosen(layout: Layout, split: str | None, path: Path) -> list[Path]:
             raise no_such_split(path, split, splits)
         chosen = splits[name]
     if not chosen and split is not None:
-        raise DataError(
+        raise NoImages(
             f"the split {split} of {path} has no image ({', '.join(SUFFIXES)}): copy its images there, or take it out "
             "of what names it"
         )

@@ -10,7 +10,7 @@ from typing import Any
 from cskd_data.check import check
 from cskd_data.dataset import Dataset
 from cskd_data.errors import DataError
-from cskd_data.formats import format_of, reader_of, splits_of
+from cskd_data.formats import format_of, read_filled, reader_of, splits_of
 from cskd_data.merge import same_classes
 from cskd_data.split import PARTS, split
 from cskd_data.together import check_together
@@ -44,18 +44,19 @@ def read_splits(
     """
     if len(paths) > len(PARTS):
         raise DataError(f"{len(paths)} data sets: give one, or those for {', '.join(PARTS)}")
+    warnings: list[str] = []
     if len(paths) > 1:
         parts = {name: reader_of(path)(path, images) for name, path in zip(PARTS, paths, strict=False)}
         if all(path.is_dir() and format_of(path) == "voc" for path in paths):
             parts = _of_all_classes(parts)
         how = "the files that were given"
     else:
-        parts, how = _own_splits(paths[0], images)
+        parts, how, warnings = _own_splits(paths[0], images)
     for name, part in parts.items():
         if name != "train" or "val" not in parts:
             part.refuse_as_truth()
     parts = dict(zip(parts, same_classes(list(parts.values()), list(parts)), strict=True))
-    warnings = _checked(parts, progress)
+    warnings += _checked(parts, progress)
     if "val" not in parts:
         name = next(iter(parts))
         test = 0.0 if "test" in parts else TEST
@@ -108,17 +109,19 @@ def _of_all_classes(parts: Mapping[str, Dataset]) -> dict[str, Dataset]:
     return found
 
 
-def _own_splits(path: Path, images: Path | None) -> tuple[dict[str, Dataset], str]:
-    """The splits that a data set says it has; all of it as `train` where there are none to train and validate on."""
+def _own_splits(path: Path, images: Path | None) -> tuple[dict[str, Dataset], str, list[str]]:
+    """The splits that a data set says it has, and what to say about them; all of it as `train` where there are none to
+    train and validate on."""
     names = splits_of(path, images)
     if {"train", "val"} <= {*names}:
         taken = {name: name for name in PARTS if name in names}
     elif base := next((name for name in ("trainval", "train") if name in names), None):
         taken = {"train": base, **({"test": "test"} if "test" in names else {})}
     else:
-        return {"train": reader_of(path)(path, images)}, f"{path}"
-    parts = {name: reader_of(path)(path, images, split=own) for name, own in taken.items()}
-    return parts, f"the splits {', '.join(taken.values())} of {path}"
+        return {"train": reader_of(path)(path, images)}, f"{path}", []
+    read = reader_of(path)
+    parts, notes = read_filled(taken, lambda name: read(path, images, split=taken[name]), needed=("train",))
+    return parts, f"the splits {', '.join(taken[name] for name in parts)} of {path}", list(map(str, notes))
 
 
 def _checked(parts: dict[str, Dataset], progress: Progress) -> list[str]:

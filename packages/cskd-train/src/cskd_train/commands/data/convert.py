@@ -9,10 +9,10 @@ from typing import Any
 
 import click
 
-from cskd_data.dataset import Dataset
+from cskd_data.dataset import Dataset, Note
 from cskd_data.errors import DataError
 from cskd_data.files import check_writable
-from cskd_data.formats import format_of, splits_of, whole_of
+from cskd_data.formats import format_of, read_filled, splits_of, whole_of
 from cskd_data.names import counted
 from cskd_train.commands.data.common import (
     A_PATH,
@@ -29,9 +29,10 @@ from cskd_train.commands.data.common import (
 
 @dataclass(frozen=True)
 class Conversion:
-    """The files that were written, each with the data set in it."""
+    """The files that were written, each with the data set in it, and what was left out."""
 
     written: dict[str, Dataset]
+    notes: tuple[Note, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for `--json`."""
@@ -45,11 +46,12 @@ class Conversion:
                     "warnings": [str(note) for note in dataset.notes],
                 }
                 for path, dataset in self.written.items()
-            ]
+            ],
+            "warnings": [str(note) for note in self.notes],
         }
 
     def __str__(self) -> str:
-        lines = []
+        lines = [f"warning: {note}" for note in self.notes]
         for path, dataset in self.written.items():
             boxes = ", ".join(f"{count} {name}" for name, count in dataset.boxes_per_class.items())
             total = counted(len(dataset.annotations), "box")
@@ -111,14 +113,18 @@ def command(
     if out.suffix.lower() != ".json" and split is None:
         chosen = [*splits_of(src, images)] or [None]
     stem = src.stem if src.is_file() and kind == "coco" else "all"
-    targets = [out if out.suffix.lower() == ".json" else out / f"{one or stem}.json" for one in chosen]
-    refuse_existing(targets, overwrite)
-    check_writable(targets[0])
-    written: dict[str, Dataset] = {}
-    for one, target in zip(chosen, targets, strict=True):
-        with progress(f"reading {one or src}") as advance:
+    names = {one or stem: one for one in chosen}
+    targets = {name: out if out.suffix.lower() == ".json" else out / f"{name}.json" for name in names}
+    refuse_existing([*targets.values()], overwrite)
+    check_writable(next(iter(targets.values())))
+
+    def read_one(name: str) -> Dataset:
+        with progress(f"reading {names[name] or src}") as advance:
             given = {} if kind == "coco" else {**settings, "progress": advance}
-            written[str(target)] = read(src, images, classes, split=one, **given)
+            return read(src, images, classes, split=names[name], **given)
+
+    parts, notes = read_filled(names, read_one)
+    written = {str(targets[name]): dataset for name, dataset in parts.items()}
     for path, dataset in written.items():
         dataset.to_coco(Path(path))
-    show(Conversion(written), as_json)
+    show(Conversion(written, tuple(notes)), as_json)
