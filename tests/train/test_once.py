@@ -124,6 +124,26 @@ def test_what_a_base_computes_from_a_value_follows(write, load):
     assert check_settings(cfg) == []
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"), [("names.txt", ("cup", "tea spoon", "plate", "jug")), ("traffic light", ("traffic light",))]
+)
+def test_classes_as_text_are_the_names_that_it_means(write, load, monkeypatch, tmp_path, text, expected):
+    monkeypatch.chdir(tmp_path)
+    write("cup\ntea spoon\nplate\njug\n", "names.txt")
+    cfg = load(write(PYTHON, "base.py"), classes=text)
+    assert (tuple(cfg.data.train.classes), cfg.model.bbox_head.num_classes) == (expected, len(expected))
+    (tmp_path / "names.txt").unlink()
+    if text == "names.txt":
+        with pytest.raises(TrainError, match=r"a file of classes: no such file"):
+            load(write(PYTHON, "base.py"), classes=text)
+
+
+def test_a_file_of_classes_by_set_reaches_every_head_of_our_own_configs(write, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    write("a\nb\n", "names.txt")
+    assert classes(load_config(OWN[1], {"classes": "names.txt"})) == ([("a", "b")] * 3, 2)
+
+
 def test_a_part_of_a_value_may_be_set(write):
     path = write("_base_ = ['mmdet::retinanet/retinanet_r50_fpn_1x_coco.py']\nimg_norm_cfg = dict(to_rgb=False)\n")
     expected = [{"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375], "to_rgb": False}] * 3

@@ -7,7 +7,8 @@ The whole rule. One of these names, set at the top level of a config or by `--se
   new value in the place of its own. Configs that mmdet ships stay as mmdet reads them;
 - by `data_root`, given by `--set`, also every path under `data` that begins with the old root;
 - by `classes`, every data set that names none of its own, and `num_classes` of every head, unless the user has chosen
-  another number, which the run refuses.
+  another number, which the run refuses. Text, a file of names or a single one, is the list of these names where
+  `--set` gives it or a file below makes something of it.
 
 What reaches nothing is refused, with the settings to write instead.
 """
@@ -21,6 +22,7 @@ from typing import Any
 
 from cskd_train.errors import TrainError
 from cskd_train.files.chain import ConfigFile, referred_names
+from cskd_train.files.class_names import names_of_text
 from cskd_train.files.heads import head_kind, tells_classes
 from cskd_train.files.locate import shipped_by
 from cskd_train.files.overrides import assign, move_root
@@ -49,7 +51,7 @@ def set_once(
         read: gives `data` anew, with other values in some of the files.
 
     Raises:
-        TrainError: a name that reaches nothing, with what to write instead.
+        TrainError: a name that reaches nothing, with what to write instead; a file of classes that cannot be read.
     """
     given = {key: value for key, value in overrides.items() if key.partition(".")[0] in NAMES}
     rest = {key: value for key, value in overrides.items() if key not in given}
@@ -58,6 +60,9 @@ def set_once(
     for key, value in given.items():
         assign(values, key, value, free=True)
     names = {key.partition(".")[0] for key in given}
+    text = values.get("classes")
+    if isinstance(text, str) and ("classes" in names or _readers(chain, "classes", False)):
+        values["classes"] = list(names_of_text(text))
     bound: dict[Path, dict[str, Any]] = {}
     for name, value in values.items():
         for file in _readers(chain, name, name in names):

@@ -18,6 +18,7 @@ from cskd_data.formats import format_of, split_of
 from cskd_data.ids import Key
 from cskd_data.names import plain_name
 from cskd_train.errors import TrainError
+from cskd_train.files.class_names import names_of_text
 
 Files = tuple[str, str | None, Any]  # annotation file, image folder, and a mark of their state
 
@@ -146,9 +147,8 @@ def _is_coco(path: str) -> bool:
 def classes_of(cfg: Any) -> tuple[str, ...]:
     """The class names of a dataset config, in the order of its labels; () where nothing says them.
 
-    As in mmdet, text is the name of a file with one class a line, relative to the working directory; a plain word, with
-    no folder and no suffix, that names no file is the only class. A dataset that names none has those of its type
-    (`CocoDataset`: COCO's 80); several datasets have the first one's. Wrappers are looked into.
+    Text is read as `names_of_text` says. A dataset that names none has those of its type (`CocoDataset`: COCO's 80);
+    several datasets have the first one's. Wrappers are looked into.
 
     Raises:
         TrainError: a file of classes that cannot be read, or `classes` that are no names.
@@ -164,27 +164,7 @@ def classes_of(cfg: Any) -> tuple[str, ...]:
         kind = cfg.get("type")
         return tuple(getattr(DATASETS.get(kind) if isinstance(kind, str) else kind, "CLASSES", None) or ())
     if isinstance(names, str):
-        return (names,) if _is_one_class(names) else _classes_in_file(names)
+        return names_of_text(names)
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
         raise TrainError(f"the config's data has classes = {names!r}: expected a list of names or a file of them")
     return tuple(names)
-
-
-def _is_one_class(text: str) -> bool:
-    path = Path(text).expanduser()
-    return bool(text.strip()) and not (path.suffix or "/" in text or "\\" in text or path.exists())
-
-
-def _classes_in_file(name: str) -> tuple[str, ...]:
-    try:
-        lines = Path(name).expanduser().read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        fault = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
-        raise TrainError(
-            f"the config's data has classes = {name!r}, which names a file of classes: {fault} (looked in "
-            f"{Path.cwd()}). Give one with a class a line, or a list: a single class is [{name!r}]"
-        ) from error
-    names = tuple(line.strip() for line in lines if line.strip())
-    if not names:
-        raise TrainError(f"the file of classes {name} is empty: expected one class a line")
-    return names
