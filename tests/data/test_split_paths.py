@@ -36,6 +36,14 @@ def lay_out(root, kind, splits=("train", "valid"), images=2):
     return root
 
 
+@pytest.mark.parametrize("kind", FORMATS)
+def test_folders_in_capitals_are_splits_too(kind, tmp_path):
+    root = lay_out(tmp_path, kind, ["Train", "VALID", "Test"])
+    assert splits_of(root) == ["train", "val", "test"]
+    for path, split in ((root, "val"), (root / "VALID", None)):
+        assert list(boxes_of(reader_of(path)(path, split=split))) == ["VALID_0.png", "VALID_1.png"]
+
+
 @pytest.fixture(params=FORMATS)
 def folders(request, tmp_path):
     return request.param, lay_out(tmp_path / "set", request.param)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cskd_data.coco import EXPORT_AS_COCO
 from cskd_data.errors import SHOWN, DataError
+from cskd_data.folders import folders_of_splits
 from cskd_data.images import SUFFIXES
 from cskd_data.split import SPLIT_CALLED, SPLIT_NAMES
 
@@ -44,7 +45,8 @@ def _in_folders_of_splits(folder: Path) -> dict[str, Path]:
         DataError: another one holds several.
     """
     of_split = {
-        split: [file for name in names for file in _json_files(folder / name)] for split, names in SPLIT_NAMES.items()
+        split: [file for one in folders for file in _json_files(one)]
+        for split, folders in folders_of_splits(folder).items()
     }
     found = {split: files[0] for split, files in of_split.items() if len(files) == 1}
     for split, files in of_split.items() if found else ():

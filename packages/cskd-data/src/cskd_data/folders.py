@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from cskd_data.dataset import GIVE_IMAGES
 from cskd_data.errors import DataError
+from cskd_data.split import SPLIT_CALLED, SPLIT_NAMES
 
 
 def check_folder(images: Path, source: Path) -> Path:
@@ -19,6 +21,16 @@ def check_folder(images: Path, source: Path) -> Path:
     if not os.path.isdir(images):
         raise DataError(f"the image folder {images} of {source} does not exist: {GIVE_IMAGES}")
     return images
+
+
+def folders_of_splits(folder: Path) -> dict[str, list[Path]]:
+    """The folders directly in one that are named as splits, in capitals or not, by split; empty ones too."""
+    found: dict[str, list[Path]] = {split: [] for split in SPLIT_NAMES}
+    with contextlib.suppress(OSError):  # no folder, or one that may not be read
+        for name in sorted(os.listdir(folder)):
+            if name.lower() in SPLIT_CALLED and os.path.isdir(folder / name):
+                found[SPLIT_CALLED[name.lower()]].append(folder / name)
+    return {split: folders for split, folders in found.items() if folders}
 
 
 def files_below(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:

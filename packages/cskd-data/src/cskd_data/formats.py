@@ -12,6 +12,7 @@ from cskd_data.coco import read_coco
 from cskd_data.coco_layout import coco_files
 from cskd_data.dataset import Dataset, Note, together
 from cskd_data.errors import SHOWN, DataError, NoImages
+from cskd_data.folders import folders_of_splits
 from cskd_data.ids import key_of
 from cskd_data.json_file import load_json
 from cskd_data.many import paused_garbage_collection
@@ -110,7 +111,8 @@ def _folders(path: Path) -> list[Path]:
 
 def _xml_files(path: Path) -> Iterator[Path]:
     """In a folder or one further down, or in the `Annotations` of a split's folder."""
-    for folder in (path, *_folders(path), *(path / name / "Annotations" for name in SPLIT_CALLED)):
+    splits = [one for inner in folders_of_splits(path).values() for one in inner]
+    for folder in (path, *_folders(path), *(one / "Annotations" for one in splits)):
         names: list[str] = []
         with contextlib.suppress(OSError):  # a folder that may not be read
             names = os.listdir(folder)
@@ -133,7 +135,7 @@ def split_of(path: Path) -> tuple[Path, str] | None:
         return None
     folder = Path(os.path.abspath(path))
     for above in list(folder.parents)[:_LEVELS]:
-        named = not SPLIT_CALLED.keys().isdisjoint(folder.relative_to(above).parts)  # a data.yaml may name others
+        named = any(name.lower() in SPLIT_CALLED for name in folder.relative_to(above).parts)  # data.yaml has others
         if above.name == "Annotations" or not (named or find_yaml(above)):
             continue
         splits = _files_of_splits(above)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from cskd_data.dataset import Note, together
 from cskd_data.errors import SHOWN, DataError, NoImages, refuse
-from cskd_data.folders import files_below
+from cskd_data.folders import files_below, folders_of_splits
 from cskd_data.image_files import shared_end
 from cskd_data.images import SUFFIXES
 from cskd_data.names import counted
-from cskd_data.split import SPLIT_NAMES, for_training, meant, no_such_split, without_training
+from cskd_data.split import for_training, meant, no_such_split, without_training
 from cskd_data.voc_xml import is_another
 
 _FLAGS = ("-1", "0", "1")
@@ -75,8 +75,7 @@ def folders_of(root: Path) -> dict[str, list[Path]]:
     """
     if lists_of(root):
         return {}
-    base = annotations_of(root)
-    there = {split: [base / name for name in names if (base / name).is_dir()] for split, names in SPLIT_NAMES.items()}
+    there = folders_of_splits(annotations_of(root))
     with_files = {split: [one for one in folders if annotations_below(one)] for split, folders in there.items()}
     return {split: folders for split, folders in with_files.items() if folders}
 

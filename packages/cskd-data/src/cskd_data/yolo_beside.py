@@ -6,8 +6,8 @@ import math
 import os
 from pathlib import Path
 
+from cskd_data.folders import folders_of_splits
 from cskd_data.images import SUFFIXES
-from cskd_data.split import SPLIT_CALLED
 
 _MOST_WORDS = 1 << 12  # bytes in which the first row of a label file ends, or is seen to be one
 
@@ -16,10 +16,8 @@ def rows_beside_images(folder: Path) -> bool:
     """Whether label files lie beside the images of a folder: in it, in its `images`, or in the folder of a split. The
     first one that is not empty tells."""
     roots = [folder / "images", folder]
-    for place in (
-        *roots,
-        *(root / name / inner for root in roots for name in SPLIT_CALLED for inner in ("", "images")),
-    ):
+    splits = [one for root in roots for inner in folders_of_splits(root).values() for one in inner]
+    for place in (*roots, *splits, *(one / "images" for one in splits)):
         try:
             files = sorted(os.listdir(place))
         except OSError:

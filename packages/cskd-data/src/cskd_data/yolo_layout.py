@@ -13,7 +13,7 @@ import yaml
 
 from cskd_data.dataset import Note
 from cskd_data.errors import DataError
-from cskd_data.folders import files_below
+from cskd_data.folders import files_below, folders_of_splits
 from cskd_data.images import SUFFIXES
 from cskd_data.names import counted, plain_name
 from cskd_data.split import SPLIT_CALLED, SPLIT_NAMES, for_training, without_training
@@ -60,7 +60,7 @@ def layout_of(path: Path, images: Path | None = None) -> Layout:
         )
     classes = _names_of_lines(named)
     root = images or (path / "images" if (path / "images").is_dir() else path)
-    folders = {split: root / key for split, keys in SPLIT_NAMES.items() for key in keys if (root / key).is_dir()}
+    folders = folders_of_splits(root)
     said = path / "obj.data"
     lists, missing = _lists_of(said) if said.is_file() else ({}, [])
     if not lists and not folders:
@@ -68,7 +68,9 @@ def layout_of(path: Path, images: Path | None = None) -> Layout:
         lists = {split: file for split, file in by_name if file.is_file()}
     notes = [Note.of(f"{counted(len(missing), 'split')} not there", missing)] if missing else []
     if not lists:
-        found = {split: files_below(folder, SUFFIXES) for split, folder in folders.items()}
+        found = {
+            split: [file for one in inner for file in files_below(one, SUFFIXES)] for split, inner in folders.items()
+        }
         rest = [os.path.relpath(file, root) for file in _outside(found, root)] if found else []
         if rest and without_training(found):
             notes.append(for_training("image", rest, found))
