@@ -282,7 +282,7 @@ def test_a_list_that_is_not_there_or_names_nothing_is_refused_with_its_line(voc)
 
 
 @pytest.mark.parametrize("folder", ["ImageSets/Main", "ImageSets"])
-def test_a_list_is_the_path_of_its_split(voc, tmp_path, folder):
+def test_a_list_is_the_path_of_its_split(voc, tmp_path, folder, monkeypatch):
     root, fill = voc
     fill(a=annotation(), b=annotation(filename="b.jpg"))
     listing = write(root / folder / "test.txt", "b\n")
@@ -290,6 +290,8 @@ def test_a_list_is_the_path_of_its_split(voc, tmp_path, folder):
     dataset = read(listing, tmp_path / "elsewhere")
     assert list(boxes_of(dataset)) == ["b.jpg"]
     assert (dataset.source, dataset.notes) == (listing, ())
+    monkeypatch.chdir(listing.parent)
+    assert list(boxes_of(read("test.txt", tmp_path / "elsewhere"))) == ["b.jpg"]
     with pytest.raises(DataError, match=r"other\.txt is not JSON"):
         read(write(root / "other.txt", "a\n"))
 

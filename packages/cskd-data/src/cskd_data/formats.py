@@ -12,20 +12,20 @@ from cskd_data.coco import read_coco
 from cskd_data.coco_layout import coco_files
 from cskd_data.dataset import Dataset, Note, together
 from cskd_data.errors import SHOWN, DataError, NoImages
-from cskd_data.folders import folders_of_splits
+from cskd_data.folders import files_below, folders_of_splits
 from cskd_data.ids import key_of
 from cskd_data.json_file import load_json
 from cskd_data.many import paused_garbage_collection
 from cskd_data.merge import merge
 from cskd_data.names import counted, plain_name
 from cskd_data.split import SPLIT_CALLED, meant, no_such_split, without_images
-from cskd_data.voc_lists import annotations_below, folders_of, lists_of
+from cskd_data.voc_lists import folders_of, lists_of
 from cskd_data.voc_xml import is_another
 from cskd_data.yolo_beside import rows_beside_images
 from cskd_data.yolo_layout import find_yaml, layout_of, names_file
 
 Reader = Callable[..., Dataset]
-"""Called with the path and the image folder; takes `skip_missing` too."""
+"""Called with the path and the image folder; takes `split` and `skip_missing` too."""
 
 _MOST_INNER = 50
 """Entries of a folder without a data set in which one is looked for."""
@@ -129,7 +129,8 @@ def split_of(path: Path) -> tuple[Path, str] | None:
     if os.path.isfile(path):
         if path.suffix.lower() != ".txt":
             return None
-        lists = next((above for above in list(path.parents)[:2] if above.name == "ImageSets"), None)
+        near = list(Path(os.path.abspath(path)).parents)[:2]
+        lists = next((above for above in near if above.name == "ImageSets"), None)
         return (lists.parent, path.stem) if lists is not None else _split_of_list(path)
     if not os.path.isdir(path) or _is_whole(path):
         return None
@@ -189,7 +190,8 @@ def _files_of_splits(root: Path) -> Mapping[str, Sequence[Path]]:
         if kind == "voc":
             folders = folders_of(root)
             below = {
-                split: [file for one in inner for file in annotations_below(one)] for split, inner in folders.items()
+                split: [file for one in inner for file in files_below(one, (".xml",))]
+                for split, inner in folders.items()
             }
             return below if "train" in below else {}
         if kind == "coco":

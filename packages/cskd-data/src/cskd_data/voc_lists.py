@@ -76,7 +76,7 @@ def folders_of(root: Path) -> dict[str, list[Path]]:
     if lists_of(root):
         return {}
     there = folders_of_splits(annotations_of(root))
-    with_files = {split: [one for one in folders if annotations_below(one)] for split, folders in there.items()}
+    with_files = {split: [one for one in folders if _holds_annotations(one)] for split, folders in there.items()}
     return {split: folders for split, folders in with_files.items() if folders}
 
 
@@ -86,14 +86,14 @@ def annotations_of(root: Path) -> Path:
     return base if base.is_dir() else root
 
 
-def annotations_below(folder: Path) -> list[Path]:
-    """The XML files in a folder, at any depth, without those of other programs."""
-    return [file for file in files_below(folder, (".xml",)) if not is_another(file)]
-
-
 def splits_of_lists(lists: Mapping[str, Path]) -> list[str]:
     """The lists that are splits: VOC has one for each class too, `cat_train` ..."""
     return [name for name in ("train", "val", "trainval", "test") if meant(name, lists)] or list(lists)
+
+
+def _holds_annotations(folder: Path) -> bool:
+    """Whether an XML file is in a folder, at any depth, that is not another program's."""
+    return any(not is_another(file) for file in files_below(folder, (".xml",)))
 
 
 def _rest(root: Path, base: Path, files: Sequence[Path]) -> set[Path]:

@@ -70,7 +70,7 @@ class Conversion:
 @click.argument("src", type=A_PATH)
 @click.argument("out", type=A_PATH)
 @images_option
-@click.option("--split", help="Only this split: train, val or test of COCO or YOLO, a list of VOC's ImageSets/Main.")
+@click.option("--split", help="Only this split: train, val or test, or a list of VOC's ImageSets/Main.")
 @click.option("--classes", help="Class names, comma-separated, in the order of their ids. [default: all]")
 @click.option(
     "--zero-based/--one-based",
