@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from cskd_core.assistant import Assistant
 from cskd_core.errors import ShapeError
-from cskd_core.family import Batch, Family, Observation, PyramidSpec
+from cskd_core.family import Batch, Family, Observation
+from cskd_core.levels import pair_levels
 from cskd_core.plan import DistillPlan
 from cskd_core.regions import Regions
 from cskd_core.roi_terms import RoiTerm
@@ -29,7 +30,8 @@ class Distiller(nn.Module):
         student: a detector of the family; it stays as it is.
         teacher: a detector of the same family with its weights loaded; it is frozen.
         family: where to tap both, and what the recorded tensors mean.
-        plan: the terms and their weights. Pyramids are compared on the levels whose strides both have.
+        plan: the terms and their weights. Pyramids are compared on the levels whose strides both have; a level is known
+            by its place, and of several of one stride the first is compared with the first.
 
     Attributes:
         notes: the levels that are not compared.
@@ -53,21 +55,20 @@ class Distiller(nn.Module):
             family.check(detector)
         plan.refuse_unused(type(student).__name__, family.used(student))
         self.plan = plan
-        self.notes: list[str] = []
         self._family = family
         reduce = plan.level_reduce or family.level_reduce
         specs = family.pyramid(student), family.pyramid(teacher)
         compared = family.compared(student, plan)
-        strides = self._shared_strides(*specs, compared)
+        pairs, self.notes = pair_levels(*specs, compared)
         self.pyramid: PyramidTerm | None = None
         self.tower: TowerTerm | None = None
         self.prediction: PredictionTerm | None = None
         self.assistant: Assistant | None = None
         self.roi: RoiTerm | None = None
-        self._strides = strides
-        self._levels = tuple([spec.strides.index(stride) for stride in strides] for spec in specs)
+        self._strides = [specs[0].strides[own] for own, _ in pairs]
+        self._levels = tuple([pair[side] for pair in pairs] for side in (0, 1))
         if plan.pyramid:
-            channels = [(specs[0].channels_at(stride), specs[1].channels_at(stride)) for stride in strides]
+            channels = [(specs[0].channels_of(own), specs[1].channels_of(other)) for own, other in pairs]
             self.pyramid = PyramidTerm(channels, plan.pyramid, reduce, plan.loss)
         self._add_head_terms(student, teacher, compared, reduce)
         # After all that can be refused: the teacher is changed here, for good.
@@ -75,28 +76,6 @@ class Distiller(nn.Module):
         self._student_taps = Taps(student, family.taps(student))
         # In a tuple, since an attribute that is a module would be registered.
         self._student = (student,)
-
-    def _shared_strides(self, student: PyramidSpec, teacher: PyramidSpec, compared: Sequence[str]) -> tuple[int, ...]:
-        """Strides of the levels that are compared; `compared` are the plan's parts that compare heads."""
-        if student.strides == teacher.strides:
-            return student.strides
-        differ = (
-            f"the strides of the pyramids differ: {student.strides} in the student, {teacher.strides} in the teacher"
-        )
-        shared = tuple(stride for stride in student.strides if stride in teacher.strides)
-        if not shared:
-            raise ShapeError(f"{differ}: no level can be compared. Take a teacher with one of the student's strides")
-        if compared:
-            raise ShapeError(
-                f"{differ}. The pyramids can be compared where they meet, at {shared}: leave the heads out with "
-                + ", ".join(f"{name}=None" for name in compared)
-            )
-        for spec, one, other in ((student, "student", "teacher"), (teacher, "teacher", "student")):
-            if left_out := [str(stride) for stride in spec.strides if stride not in shared]:
-                self.notes.append(
-                    f"the {one}'s pyramid levels of stride {', '.join(left_out)} are not compared: the {other} has none"
-                )
-        return shared
 
     def _add_head_terms(
         self, student: nn.Module, teacher: nn.Module, compared: Sequence[str], reduce: Literal["sum", "mean"]
@@ -172,7 +151,7 @@ class Distiller(nn.Module):
             images, seen_by_teacher: (B, 3, H, W), the same images as each of the two is given them.
 
         Returns:
-            Stride -> (B, C, H, W) of both; without a pyramid term nothing.
+            Stride -> (B, C, H, W) of both, of several levels of one stride the first; without a pyramid term nothing.
         """
         if self.pyramid is None:
             return {}
@@ -183,8 +162,11 @@ class Distiller(nn.Module):
         own, other = (
             [side.pyramid[level] for level in levels] for side, levels in zip(sides, self._levels, strict=True)
         )
-        levels = zip(self._strides, self.pyramid.adapters, own, other, strict=True)
-        return {stride: (adapter(one), two) for stride, adapter, one, two in levels}
+        found: dict[int, tuple[Tensor, Tensor]] = {}
+        for stride, adapter, one, two in zip(self._strides, self.pyramid.adapters, own, other, strict=True):
+            if stride not in found:
+                found[stride] = adapter(one), two
+        return found
 
     def _roi_terms(
         self, roi: RoiTerm, recording: Recording, observations: tuple[Observation, Observation], batch: Batch

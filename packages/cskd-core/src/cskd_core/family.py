@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cskd_core.assistant import Assistant
 from cskd_core.choices import check_choices
+from cskd_core.errors import ShapeError
 from cskd_core.plan import AssistantPlan, DistillPlan
 from cskd_core.regions import Regions
 from cskd_core.roi_terms import RoiObservation, RoiSpec
@@ -92,15 +93,25 @@ class PyramidSpec:
 
     Attributes:
         channels: of each level, or one number for all of them.
-        strides: of each level, in pixels.
+        strides: of each level, in pixels; they may repeat.
+
+    Raises:
+        ShapeError: as many channels as levels are not given.
     """
 
     channels: int | tuple[int, ...]
     strides: tuple[int, ...]
 
-    def channels_at(self, stride: int) -> int:
-        """Channels of the level of a stride."""
-        return self.channels if isinstance(self.channels, int) else self.channels[self.strides.index(stride)]
+    def __post_init__(self) -> None:
+        if not isinstance(self.channels, int) and len(self.channels) != len(self.strides):
+            raise ShapeError(
+                f"PyramidSpec has {len(self.channels)} channels for {len(self.strides)} strides: expected one of each "
+                "a level, or one number for the channels of all"
+            )
+
+    def channels_of(self, level: int) -> int:
+        """Channels of a level, by its place, counted from 0."""
+        return self.channels if isinstance(self.channels, int) else self.channels[level]
 
 
 @dataclass(frozen=True)
