@@ -73,6 +73,18 @@ def test_teacher_stays_in_eval_mode_and_follows_moves():
     assert all(value.dtype == torch.float64 for value in terms.values())
 
 
+def test_the_teacher_stays_in_eval_mode_where_a_module_that_holds_both_is_put_into_training():
+    student, teacher, distiller = build()
+    before = step(student, distiller)
+    statistics = teacher.norm.running_mean.clone()
+    torch.nn.ModuleDict({"student": student, "teacher": teacher, "distiller": distiller}).train()
+    assert teacher.training
+    after = step(student, distiller)
+    assert all(torch.equal(value, before[name]) for name, value in after.items())
+    assert torch.equal(teacher.norm.running_mean, statistics)
+    assert not teacher.training
+
+
 def test_a_batch_without_any_box_gives_finite_terms_and_gradients():
     student, _, distiller = build()
     terms = step(student, distiller, boxes=[torch.zeros(0, 4)] * 2)

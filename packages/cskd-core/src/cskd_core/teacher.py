@@ -31,7 +31,12 @@ class FrozenTeacher:
         self._taps = Taps(detector, family.taps(detector))
 
     def observe(self, images: Tensor) -> Observation:
-        """What the teacher makes of `images` (B, 3, H, W): pyramid, towers and predictions, without a graph."""
+        """What the teacher makes of `images` (B, 3, H, W): pyramid, towers and predictions, without a graph.
+
+        In eval mode whatever the detector was put into: a module that holds it may have passed its own `train()` on.
+        """
+        if any(module.training for module in self.detector.modules()):
+            self.detector.eval()
         with torch.no_grad(), self._taps.recording() as recording:
             self._family.infer(self.detector, images)
             return self._family.read(self.detector, recording)
