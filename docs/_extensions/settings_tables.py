@@ -40,7 +40,7 @@ def values(kind: Any) -> str:
 
 def plan_rows(kind: Any, where: str) -> Iterator[tuple[str, str, str, str]]:
     """(key, values, default, meaning) of each field of a plan, blocks within it after its own."""
-    from cskd_core.similarity import WeightPair
+    from cskd_core.schema import WeightPair
 
     said, blocks = attributes(kind), []
     for name, hint in get_type_hints(kind).items():

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
+from copy import deepcopy
+from dataclasses import replace
+
 import pytest
 
 from cskd_core.errors import PlanError
@@ -98,12 +102,64 @@ def test_what_is_wrong_is_named(change, message):
         (lambda: RoiPlan(activation="relu"), r"distill\.roi\.activation: expected one of 'sigmoid', 'softmax'"),
         (lambda: TeacherPlan("-", normalization="owns"), r"distill\.teacher\.normalization: expected one of 'own', "),
         (lambda: DistillPlan(TeacherPlan("-"), level_reduce="max"), r"distill\.level_reduce: expected one of 'sum', "),
+        (lambda: LossOptions(guidance_min="0.5"), r"distill\.loss\.guidance_min: expected a number, got '0\.5'"),
+        (lambda: LossOptions(count_outside="no"), r"distill\.loss\.count_outside: expected a bool, got 'no'"),
+        (lambda: RegionOptions(inclusive_end=0), r"distill\.regions\.inclusive_end: expected a bool, got 0"),
+        (lambda: PyramidPlan(full=(-1.0, float("nan"))), r"distill\.pyramid\.full: expected two weights >= 0 .*nan"),
+        (lambda: PyramidPlan(kind="pkd", weight=True), r"distill\.pyramid\.weight: expected a number, got True"),
+        (lambda: TowerPlan(cls=(float("inf"), 1)), r"distill\.tower\.cls: expected two weights >= 0"),
+        (lambda: TowerPlan(adapter="yes"), r"distill\.tower\.adapter: expected a bool, got 'yes'"),
+        (lambda: RoiPlan(fc=(1, 1, 1)), r"distill\.roi\.fc: expected two weights >= 0"),
+        (lambda: AssistantPlan(soft_labels=1), r"distill\.assistant\.soft_labels: expected a bool, got 1"),
+        (lambda: DistillPlan(TeacherPlan("-"), prediction=3), r"distill\.prediction: expected two weights >= 0"),
+        (lambda: DistillPlan("t.pth"), r"distill\.teacher: expected a dict, got 't\.pth'"),
+        (lambda: TeacherPlan(1), r"distill\.teacher\.checkpoint: expected a str, got 1"),
         (lambda: PredictionRule("relu", "mean"), r"PredictionRule\.activation: expected one of 'sigmoid', 'identity'"),
     ],
 )
 def test_an_option_built_in_python_is_refused_as_one_in_a_config_is(build, message):
     with pytest.raises(PlanError, match=message):
         build()
+
+
+def test_a_plan_built_in_python_has_the_values_that_a_config_gives():
+    plan = DistillPlan(
+        TeacherPlan("teacher.pth"),
+        pyramid=PyramidPlan(kind="pkd", weight=10),
+        tower={"cls": [2, 1]},
+        prediction=(1, 0.5),
+        assistant=True,
+        roi=False,
+        loss={"guidance_min": 1},
+    )
+    block = {
+        "pyramid": {"kind": "pkd", "weight": 10},
+        "tower": {"cls": (2, 1)},
+        "roi": None,
+        "loss": {"guidance_min": 1},
+    }
+    assert plan == DistillPlan.parse({"teacher": TEACHER, **block})
+    assert plan.weighed_by("pyramid_pkd") == ("pyramid.weight", 10.0)
+    assert plan.weighed_by("prediction_cls") == ("prediction", (1.0, 0.5))
+
+
+def test_a_preset_sets_the_same_in_python_as_in_a_config():
+    fixed = DistillPlan.parse({"teacher": TEACHER, "preset": "cskd-fixed"})
+    teacher = TeacherPlan("teacher.pth")
+    assert DistillPlan(teacher, preset="cskd-fixed") == fixed
+    assert replace(DistillPlan(teacher), preset="cskd-fixed") == fixed
+    own = DistillPlan(teacher, preset="cskd-fixed", tower=TowerPlan(adapter=False), loss=LossOptions(guidance_min=0.5))
+    assert own.tower.adapter is False
+    assert own.loss == LossOptions(guidance_min=0.5, count_outside=False)
+    assert DistillPlan(teacher, preset="cskd-fixed", tower=None).tower is None
+
+
+def test_a_changed_plan_keeps_what_was_named_in_place_of_the_preset():
+    named = {"loss": {"count_outside": True}, "regions": {"coord_base": "img_shape"}}
+    plan = DistillPlan.parse({"teacher": TEACHER, "preset": "cskd-fixed", **named})
+    for changed in (replace(plan, level_reduce="mean"), deepcopy(plan), pickle.loads(pickle.dumps(plan))):
+        assert changed.loss.count_outside is True
+        assert (changed.preset, changed.regions) == ("cskd-fixed", RegionOptions("img_shape", inclusive_end=False))
 
 
 def test_a_missing_teacher_is_named():

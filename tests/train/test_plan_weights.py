@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cskd_core.plan import AssistantPlan, DistillPlan, PredictionPlan, PyramidPlan, RoiPlan, TowerPlan
-from cskd_core.similarity import WeightPair
+from cskd_core.schema import WeightPair
 from cskd_train.mm import families
 from cskd_train.mm.plain import build_without_pretrained
 

@@ -10,11 +10,11 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from cskd_core.assistant import Assistant
-from cskd_core.choices import check_choices
 from cskd_core.errors import ShapeError
 from cskd_core.plan import AssistantPlan, DistillPlan
 from cskd_core.regions import Regions
 from cskd_core.roi_terms import RoiObservation, RoiSpec
+from cskd_core.schema import settle
 from cskd_core.similarity import at_least_float32
 from cskd_core.taps import Recording
 
@@ -84,7 +84,7 @@ class PredictionRule:
     normalise: Literal["mean", "foreground"]
 
     def __post_init__(self) -> None:
-        check_choices(self, "PredictionRule")
+        settle(self, "PredictionRule")
 
 
 @dataclass(frozen=True)

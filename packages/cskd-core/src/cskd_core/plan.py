@@ -8,12 +8,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_type_hints
 
-from cskd_core.choices import check_choices
 from cskd_core.errors import PlanError
 from cskd_core.regions import PUBLISHED as AS_PUBLISHED
 from cskd_core.regions import RegionOptions
-from cskd_core.schema import parse_dataclass
-from cskd_core.similarity import PUBLISHED, LossOptions, WeightPair
+from cskd_core.schema import WeightPair, parse_dataclass, settle
+from cskd_core.similarity import PUBLISHED, LossOptions
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class TeacherPlan:
     class_map: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
-        check_choices(self, "distill.teacher")
+        settle(self, "distill.teacher")
 
 
 PyramidKind = Literal["cskd", "mse", "pkd", "cwd"]
@@ -70,7 +69,7 @@ class PyramidPlan:
     former = {"region": ("foreground", "background")}  # noqa: RUF012
 
     def __post_init__(self) -> None:
-        check_choices(self, "distill.pyramid")
+        settle(self, "distill.pyramid")
         if not 0 <= self.weight < math.inf:
             raise PlanError(f"distill.pyramid.weight: expected a number >= 0, got {self.weight}")
         if not 0 < self.tau < math.inf:
@@ -99,6 +98,9 @@ class TowerPlan:
     rpn: WeightPair = (1.0, 0.5)
     adapter: bool | None = None
 
+    def __post_init__(self) -> None:
+        settle(self, "distill.tower")
+
 
 @dataclass(frozen=True)
 class PredictionPlan:
@@ -115,7 +117,7 @@ class PredictionPlan:
     shorthand = "weight"
 
     def __post_init__(self) -> None:
-        check_choices(self, "distill.prediction")
+        settle(self, "distill.prediction")
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,9 @@ class AssistantPlan:
 
     soft_labels: bool = False
     scores_times_centerness: bool = False
+
+    def __post_init__(self) -> None:
+        settle(self, "distill.assistant")
 
 
 @dataclass(frozen=True)
@@ -151,7 +156,7 @@ class RoiPlan:
     activation: Literal["sigmoid", "softmax"] = "sigmoid"
 
     def __post_init__(self) -> None:
-        check_choices(self, "distill.roi")
+        settle(self, "distill.roi")
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -166,6 +171,12 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 masked features, an adapter on every compared feature."""
 
 
+class _Applied(str):
+    """The name of a preset whose settings a plan has: `dataclasses.replace` passes it on, and sets nothing again."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True)
 class DistillPlan:
     """What to distil and with which weights, each pair being (guided squared error, cosine).
@@ -174,9 +185,13 @@ class DistillPlan:
     option (docs/algorithm.md 9).
 
     Attributes:
-        preset: `published` or `cskd-fixed`, see `PRESETS`.
+        preset: `published`, which sets nothing, or `cskd-fixed`, see `PRESETS`. What a config names wins; in Python
+            what is not at its default.
         init_student: begin with the teacher's neck and head where the shapes agree (7, 9.20).
         level_reduce: how the terms of the levels are joined; None: as published, the sum, for an RPN the mean (9.9).
+
+    Raises:
+        PlanError: a value that a config could not have.
 
     Example:
         >>> DistillPlan.parse(dict(teacher=dict(checkpoint="t.pth"), prediction=(2, 1))).prediction.weight
@@ -202,7 +217,16 @@ class DistillPlan:
     level_reduce: Literal["sum", "mean"] | None = None
 
     def __post_init__(self) -> None:
-        check_choices(self, "distill")
+        settle(self, "distill")
+        if isinstance(self.preset, _Applied):
+            return
+        for block, settings in PRESETS[self.preset].items():
+            options = getattr(self, block)
+            if options is not None:
+                default = type(options)()
+                free = {key: value for key, value in settings.items() if _at(options, key) == _at(default, key)}
+                object.__setattr__(self, block, dataclasses.replace(options, **free))
+        object.__setattr__(self, "preset", _Applied(self.preset))
 
     @classmethod
     def parse(cls, data: Mapping[str, Any]) -> DistillPlan:
@@ -214,8 +238,10 @@ class DistillPlan:
         plan = parse_dataclass(cls, data, "distill")
         assert isinstance(plan, cls)
         # Parsed again with the preset underneath: what is wrong was found above, and so named as it was written.
-        merged: DistillPlan = parse_dataclass(cls, _with_preset(data, PRESETS[plan.preset]), "distill")
-        return merged
+        merged = {**_with_preset(data, PRESETS[plan.preset]), "preset": _Applied(plan.preset)}
+        settled = parse_dataclass(cls, merged, "distill")
+        assert isinstance(settled, cls)
+        return settled
 
     def weighed_by(self, term: str) -> tuple[str, WeightPair | float | None] | None:
         """The key of the plan that weighs a term, and the weight it sets: a pair, or a number.

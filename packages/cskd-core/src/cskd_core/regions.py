@@ -11,8 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from cskd_core.choices import check_choices
 from cskd_core.errors import ShapeError
+from cskd_core.schema import settle
 from cskd_core.transfer import to_device
 
 Size = tuple[int, int]
@@ -29,14 +29,14 @@ class RegionOptions:
         inclusive_end: the cell in which a box ends is covered even if the box only touches its border (9.11).
 
     Raises:
-        PlanError: a `coord_base` that is none.
+        PlanError: a `coord_base` that is none, or a value of another kind.
     """
 
     coord_base: Literal["img_shape", "stride"] = "img_shape"
     inclusive_end: bool = True
 
     def __post_init__(self) -> None:
-        check_choices(self, "distill.regions")
+        settle(self, "distill.regions")
 
 
 PUBLISHED = RegionOptions()

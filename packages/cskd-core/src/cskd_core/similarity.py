@@ -13,13 +13,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from cskd_core.choices import check_choices
 from cskd_core.errors import PlanError, ShapeError
 from cskd_core.guided import bounded_losses, guided_losses, norms
+from cskd_core.schema import WeightPair, settle
 from cskd_core.transfer import to_device
-
-WeightPair = tuple[float, float]
-"""(weight of the guided squared error, weight of the cosine distances)."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,7 @@ class LossOptions:
             on which the code was published (9.2). They differ for vectors that are nearly zero.
 
     Raises:
-        PlanError: `guidance_min` below zero, which no guidance is; an `eps_mode` that is none.
+        PlanError: a value of another kind; `guidance_min` below zero, which no guidance is; an `eps_mode` that is none.
     """
 
     detach_guidance: bool = False
@@ -44,7 +41,7 @@ class LossOptions:
     eps_mode: Literal["separate", "product"] = "separate"
 
     def __post_init__(self) -> None:
-        check_choices(self, "distill.loss")
+        settle(self, "distill.loss")
         if self.guidance_min is not None and not 0 <= self.guidance_min < math.inf:
             raise PlanError(
                 f"distill.loss.guidance_min: expected a number >= 0, or None for no bound, got {self.guidance_min}"

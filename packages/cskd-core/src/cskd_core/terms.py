@@ -16,7 +16,8 @@ from cskd_core.feature_losses import channel_distribution_loss, mean_squared_los
 from cskd_core.plan import PredictionPlan, PyramidPlan, TowerPlan
 from cskd_core.regions import Regions
 from cskd_core.roi_align import roi_align
-from cskd_core.similarity import PUBLISHED, Comparison, LossOptions, Variant, WeightPair, compare
+from cskd_core.schema import WeightPair
+from cskd_core.similarity import PUBLISHED, Comparison, LossOptions, Variant, compare
 
 ROI_SIZE = 7
 ROI_SAMPLING_RATIO = 2
