@@ -40,7 +40,7 @@ class Distiller(nn.Module):
         TapError: a detector is not of this family.
         ShapeError: student and teacher share a parameter; the pyramids have no stride in common; the detectors differ
             in strides, in the stages of a tower or in the channels of a prediction, and the plan compares their heads.
-        PlanError: the plan sets what this family has no use for.
+        PlanError: the plan sets what this family has no use for, or what no term reads.
 
     Example:
         with distiller.watch() as recording:
@@ -59,6 +59,7 @@ class Distiller(nn.Module):
         reduce = plan.level_reduce or family.level_reduce
         specs = family.pyramid(student), family.pyramid(teacher)
         compared = family.compared(student, plan)
+        plan.refuse_unread(compared, family.norms(plan) if "prediction" in compared else ())
         pairs, self.notes = pair_levels(*specs, compared)
         self.pyramid: PyramidTerm | None = None
         self.tower: TowerTerm | None = None

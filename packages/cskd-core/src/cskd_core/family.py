@@ -167,6 +167,8 @@ class Family(ABC):
         level_reduce: how it joins the terms of the levels.
         has_assistant: whether there is one, see `assistant`.
         assistant_options: keys below `assistant` in a plan that this family has a use for.
+        init_student: whether what builds its students copies the teacher's neck and head where a plan asks for it; the
+            distiller does not.
     """
 
     prediction_rules: ClassVar[Mapping[str, PredictionRule]] = {}
@@ -175,6 +177,7 @@ class Family(ABC):
     level_reduce: ClassVar[Literal["sum", "mean"]] = "sum"
     has_assistant: ClassVar[bool] = False
     assistant_options: ClassVar[frozenset[str]] = frozenset()
+    init_student: ClassVar[bool] = False
 
     def check(self, detector: nn.Module) -> None:  # noqa: B027 (most families have nothing to refuse)
         """Refuse a detector that this family cannot read, in one sentence.
@@ -224,13 +227,20 @@ class Family(ABC):
 
     def used(self, detector: nn.Module) -> frozenset[str]:
         """The keys out of `cskd_core.plan.SPECIFIC` that this detector has a use for."""
-        used = {f"tower.{name}" for name in self.towers(detector)}
+        towers = self.towers(detector)
+        used = {f"tower.{name}" for name in (*towers, "adapter")} if towers else set()
+        used |= {"init_student"} if self.init_student else set()
         used |= {f"assistant.{option}" for option in self.assistant_options}
         return frozenset(used | {name for name, there in self._heads(detector).items() if there})
 
     def compared(self, detector: nn.Module, plan: DistillPlan) -> tuple[str, ...]:
         """Those of `tower`, `prediction`, `assistant` and `roi` that a plan has and this detector too."""
         return tuple(name for name, there in self._heads(detector).items() if there and getattr(plan, name))
+
+    def norms(self, plan: DistillPlan) -> set[str]:
+        """How the prediction maps are normalised, see `PredictionPlan.norm`."""
+        chosen = plan.prediction.norm if plan.prediction else None
+        return {chosen or rule.normalise for rule in self.prediction_rules.values()}
 
     def _heads(self, detector: nn.Module) -> dict[str, bool]:
         return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_type_hints
 
@@ -187,7 +187,8 @@ class DistillPlan:
     Attributes:
         preset: `published`, which sets nothing, or `cskd-fixed`, see `PRESETS`. What a config names wins; in Python
             what is not at its default.
-        init_student: begin with the teacher's neck and head where the shapes agree (7, 9.20).
+        init_student: begin with the teacher's neck and head where the shapes agree (7, 9.20): cskd-train copies them
+            before it builds the distiller, which copies nothing.
         level_reduce: how the terms of the levels are joined; None: as published, the sum, for an RPN the mean (9.9).
 
     Raises:
@@ -272,18 +273,60 @@ class DistillPlan:
             used: the keys out of `SPECIFIC` that this family has a use for.
 
         Raises:
-            PlanError: a key of `SPECIFIC` outside `used` is not at its default.
+            PlanError: a key of `SPECIFIC` outside `used` is not at its default, nor as the preset has it.
         """
-        default = DistillPlan(self.teacher)
-        for key in SPECIFIC:
-            if key not in used and _at(self, key) not in (None, _at(default, key)):
-                raise PlanError(f"distill.{key}: a {detector} has no use for it; take it out")
+        for key in self._named(SPECIFIC):
+            if key not in used:
+                instead = ", and copy the teacher's weights yourself" if key == "init_student" else ""
+                raise PlanError(f"distill.{key}: a {detector} has no use for it; take it out{instead}")
+
+    def refuse_unread(self, heads: Sequence[str], norms: Collection[str]) -> None:
+        """Refuse a setting of all terms that none of those reads which are built.
+
+        Args:
+            heads: those of `tower`, `prediction`, `assistant` and `roi` that are compared; the pyramid is, if it is in
+                the plan.
+            norms: of the prediction terms that are built.
+
+        Raises:
+            PlanError: such a key is not at its default, nor as the preset has it; or no term reads any key of the
+                preset.
+        """
+        pyramid = self.pyramid is not None and self.pyramid.kind == "cskd"
+        guided = pyramid or bool({"tower", "prediction", "roi"} & {*heads})
+        masked = pyramid or "masked" in norms
+        placed = pyramid or "assistant" in heads or bool({"foreground", "masked"} & {*norms})
+        read = {
+            "loss.detach_guidance": guided,
+            "loss.guidance_min": guided,
+            "loss.eps_mode": guided,
+            "loss.count_outside": masked,
+            "regions.coord_base": placed,
+            "regions.inclusive_end": placed,
+            "level_reduce": self.pyramid is not None or bool({"tower", "prediction"} & {*heads}),
+        }
+        for key in self._named(read):
+            if not read[key]:
+                raise PlanError(f"distill.{key}: no term that is compared here reads it; take it out")
+        sets = [f"{block}.{key}" for block, keys in PRESETS[self.preset].items() for key in keys]
+        if sets and not any(read.get(key, key.split(".")[0] in heads) for key in sets):
+            raise PlanError(
+                f"distill.preset: no term that is compared here reads what {self.preset!r} sets; take it out"
+            )
+
+    def _named(self, keys: Iterable[str]) -> list[str]:
+        """Those that are neither at their default, nor as the preset has them, nor below a term that is left out."""
+        teacher = {"checkpoint": self.teacher.checkpoint}
+        default = DistillPlan.parse({"teacher": teacher, "preset": str(self.preset)})
+        return [key for key in keys if _at(self, key) not in (None, _at(default, key))]
 
 
 SPECIFIC = (
+    "init_student",
     "tower.cls",
     "tower.reg",
     "tower.rpn",
+    "tower.adapter",
     "prediction",
     "assistant.soft_labels",
     "assistant.scores_times_centerness",

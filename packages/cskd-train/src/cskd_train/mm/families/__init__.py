@@ -53,7 +53,7 @@ def family_of_pair(student: nn.Module, teacher: nn.Module, plan: DistillPlan) ->
     notes = []
     if type(family) is not type(other) or isinstance(family, PyramidFamily):
         pair = f"{_described(student)} under a {_described(teacher)}"
-        plan.refuse_unused(pair, frozenset())
+        plan.refuse_unused(pair, frozenset({"init_student"}))
         notes.append(f"a {pair}: the pyramids are compared, nothing of the heads")
     elif family.compared(student, plan):
         return family, []

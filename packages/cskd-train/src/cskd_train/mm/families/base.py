@@ -29,6 +29,7 @@ class DetectorFamily(Family):
     heads: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     classifier: ClassVar[str | None] = None
     exported: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    init_student = True
 
     def __init__(self, student: Any) -> None:
         """For distilling into a student."""
