@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from cskd_core.distiller import Distiller
-from cskd_core.errors import ShapeError
+from cskd_core.errors import PlanError, ShapeError
 from cskd_core.family import Batch, Family, Observation, PyramidSpec
 from cskd_core.levels import pair_levels
-from cskd_core.plan import DistillPlan
+from cskd_core.plan import DistillPlan, PredictionPlan, PyramidPlan, TowerPlan
+from cskd_core.terms import PredictionTerm, PyramidTerm, TowerTerm
 
 BATCH = Batch(
     torch.randn(2, 3, 24, 32, generator=torch.Generator().manual_seed(0)),
@@ -79,6 +80,29 @@ def test_levels_of_one_stride_are_compared_each_with_its_own_by_their_own_adapte
 )
 def test_levels_are_paired_by_place_or_the_first_of_a_stride_with_the_first_of_it(student, teacher, pairs, notes):
     assert pair_levels(PyramidSpec(1, student), PyramidSpec(1, teacher), ()) == (pairs, notes)
+
+
+@pytest.mark.parametrize(
+    "term",
+    [
+        lambda reduce: PyramidTerm([(2, 3)], PyramidPlan(), reduce),
+        lambda reduce: TowerTerm({}, {}, 2, TowerPlan(), reduce=reduce),
+        lambda reduce: PredictionTerm({}, PredictionPlan(), reduce),
+    ],
+)
+def test_levels_are_joined_by_their_sum_or_mean_and_no_other_word_is_taken_for_one(term):
+    assert [term(reduce).reduce for reduce in ("sum", "mean")] == ["sum", "mean"]
+    with pytest.raises(PlanError, match="^reduce: expected one of 'sum', 'mean', got 'average'$"):
+        term("average")
+
+
+def test_a_family_that_joins_levels_by_another_word_is_refused():
+    class Average(BranchesFamily):
+        level_reduce = "average"
+
+    pair, plan = (Branches((4,), (2,)), Branches((4,), (2,))), DistillPlan.parse({"teacher": {"checkpoint": "-"}})
+    with pytest.raises(PlanError, match="^Average.level_reduce: expected one of 'sum', 'mean', got 'average'$"):
+        Distiller(*pair, Average(), plan)
 
 
 def test_channels_that_are_not_one_a_level_are_refused():

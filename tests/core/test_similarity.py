@@ -182,6 +182,15 @@ def test_a_normaliser_that_is_not_positive_is_refused(avg_factor):
         cosine_guided_loss(student, teacher, avg_factor=avg_factor)
 
 
+@pytest.mark.parametrize("avg_factor", [5.0, torch.tensor(5.0)])
+def test_a_normaliser_beside_a_mask_is_refused(avg_factor):
+    student, teacher = random_pair((1, 2, 3, 3))
+    with pytest.raises(
+        ValueError, match=r"under a mask the number of masked elements normalises\. Leave avg_factor out"
+    ):
+        CosineGuidedLoss()(student, teacher, torch.ones(1, 3, 3), avg_factor=avg_factor)
+
+
 def test_a_normaliser_in_a_tensor_divides_as_it_is():
     student, teacher = random_pair((1, 2, 3, 3))
     assert not cosine_guided_loss(student, teacher, avg_factor=torch.tensor(0.0)).isfinite()

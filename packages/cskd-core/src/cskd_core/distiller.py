@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Literal
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,10 @@ from cskd_core.levels import pair_levels
 from cskd_core.plan import DistillPlan
 from cskd_core.regions import Regions
 from cskd_core.roi_terms import RoiTerm
+from cskd_core.schema import check_choice
 from cskd_core.taps import Recording, Taps
 from cskd_core.teacher import FrozenTeacher
-from cskd_core.terms import PredictionTerm, PyramidTerm, TowerTerm
+from cskd_core.terms import PredictionTerm, PyramidTerm, Reduce, TowerTerm
 
 
 class Distiller(nn.Module):
@@ -40,7 +41,8 @@ class Distiller(nn.Module):
         TapError: a detector is not of this family.
         ShapeError: student and teacher share a parameter; the pyramids have no stride in common; the detectors differ
             in strides, in the stages of a tower or in the channels of a prediction, and the plan compares their heads.
-        PlanError: the plan sets what this family has no use for, or what no term reads.
+        PlanError: the plan sets what this family has no use for, or what no term reads; the family joins levels in
+            another way than `sum` and `mean`.
 
     Example:
         with distiller.watch() as recording:
@@ -56,6 +58,7 @@ class Distiller(nn.Module):
         plan.refuse_unused(type(student).__name__, family.used(student))
         self.plan = plan
         self._family = family
+        check_choice(family.level_reduce, get_args(Reduce), f"{type(family).__name__}.level_reduce")
         reduce = plan.level_reduce or family.level_reduce
         specs = family.pyramid(student), family.pyramid(teacher)
         compared = family.compared(student, plan)
@@ -78,9 +81,7 @@ class Distiller(nn.Module):
         # In a tuple, since an attribute that is a module would be registered.
         self._student = (student,)
 
-    def _add_head_terms(
-        self, student: nn.Module, teacher: nn.Module, compared: Sequence[str], reduce: Literal["sum", "mean"]
-    ) -> None:
+    def _add_head_terms(self, student: nn.Module, teacher: nn.Module, compared: Sequence[str], reduce: Reduce) -> None:
         family, plan, levels = self._family, self.plan, len(self._strides)
         if "prediction" in compared or "assistant" in compared:
             channels = family.prediction_channels(student), family.prediction_channels(teacher)

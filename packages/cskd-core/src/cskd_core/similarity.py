@@ -63,7 +63,7 @@ class Variant:
             elements. It is positive: a number that is not is refused, a tensor is not looked at and divides as it is.
 
     Raises:
-        ValueError: `avg_factor` is a number that is not positive.
+        ValueError: `avg_factor` is a number that is not positive, or is given beside a mask.
     """
 
     weight: WeightPair = (1.0, 0.5)
@@ -71,6 +71,11 @@ class Variant:
     avg_factor: Tensor | float | None = None
 
     def __post_init__(self) -> None:
+        if self.mask is not None and self.avg_factor is not None:
+            raise ValueError(
+                "avg_factor and a mask are given: under a mask the number of masked elements normalises. Leave "
+                "avg_factor out, or scale the weights"
+            )
         if isinstance(self.avg_factor, (int, float)) and not self.avg_factor > 0:
             raise ValueError(f"avg_factor = {self.avg_factor}: expected a positive number, or None for the elements")
 
@@ -97,8 +102,9 @@ def cosine_guided_losses(
 
     :math:`S, T` are student and teacher, under a mask both multiplied by it; :math:`b` the image, :math:`c` the
     channel, :math:`p` the position. :math:`\Gamma` is the guidance (the gradient flows through it). :math:`A = A'` is
-    `avg_factor`, or the number of masked elements; without either, the numbers of elements (:math:`A = BCP`,
-    :math:`A' = BP`). Each norm is clamped below by `EPS`, so that a zero vector is at distance 1 from everything.
+    the number of masked elements under a mask, `avg_factor` where that is given; without either, the numbers of
+    elements (:math:`A = BCP`, :math:`A' = BP`). Each norm is clamped below by `EPS`, so that a zero vector is at
+    distance 1 from everything.
     Where both sides are zero nothing flows back: a position outside a mask adds a constant to the value and nothing to
     the gradient, unless `options.count_outside` is off. Where the student alone is zero, its distance sends back a
     gradient of up to 1 / `EPS`: clip gradients.
@@ -324,7 +330,7 @@ def cosine_guided_vector_loss(
 
 
 class CosineGuidedLoss(nn.Module):
-    """Module twin of `cosine_guided_loss`; with a mask, of `masked_cosine_guided_loss`."""
+    """Module twin of `cosine_guided_loss`; with a mask, of `masked_cosine_guided_loss`, which takes no `avg_factor`."""
 
     def __init__(self, weight: WeightPair = (1.0, 0.5), options: LossOptions = PUBLISHED) -> None:
         super().__init__()

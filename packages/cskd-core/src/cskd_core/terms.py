@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from cskd_core.feature_losses import channel_distribution_loss, mean_squared_los
 from cskd_core.plan import PredictionPlan, PyramidPlan, TowerPlan
 from cskd_core.regions import Regions
 from cskd_core.roi_align import roi_align
-from cskd_core.schema import WeightPair
+from cskd_core.schema import WeightPair, check_choice
 from cskd_core.similarity import PUBLISHED, Comparison, LossOptions, Variant, compare
 
 ROI_SIZE = 7
@@ -39,6 +39,9 @@ class PyramidTerm(nn.Module):
         reduce: how levels are joined.
         options: variants of the cosine-guided loss.
 
+    Raises:
+        PlanError: a `reduce` that is none.
+
     Source: docs/algorithm.md 2; docs/rival_terms.md.
     """
 
@@ -50,7 +53,7 @@ class PyramidTerm(nn.Module):
         options: LossOptions = PUBLISHED,
     ) -> None:
         super().__init__()
-        self.reduce: Reduce = reduce
+        self.reduce: Reduce = _known(reduce)
         self.adapters = nn.ModuleList(_adapter(*of_level) for of_level in channels)
         self.plan = plan
         self.options = options
@@ -136,6 +139,7 @@ class TowerTerm(nn.Module):
 
     Raises:
         ShapeError: the towers differ in names or stages.
+        PlanError: a `reduce` that is none.
 
     Source: docs/algorithm.md 3.
     """
@@ -151,7 +155,7 @@ class TowerTerm(nn.Module):
         options: LossOptions = PUBLISHED,
     ) -> None:
         super().__init__()
-        self.reduce: Reduce = reduce
+        self.reduce: Reduce = _known(reduce)
         self.plan = plan
         self.options = options
         self._stages = {name: spec.stages for name, spec in student.items()}
@@ -218,6 +222,9 @@ class PredictionTerm(nn.Module):
         reduce: how levels are joined.
         options: variants of the loss.
 
+    Raises:
+        PlanError: a `reduce` that is none.
+
     Source: docs/algorithm.md 4.
     """
 
@@ -231,7 +238,7 @@ class PredictionTerm(nn.Module):
         super().__init__()
         self.rules = dict(rules)
         self.plan = plan
-        self.reduce: Reduce = reduce
+        self.reduce: Reduce = _known(reduce)
         self.options = options
 
     def forward(
@@ -286,6 +293,11 @@ def _adapter(student_channels: int, teacher_channels: int) -> nn.Conv2d:
 
 def _positions(features: Tensor) -> int:
     return features.shape[2] * features.shape[3]
+
+
+def _known(reduce: Reduce) -> Reduce:
+    check_choice(reduce, get_args(Reduce), "reduce")
+    return reduce
 
 
 def _share(levels: int, reduce: Reduce) -> float:
