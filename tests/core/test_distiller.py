@@ -289,7 +289,7 @@ def test_two_forwards_within_one_watch_are_refused():
     with distiller.watch() as recording:
         student(IMAGES)
         student(IMAGES)
-    with pytest.raises(ShapeError, match=r"recorded 4 times for 2 pyramid levels: the student ran 2 times within one"):
+    with pytest.raises(ShapeError, match=r"ran 2 times within one watch\(\), and 1 times in the teacher"):
         distiller(recording, Batch(IMAGES, BOXES, SHAPES))
 
 

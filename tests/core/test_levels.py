@@ -92,7 +92,7 @@ def test_levels_are_paired_by_place_or_the_first_of_a_stride_with_the_first_of_i
 )
 def test_levels_are_joined_by_their_sum_or_mean_and_no_other_word_is_taken_for_one(term):
     assert [term(reduce).reduce for reduce in ("sum", "mean")] == ["sum", "mean"]
-    with pytest.raises(PlanError, match="^reduce: expected one of 'sum', 'mean', got 'average'$"):
+    with pytest.raises(PlanError, match=r"^reduce: expected one of 'sum', 'mean', got 'average'$"):
         term("average")
 
 
@@ -101,7 +101,7 @@ def test_a_family_that_joins_levels_by_another_word_is_refused():
         level_reduce = "average"
 
     pair, plan = (Branches((4,), (2,)), Branches((4,), (2,))), DistillPlan.parse({"teacher": {"checkpoint": "-"}})
-    with pytest.raises(PlanError, match="^Average.level_reduce: expected one of 'sum', 'mean', got 'average'$"):
+    with pytest.raises(PlanError, match=r"^Average\.level_reduce: expected one of 'sum', 'mean', got 'average'$"):
         Distiller(*pair, Average(), plan)
 
 

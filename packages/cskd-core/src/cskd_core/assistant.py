@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from cskd_core.errors import ShapeError
+
 PRIOR_PROBABILITY = 0.01
 """Of an object at a position, before training: it sets the bias of a classification predictor."""
 
@@ -51,7 +53,16 @@ class Assistant(nn.Module):
                 nn.init.constant_(predictor.bias, -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))
 
     def forward(self, towers: Mapping[str, Sequence[Sequence[Tensor]]]) -> dict[str, list[Tensor]]:
-        """Predictions by name and level from tower features (tower -> stage -> level)."""
+        """Predictions by name and level from tower features (tower -> stage -> level).
+
+        Raises:
+            ShapeError: a tower that a predictor reads is not there.
+        """
+        if missing := {*self._towers.values()} - {*towers}:
+            raise ShapeError(
+                f"the assistant reads the {', '.join(sorted(missing))} tower, but the family reads "
+                f"{', '.join(towers) or 'no tower'} of the student"
+            )
         return {
             name: [predictor(feature) for feature in towers[self._towers[name]][-1]]
             for name, predictor in self.predictors.items()

@@ -13,13 +13,14 @@ from cskd_core.assistant import Assistant
 from cskd_core.errors import ShapeError
 from cskd_core.family import Batch, Family, Observation
 from cskd_core.levels import pair_levels
+from cskd_core.observed import Expected, refuse_repeated
 from cskd_core.plan import DistillPlan
 from cskd_core.regions import Regions
 from cskd_core.roi_terms import RoiTerm
 from cskd_core.schema import check_choice
 from cskd_core.taps import Recording, Taps
 from cskd_core.teacher import FrozenTeacher
-from cskd_core.terms import PredictionTerm, PyramidTerm, Reduce, TowerTerm
+from cskd_core.terms import PredictionTerm, PyramidTerm, Reduce, TowerTerm, check_names
 
 
 class Distiller(nn.Module):
@@ -40,7 +41,8 @@ class Distiller(nn.Module):
     Raises:
         TapError: a detector is not of this family.
         ShapeError: student and teacher share a parameter; the pyramids have no stride in common; the detectors differ
-            in strides, in the stages of a tower or in the channels of a prediction, and the plan compares their heads.
+            in strides, in towers or their stages, or in predictions or their channels, and the plan compares their
+            heads; a tower that the plan has no weight for.
         PlanError: the plan sets what this family has no use for, or what no term reads; the family joins levels in
             another way than `sum` and `mean`.
 
@@ -75,6 +77,11 @@ class Distiller(nn.Module):
             channels = [(specs[0].channels_of(own), specs[1].channels_of(other)) for own, other in pairs]
             self.pyramid = PyramidTerm(channels, plan.pyramid, reduce, plan.loss)
         self._add_head_terms(student, teacher, compared, reduce)
+        rules = family.prediction_rules if "prediction" in compared else ()
+        self._expected = [
+            Expected(side, spec, family.towers(detector) if self.tower is not None else {}, rules)
+            for side, spec, detector in zip(("student", "teacher"), specs, (student, teacher), strict=True)
+        ]
         # After all that can be refused: the teacher is changed here, for good.
         self.teacher = FrozenTeacher(teacher, family)
         self._student_taps = Taps(student, family.taps(student))
@@ -85,9 +92,10 @@ class Distiller(nn.Module):
         family, plan, levels = self._family, self.plan, len(self._strides)
         if "prediction" in compared or "assistant" in compared:
             channels = family.prediction_channels(student), family.prediction_channels(teacher)
+            check_names("predictions", *channels, "prediction=None, assistant=None")
             _check_predictions({name: (channels[0][name], channels[1][name]) for name in channels[0]})
-        if plan.tower and "tower" in compared:
-            towers = family.towers(student), family.towers(teacher)
+        towers = family.towers(student), family.towers(teacher)
+        if plan.tower and any(towers):
             self.tower = TowerTerm(*towers, levels, plan.tower, family.tower_adapter, reduce, plan.loss)
         if plan.prediction and "prediction" in compared:
             self.prediction = PredictionTerm(family.prediction_rules, plan.prediction, reduce, plan.loss)
@@ -113,16 +121,15 @@ class Distiller(nn.Module):
             Scalars by term name. A batch without any box gives terms connected to the graph, all finite.
 
         Raises:
-            ShapeError: not one tensor of boxes an image; the student ran several times within the recording.
+            ShapeError: not one tensor of boxes an image; the student ran several times within the recording, or on
+                other images; what the family reads is not what it says of a detector.
         """
         if len(batch.boxes) != len(batch.images):
             raise ShapeError(
                 f"{len(batch.images)} images and {len(batch.boxes)} tensors of boxes: expected one of each, (0, 4) for "
                 "an image without boxes"
             )
-        student = self._family.read(self._student[0], recording).in_one_precision()
-        teacher = self.teacher.observe(batch.images).in_one_precision()
-        _refuse_repeated(student, teacher)
+        student, teacher = self._observations(recording, batch.images)
         pyramids = [
             [side.pyramid[level] for level in levels]
             for side, levels in zip((student, teacher), self._levels, strict=True)
@@ -160,7 +167,7 @@ class Distiller(nn.Module):
         student = self._student[0]
         with self.watch() as recording:
             self._family.infer(student, images)
-        sides = self._family.read(student, recording), self.teacher.observe(seen_by_teacher)
+        sides = self._observations(recording, seen_by_teacher)
         own, other = (
             [side.pyramid[level] for level in levels] for side, levels in zip(sides, self._levels, strict=True)
         )
@@ -169,6 +176,14 @@ class Distiller(nn.Module):
             if stride not in found:
                 found[stride] = adapter(one), two
         return found
+
+    def _observations(self, recording: Recording, images: Tensor) -> list[Observation]:
+        """The student's and the teacher's, of the same images."""
+        seen = self._family.read(self._student[0], recording), self.teacher.observe(images)
+        refuse_repeated(recording, self.teacher.runs)
+        for expected, of_side in zip(self._expected, seen, strict=True):
+            expected.check(of_side, len(images))
+        return [of_side.in_one_precision() for of_side in seen]
 
     def _roi_terms(
         self, roi: RoiTerm, recording: Recording, observations: tuple[Observation, Observation], batch: Batch
@@ -204,20 +219,3 @@ def _refuse_shared(student: nn.Module, teacher: nn.Module) -> None:
             f"student and teacher share parameters ({len(shared)} of the student's, such as {shared[0]}), which would "
             "be frozen with the teacher: build the teacher from modules of its own, or from a copy.deepcopy of them"
         )
-
-
-def _refuse_repeated(student: Observation, teacher: Observation) -> None:
-    """A head that was recorded several times as often as the teacher's belongs to several forwards."""
-    maps = {
-        f"prediction '{name}'": (levels, teacher.predictions.get(name)) for name, levels in student.predictions.items()
-    }
-    for name, stages in student.towers.items():
-        of_teacher = teacher.towers.get(name)
-        maps[f"tower '{name}'"] = (stages[0] if stages else (), of_teacher[0] if of_teacher else None)
-    for what, (own, other) in maps.items():
-        levels = len(student.pyramid)
-        if other and len(other) == levels == len(teacher.pyramid) and len(own) > levels and len(own) % levels == 0:
-            raise ShapeError(
-                f"the {what} was recorded {len(own)} times for {levels} pyramid levels: the student ran "
-                f"{len(own) // levels} times within one watch(). Give each forward a watch() of its own"
-            )

@@ -25,6 +25,13 @@ class Recording:
         self._taps = taps
         self._calls: dict[str, list[Any]] = {name: [] for name in taps}
         self._with_graph = torch.is_grad_enabled()
+        self.read_once: set[str] = set()
+        """Taps whose last call was asked for."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all taps."""
+        return tuple(self._taps)
 
     def add(self, name: str, value: Any) -> None:
         self._calls[name].append(value)
@@ -47,6 +54,10 @@ class Recording:
         """Whether tap `name` recorded anything (a teacher assigns no targets, for example)."""
         return bool(self._calls[name])
 
+    def runs(self, name: str) -> int:
+        """How many values tap `name` recorded."""
+        return len(self._calls[name])
+
     def calls(self, name: str) -> list[Any]:
         """Every value that tap `name` recorded.
 
@@ -65,7 +76,9 @@ class Recording:
         Raises:
             TapError: the tap recorded nothing.
         """
-        return self.calls(name)[-1]
+        value = self.calls(name)[-1]
+        self.read_once.add(name)
+        return value
 
 
 class Taps:

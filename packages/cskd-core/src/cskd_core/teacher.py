@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,8 @@ class FrozenTeacher:
         self.detector = detector.eval().requires_grad_(False)
         self._family = family
         self._taps = Taps(detector, family.taps(detector))
+        self.runs: Mapping[str, int] = {}
+        """How often each tap ran in the last forward."""
 
     def observe(self, images: Tensor) -> Observation:
         """What the teacher makes of `images` (B, 3, H, W): pyramid, towers and predictions, without a graph.
@@ -39,6 +41,7 @@ class FrozenTeacher:
             self.detector.eval()
         with torch.no_grad(), self._taps.recording() as recording:
             self._family.infer(self.detector, images)
+            self.runs = {name: recording.runs(name) for name in recording.names}
             return self._family.read(self.detector, recording)
 
     def apply(self, move: Callable[[Tensor], Tensor], recurse: bool = True) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal, get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -138,7 +138,7 @@ class TowerTerm(nn.Module):
         options: variants of the loss.
 
     Raises:
-        ShapeError: the towers differ in names or stages.
+        ShapeError: the towers differ in names or stages, or have a name that the plan has not.
         PlanError: a `reduce` that is none.
 
     Source: docs/algorithm.md 3.
@@ -160,6 +160,13 @@ class TowerTerm(nn.Module):
         self.options = options
         self._stages = {name: spec.stages for name, spec in student.items()}
         self.adapters = nn.ModuleDict()
+        check_names("towers", student, teacher, "tower=None")
+        weighed = [name for name, kind in get_type_hints(TowerPlan).items() if kind == WeightPair]
+        if unknown := [name for name in student if name not in weighed]:
+            raise ShapeError(
+                f"the plan has no weight for the {unknown[0]} tower, only for {', '.join(weighed)}: give it one of "
+                "these names in the family, or leave the term out with tower=None"
+            )
         for name, of_student in student.items():
             of_teacher = teacher[name]
             if of_student.stages != of_teacher.stages:
@@ -293,6 +300,23 @@ def _adapter(student_channels: int, teacher_channels: int) -> nn.Conv2d:
 
 def _positions(features: Tensor) -> int:
     return features.shape[2] * features.shape[3]
+
+
+def check_names(kind: str, student: Iterable[str], teacher: Iterable[str], left_out: str) -> None:
+    """Refuse two detectors that have towers or predictions of other names.
+
+    Args:
+        left_out: what leaves them out, for the message.
+
+    Raises:
+        ShapeError: it names both lists.
+    """
+    own, other = sorted(student), sorted(teacher)
+    if own != other:
+        raise ShapeError(
+            f"the {kind} differ: {', '.join(own) or 'none'} in the student, {', '.join(other) or 'none'} in the "
+            f"teacher. Leave them out with {left_out}"
+        )
 
 
 def _known(reduce: Reduce) -> Reduce:
