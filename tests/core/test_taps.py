@@ -95,6 +95,51 @@ def test_a_tap_that_recorded_nothing_says_so():
         recording.last("tower")
 
 
+@pytest.mark.parametrize("wrap", [lambda detector: torch.compile(detector, backend="eager"), nn.DataParallel])
+def test_a_wrapper_is_named_where_the_detector_within_has_what_is_tapped(wrap):
+    found = (
+        r"has no submodule 'head\.tower', but the detector that it wraps has: give that one, its \.(_orig_mod|module)"
+    )
+    with pytest.raises(TapError, match=found):
+        Taps(wrap(Detector()), {"tower": "head.tower"})
+
+
+@pytest.fixture
+def hook_guards():
+    """torch.compile's setting, put back."""
+    from torch._dynamo import config, reset
+
+    reset()
+    with config.patch(skip_nnmodule_hook_guards=config.skip_nnmodule_hook_guards):
+        yield config
+    reset()
+
+
+def test_a_compiled_detector_that_has_run_unwatched_is_explained_and_both_ways_out_record(hook_guards):
+    levels, taps = [torch.randn(1, 3, 4, 6)], {"tower": "head.tower"}
+
+    def recorded(detector, compiled):
+        compiled(levels)
+        with Taps(detector, taps).recording() as recording:
+            compiled(levels)
+        return recording.last("tower")
+
+    detector = Detector()
+    with pytest.raises(TapError, match=r"torch\.compile .*skip_nnmodule_hook_guards = False .*parts that hold no tap"):
+        recorded(detector, torch.compile(detector, backend="eager"))
+    detector.backbone = nn.Identity()
+    detector.backbone.compile(backend="eager")
+    assert recorded(detector, lambda levels: detector([detector.backbone(level) for level in levels])).shape == (
+        1,
+        3,
+        4,
+        6,
+    )
+    hook_guards.skip_nnmodule_hook_guards = False
+    torch._dynamo.reset()
+    assert recorded(detector, torch.compile(detector, backend="eager")).shape == (1, 3, 4, 6)
+
+
 def test_inputs_of_a_module_are_recorded_too():
     detector = Detector()
     with Taps(detector, {"inputs": "head.tower@inputs", "tower": "head.tower"}).recording() as recording:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -65,9 +66,14 @@ class Recording:
             TapError: the tap recorded nothing.
         """
         if not self._calls[name]:
-            raise TapError(
-                f"tap '{name}' on '{self._taps[name]}' recorded nothing: the detector's forward did not run it"
-            )
+            found = f"tap '{name}' on '{self._taps[name]}' recorded nothing: the detector's forward did not run it"
+            if "torch._dynamo" in sys.modules:
+                found += (
+                    ", or ran a graph that torch.compile had made of it outside of the recording, without taps. Set "
+                    "torch._dynamo.config.skip_nnmodule_hook_guards = False before the first call, or compile in place "
+                    "(detector.backbone.compile()) parts that hold no tap"
+                )
+            raise TapError(found)
         return self._calls[name]
 
     def last(self, name: str) -> Any:
@@ -176,10 +182,16 @@ def submodule(detector: nn.Module, path: str) -> nn.Module:
     """The submodule at a dotted path.
 
     Raises:
-        TapError: the detector has none there; the message names the nearest paths.
+        TapError: the detector has none there; the message names the nearest paths, or the detector within a wrapper.
     """
     modules = dict(detector.named_modules())
     if path in modules:
         return modules[path]
+    for wrapped in ("_orig_mod", "module"):  # as torch.compile and nn.parallel name it
+        if f"{wrapped}.{path}" in modules:
+            raise TapError(
+                f"{type(detector).__name__} has no submodule '{path}', but the detector that it wraps has: give that "
+                f"one, its .{wrapped}, and run the wrapper"
+            )
     near = difflib.get_close_matches(path, modules, n=3, cutoff=0.0)
     raise TapError(f"{type(detector).__name__} has no submodule '{path}'; the nearest are: {', '.join(near)}")
