@@ -26,7 +26,8 @@ from cskd_core.terms import PredictionTerm, PyramidTerm, Reduce, TowerTerm, chec
 class Distiller(nn.Module):
     """What distillation adds to a student: adapters and assistant predictors. It is thrown away after training.
 
-    The student is no submodule; neither is the teacher, though it follows `.to()`.
+    The student is no submodule; neither is the teacher, though it follows `.to()`. Adapters and predictors stay in
+    float32 at least, in which all terms are computed, also where the teacher is moved to half precision.
 
     Args:
         student: a detector of the family; it stays as it is.
@@ -121,8 +122,9 @@ class Distiller(nn.Module):
             Scalars by term name. A batch without any box gives terms connected to the graph, all finite.
 
         Raises:
-            ShapeError: not one tensor of boxes an image; the student ran several times within the recording, or on
-                other images; what the family reads is not what it says of a detector.
+            ShapeError: not one tensor of boxes an image; a box that is not finite, where it is found; the student ran
+                several times within the recording, or on other images; what the family reads is not what it says of a
+                detector.
         """
         if len(batch.boxes) != len(batch.images):
             raise ShapeError(
@@ -136,10 +138,25 @@ class Distiller(nn.Module):
         ]
         sizes = [(level.shape[2], level.shape[3]) for level in pyramids[0]]
         regions = Regions(batch.boxes, batch.image_shapes, sizes, self._strides, self.plan.regions)
+        try:
+            return self._terms(recording, batch, (student, teacher), pyramids, regions)
+        except (RuntimeError, IndexError):
+            regions.refuse_not_finite()
+            raise
+
+    def _terms(
+        self,
+        recording: Recording,
+        batch: Batch,
+        observations: tuple[Observation, Observation],
+        pyramids: Sequence[Sequence[Tensor]],
+        regions: Regions,
+    ) -> dict[str, Tensor]:
+        student, teacher = observations
         terms: dict[str, Tensor] = {}
         with torch.autocast(device_type=batch.images.device.type, enabled=False):
             if self.pyramid is not None:
-                terms |= self.pyramid(*pyramids, regions)
+                terms |= self.pyramid(pyramids[0], pyramids[1], regions)
             if self.tower is not None:
                 terms |= self.tower(student.towers, teacher.towers)
             if self.prediction is not None:
@@ -150,7 +167,7 @@ class Distiller(nn.Module):
                 assert plan is not None
                 terms |= self._family.assistant_losses(assisted, student, teacher, regions, plan)
             if self.roi is not None:
-                terms |= self._roi_terms(self.roi, recording, (student, teacher), batch)
+                terms |= self._roi_terms(self.roi, recording, observations, batch)
         return terms
 
     def compared_pyramids(self, images: Tensor, seen_by_teacher: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
@@ -195,8 +212,15 @@ class Distiller(nn.Module):
         return terms | stage.assistant_losses(roi.assist(rois), rois)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Distiller:
+        """The teacher follows; what the distiller has of its own stays in float32 at least, as all it computes."""
         self.teacher.apply(fn, recurse)
-        super()._apply(fn, recurse)
+
+        def move(tensor: Tensor) -> Tensor:
+            moved: Tensor = fn(tensor)
+            lower = moved.is_floating_point() and torch.finfo(moved.dtype).bits < 32
+            return tensor.float().to(moved.device) if lower else moved
+
+        super()._apply(move, recurse)
         return self
 
 

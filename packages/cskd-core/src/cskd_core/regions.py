@@ -46,8 +46,8 @@ class Regions:
     """The boxes of one batch on every level of a pyramid; what a term has asked for is kept for the others.
 
     Args:
-        boxes: one (N, 4) tensor an image: x1, y1, x2, y2 in pixels of the network's input. One without any element,
-            of whatever shape, holds no box.
+        boxes: one (N, 4) tensor an image: x1, y1, x2, y2 in pixels of the network's input; what is of lower precision
+            is projected in float32. One without any element, of whatever shape, holds no box.
         image_shapes: (height, width) of each image before padding.
         sizes: (H, W) of each level's feature map.
         strides: of each level, in pixels.
@@ -80,6 +80,17 @@ class Regions:
         self._image_shapes = [(int(shape[0]), int(shape[1])) for shape in image_shapes]
         self._strides = list(strides)
         self._options = options
+
+    def refuse_not_finite(self) -> None:
+        """Say so where a box is none; a GPU is waited for, so it is asked only after something has failed.
+
+        Raises:
+            ShapeError: a coordinate is NaN or infinite.
+        """
+        for image, boxes in enumerate(self._boxes.split(self._counts)):
+            for box in boxes.tolist():
+                if not all(map(math.isfinite, box)):
+                    raise ShapeError(f"a box of image {image} is {box}: expected x1, y1, x2, y2 in pixels, all finite")
 
     def foreground(self, level: int) -> Tensor:
         """(B, H, W) float32, 1 where a box covers the cell: columns trunc(x1) to trunc(x2) inclusive, rows likewise."""
@@ -166,6 +177,8 @@ class Regions:
 
 
 def _n_by_4(boxes: Tensor, image: int) -> Tensor:
+    if boxes.dtype not in (torch.float32, torch.float64):
+        boxes = boxes.float()  # bfloat16 has no odd cell above 256
     if boxes.numel() == 0:
         return boxes.reshape(0, 4)
     if boxes.dim() != 2 or boxes.shape[1] != 4:
