@@ -15,7 +15,7 @@ from mmdet.core.anchor.point_generator import MlvlPointGenerator
 from mmdet.models import build_detector
 
 from cskd_train import files as mm_versions
-from cskd_train.errors import TrainError
+from cskd_train.errors import NotInstalled
 
 
 def stock_retinanet() -> Any:
@@ -105,8 +105,10 @@ def test_a_version_that_does_not_work_is_refused_with_the_command_that_installs_
     real = mm_versions.installed_version
     monkeypatch.setattr(mm_versions, "installed_version", lambda name: found if name == package else real(name))
 
-    with pytest.raises(TrainError) as refused:
+    with pytest.raises(NotInstalled) as refused:
         mm_versions.check_versions()
+
+    assert refused.value.exit_code == 3
 
     state = f"{found} is installed" if found else "is not installed"
     assert str(refused.value) == f"{package} {state}, cskd-train works with {message}"

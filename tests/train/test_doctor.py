@@ -44,7 +44,7 @@ def test_a_missing_openmmlab_package_is_reported_with_its_fix(fresh_python, pack
     )
 
     assert done.returncode == 3, done.stderr
-    assert f"error: mmdet and mmcv do not import: TrainError: {package} is not installed" in done.stdout
+    assert f"error: mmdet and mmcv do not import: NotInstalled: {package} is not installed" in done.stdout
     assert re.search(r"fix: pip install 'mmcv-full\S+' 'mmdet\S+'", done.stdout)
     assert "Training cannot run" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
@@ -54,6 +54,13 @@ def test_another_line_of_mmcv_is_reported(fresh_python, tmp_path: Path) -> None:
     (tmp_path / "mmcv").mkdir()
     (tmp_path / "mmcv" / "__init__.py").write_text("raise RuntimeError('never imported')")
     (tmp_path / "mmcv" / "version.py").write_text("__version__ = '2.1.0'\n")
+
+    done = fresh_python("from cskd_train.cli import main; main(['test', 'best.pth'])", tmp_path)
+
+    assert done.returncode == 3, done.stderr
+    assert done.stderr.startswith(
+        "error: mmcv 2.1.0 is installed, cskd-train works with mmcv >=1.4.7,<2: pip uninstall"
+    )
 
     done = fresh_python("from cskd_train.cli import main; main(['doctor', '--json'])", tmp_path)
 

@@ -16,5 +16,11 @@ class CheckFailed(TrainError):
     exit_code = 1
 
 
+class NotInstalled(TrainError):
+    """What the command needs is not installed, or of a version that does not work (exit code 3)."""
+
+    exit_code = 3
+
+
 REFUSALS = (CskdError, DataCskdError)
 """What a user can put right: the errors of cskd-core and cskd-train, and those of cskd-data, which needs neither."""

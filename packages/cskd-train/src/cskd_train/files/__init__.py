@@ -13,7 +13,7 @@ from pathlib import Path
 
 from packaging.specifiers import SpecifierSet
 
-from cskd_train.errors import TrainError
+from cskd_train.errors import NotInstalled
 
 # package -> (versions that work, as in pyproject.toml; version to install; name to install it by)
 REQUIRED = {"mmcv": (">=1.4.7,<2", "1.7.2", "mmcv-full"), "mmdet": (">=2.22,<3", "2.28.2", "mmdet")}
@@ -31,14 +31,14 @@ def check_versions() -> None:
     """Refuse an mmdet or mmcv outside the versions that work; another major line shares the name, not the interface.
 
     Raises:
-        TrainError: one of them is missing, too old or too new; the message has the command that installs a good one.
+        NotInstalled: one of them is missing, too old or too new; the message has the command that installs a good one.
     """
     for package, (works, version, distribution) in REQUIRED.items():
         found = installed_version(package)
         if found is None or not SpecifierSet(works).contains(found, prereleases=True):
             state = "is not installed" if found is None else f"{found} is installed"
             remove_first = f"pip uninstall -y {package}; " if found else ""
-            raise TrainError(
+            raise NotInstalled(
                 f"{package} {state}, cskd-train works with {package} {works}: "
                 f"{remove_first}pip install '{distribution}=={version}'"
             )
