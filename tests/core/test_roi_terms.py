@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from cskd_core.errors import ShapeError
 from cskd_core.plan import RoiPlan
 from cskd_core.roi_terms import RoiObservation, RoiSpec, RoiTerm
 from cskd_core.similarity import PUBLISHED
@@ -41,6 +42,12 @@ def rois():
 def term_of(assisted=False, **weights):
     torch.manual_seed(6)
     return RoiTerm(SPEC, RoiPlan(**weights), PUBLISHED, assisted).double()
+
+
+@pytest.mark.parametrize("assisted", [True, False])
+def test_a_second_stage_without_fully_connected_layers_is_refused(assisted):
+    with pytest.raises(ShapeError, match="no fully connected layers, .* leave it out with roi=None"):
+        RoiTerm(RoiSpec((3, 4), [], {"cls": (4, 4)}), RoiPlan(), PUBLISHED, assisted)
 
 
 def distance(student, teacher):

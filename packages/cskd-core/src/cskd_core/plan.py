@@ -311,7 +311,8 @@ class DistillPlan:
         sets = [f"{block}.{key}" for block, keys in PRESETS[self.preset].items() for key in keys]
         if sets and not any(read.get(key, key.split(".")[0] in heads) for key in sets):
             raise PlanError(
-                f"distill.preset: no term that is compared here reads what {self.preset!r} sets; take it out"
+                f"distill.preset: no term that is compared here reads what {self.preset!r} sets; take it out, "
+                "or set it to 'published'"
             )
 
     def _named(self, keys: Iterable[str]) -> list[str]:

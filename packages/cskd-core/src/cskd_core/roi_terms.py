@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cskd_core.errors import ShapeError
 from cskd_core.plan import RoiPlan
 from cskd_core.similarity import CosineGuidedLoss, LossOptions, cosine_guided_vector_loss
 
@@ -22,7 +23,7 @@ class RoiSpec:
 
     Attributes:
         channels: of the RoI features.
-        fc: length of each fully connected layer's output, in order.
+        fc: length of each fully connected layer's output, in order; one at least.
         predictions: length of each prediction, by name; both must agree.
     """
 
@@ -62,11 +63,19 @@ class RoiTerm(nn.Module):
         options: variants of the loss.
         assisted: whether to add the assistant, one linear predictor for each prediction.
 
+    Raises:
+        ShapeError: there is no fully connected layer.
+
     Source: docs/algorithm.md 6.3.
     """
 
     def __init__(self, spec: RoiSpec, plan: RoiPlan, options: LossOptions, assisted: bool) -> None:
         super().__init__()
+        if not spec.fc:
+            raise ShapeError(
+                "the second stage has no fully connected layers, which are compared and which the assistant reads: leave "
+                "it out with roi=None"
+            )
         self.plan = plan
         self.options = options
         self.adapters = nn.ModuleDict({name: nn.Conv2d(*spec.channels, 1) for name in ("student", "teacher")})
