@@ -8,8 +8,8 @@ from itertools import takewhile
 from pathlib import Path
 
 from cskd_data.folders import files_below
-from cskd_data.image_names import folded
 from cskd_data.images import SUFFIXES
+from cskd_data.names import folded
 
 
 class ImageFiles:

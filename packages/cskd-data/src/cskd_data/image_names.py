@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import os
-import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
 from cskd_data.dataset import Note
 from cskd_data.folders import check_folder, walk
-from cskd_data.names import counted
+from cskd_data.guesses import ELSEWHERE, Folders, Said, best, disputed, ends_of, said_by
+from cskd_data.names import counted, folded
 
 SAMPLE = 20
 """Images whose files say where the folder is."""
@@ -18,7 +19,7 @@ SAMPLE = 20
 _KINDS = {  # in the order in which they are tried
     "backslash": "{} written in Windows' way",
     "quoted": "{} quoted as in a URL",
-    "elsewhere": "{} with folders that are not there; the files were found by the rest of the name",
+    "elsewhere": ELSEWHERE,
     "alike": "{} in other upper or lower case, or with other accents, than the file's own",
 }
 
@@ -46,14 +47,11 @@ def find_images(
         return None, [None] * len(names), []
     if searched:
         return root, [name if os.path.isfile(os.path.join(root, name)) else None for name in names], []
-    folder = _Folder(root)
+    folder = _Folder(root, names)
     found = [folder.find(name) for name in names]
-    # Two names of other machines that would mean one file here mean neither.
-    meant: dict[str, set[str]] = {}
-    for name, hit in zip(names, found, strict=True):
-        if hit is not None:
-            meant.setdefault(hit[0], set()).add(name)
-    files = [None if hit is None or (hit[1] and len(meant[hit[0]]) > 1) else hit[0] for hit in found]
+    hits = [(name, *hit) for name, hit in zip(names, found, strict=True) if hit is not None]
+    lost = disputed((name, os.path.join(root, file), bool(kind)) for name, file, kind in hits)
+    files = [None if hit is None or name in lost else hit[0] for name, hit in zip(names, found, strict=True)]
     notes = []
     for kind, message in _KINDS.items():
         changed = {
@@ -77,7 +75,7 @@ def _guess(names: Sequence[str], source: Path) -> Path | None:
     def hits(folder: Path) -> int:
         if not folder.is_dir():
             return 0
-        plain = _Folder(folder, deep=False)
+        plain = _Folder(folder, names, deep=False)
         return sum(plain.find(name) is not None for name in sample)
 
     counts = [hits(folder) for folder in folders]
@@ -89,11 +87,13 @@ class _Folder:
     """An image folder, searched by name.
 
     Args:
+        names: all that will be looked for.
         deep: also search its files, at any depth, for a base name.
     """
 
-    def __init__(self, root: Path, deep: bool = True) -> None:
+    def __init__(self, root: Path, names: Sequence[str], deep: bool = True) -> None:
         self._root = str(root)
+        self._names = names
         self._deep = deep
         self._files: dict[str, list[str]] | None = None
 
@@ -101,31 +101,50 @@ class _Folder:
         """The name below the folder, and the kind of change that it took (empty: none)."""
         if os.path.isfile(os.path.join(self._root, name)):
             return name, ""
-        for variant, kind in self._variants(name):
-            for start in (self._root, os.path.dirname(self._root) or os.pardir):
-                path = os.path.join(start, variant)
-                if os.path.isfile(path):
-                    return self._below(path), kind
-        base = name.replace("\\", "/").rsplit("/", 1)[-1]
-        for wanted in dict.fromkeys((base, unquote(base))) if self._deep else ():
-            there = self._index().get(folded(wanted), [])
-            if len(there) == 1:
-                same = os.path.basename(there[0]) == wanted
-                return there[0], "elsewhere" if same else "alike"
-        return None
-
-    def _variants(self, name: str) -> Iterator[tuple[str, str]]:
-        yield name, ""
         slashed = name.replace("\\", "/")
-        forms = {slashed: "backslash"}
+        forms = {name: "", slashed: "backslash"}
         forms.setdefault(unquote(slashed), "quoted")
         for form, kind in forms.items():
-            if form != name:
-                yield form, kind
-        for form in forms:
-            parts = form.split("/")
-            for first in range(1, len(parts)):
-                yield "/".join(parts[first:]), "elsewhere"
+            if (file := self._plain(form)) is not None:
+                return file, kind if form != name else ""
+        there = None
+        for form in dict.fromkeys((slashed, unquote(slashed))):
+            ends, there = ends_of(form, self._root)
+            for end in ends:
+                if (file := self._plain(end)) is not None:
+                    return file, "elsewhere"
+            if there is not None:
+                break
+        return self._by_base(slashed, there) if self._deep else None
+
+    def _plain(self, name: str) -> str | None:
+        """A name in the folder, or in the one above."""
+        for start in (self._root, os.path.dirname(self._root) or os.pardir):
+            path = os.path.join(start, name)
+            if os.path.isfile(path):
+                return self._below(path)
+        return None
+
+    def _by_base(self, slashed: str, there: str | None) -> tuple[str, str] | None:
+        """The only file at any depth that has the base name, and whose folders the name does not contradict.
+
+        Args:
+            there: the folder that the name gives, where it is there: no other one counts.
+        """
+        base = slashed.rsplit("/", 1)[-1]
+        for wanted in dict.fromkeys((base, unquote(base))):
+            hits = self._index().get(folded(wanted), [])
+            if there is not None:
+                hits = [file for file in hits if os.path.dirname(file) == there]
+                agreed: list[tuple[int, bool] | None] = [(0, True)] * len(hits)
+            else:
+                own = _folders_of(slashed)
+                agreed = [self._asked.agree(own, self._tree, _folders_of(file)) for file in hits]
+            places = best(agreed)
+            if len(places) == 1:
+                file = hits[places[0]]
+                return file, "elsewhere" if os.path.basename(file) == wanted else "alike"
+        return None
 
     def _below(self, path: str) -> str:
         below = os.path.relpath(path, self._root)
@@ -138,6 +157,15 @@ class _Folder:
                 self._files.setdefault(folded(path.name), []).append(self._below(str(path)))
         return self._files
 
+    @functools.cached_property
+    def _asked(self) -> Folders:
+        return Folders(map(_folders_of, self._names))
 
-def folded(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold()
+    @functools.cached_property
+    def _tree(self) -> Folders:
+        folders = {os.path.dirname(file) for files in self._index().values() for file in files}
+        return Folders((said_by(folder.split(os.sep)) for folder in folders), from_top=True)
+
+
+def _folders_of(name: str) -> Said:
+    return said_by(unquote(name.replace("\\", "/")).split("/")[:-1])

@@ -1,6 +1,8 @@
-"""Class names as people mean them."""
+"""Names of classes and files as people mean them."""
 
 from __future__ import annotations
+
+import unicodedata
 
 _INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\u00ad"))
 
@@ -21,3 +23,8 @@ def plain_name(name: str) -> str:
     """
     visible = name.translate(_INVISIBLE)
     return "".join(" " if character.isspace() else character for character in visible).strip()
+
+
+def folded(name: str) -> str:
+    """`name` as file systems compare it that know no upper and lower case."""
+    return unicodedata.normalize("NFC", name).casefold()
