@@ -81,3 +81,131 @@ def test_a_guess_is_no_file_that_another_name_spells_otherwise(tmp_path):
     folder = pictures(tmp_path / "pics", "a.jpg", "sub/b.jpg")
     with pytest.raises(DataError, match=r"1 fault:\n  image C:\\x\\a\.jpg does not exist"):
         read(coco(tmp_path, ["sub/../a.jpg", "C:\\x\\a.jpg"]), folder)
+
+
+# Label files of YOLO
+
+ROW = "0 0.5 0.5 0.25 0.5\n"
+OTHER = "0 0.25 0.25 0.1 0.1\n"
+BOX, OTHER_BOX = [24, 12, 16, 24], [12.8, 9.6, 6.4, 4.8]
+
+
+def yolo(root, labels, yaml=None):
+    """A YOLO set without images: label files by their names, and a `data.yaml` or `classes.txt`."""
+    for name, rows in labels.items():
+        write(root / name, rows)
+    write(root / ("classes.txt" if yaml is None else "data.yaml"), "cat\n" if yaml is None else f"names: [cat]\n{yaml}")
+    return root
+
+
+def boxes_by_file(dataset):
+    found = {name: [] for name in files_of(dataset)}
+    for one in dataset.annotations:
+        name = dataset.images[one["image_id"] - 1]["file_name"]
+        found[name].append([round(value, 3) for value in one["bbox"]])
+    return found
+
+
+def notes_of(dataset):
+    return [str(note) for note in dataset.notes]
+
+
+def test_an_image_without_objects_has_no_boxes_of_its_namesake_in_another_group(tmp_path):
+    folder = pictures(tmp_path / "pics", "cam1/0.jpg", "cam2/0.jpg")
+    dataset = read(yolo(tmp_path / "set", {"labels/cam2/0.txt": ROW}), folder)
+    assert boxes_by_file(dataset) == {"cam1/0.jpg": [], "cam2/0.jpg": [BOX]}
+    assert dataset.notes == ()
+
+
+def test_an_image_has_no_boxes_of_its_namesake_in_another_split(tmp_path):
+    folder = pictures(tmp_path / "pics", "train/0.jpg", "train/1.jpg", "val/0.jpg")
+    labels = {"labels/train/1.txt": ROW, "labels/val/0.txt": OTHER}
+    root = yolo(tmp_path / "set", labels, "train: images/train\nval: images/val\n")
+    assert boxes_by_file(read(root, folder)) == {"train/0.jpg": [], "train/1.jpg": [BOX], "val/0.jpg": [OTHER_BOX]}
+
+
+def test_a_label_file_of_a_group_that_no_image_is_in_is_not_used_and_said(tmp_path):
+    folder = pictures(tmp_path / "pics", "cam1/0.jpg", "cam2/1.jpg", "cam3/2.jpg")
+    labels = {"labels/cam1/0.txt": ROW, "labels/cam3/1.txt": OTHER, "labels/cam4/2.txt": OTHER}
+    dataset = read(yolo(tmp_path / "set", labels), folder)
+    assert boxes_by_file(dataset) == {"cam1/0.jpg": [BOX], "cam2/1.jpg": [], "cam3/2.jpg": []}
+    said = "2 label files without an image, not used: labels/cam3/1.txt, labels/cam4/2.txt"
+    assert notes_of(dataset) == [said]
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_label_file_that_may_be_of_two_images_is_refused(tmp_path, given):
+    root = yolo(tmp_path / "set", {"labels/0.txt": ROW})
+    folder = pictures(root / "images" if not given else tmp_path / "pics", "cam1/0.jpg", "cam2/0.jpg")
+    said = r"1 fault:\n  .*labels/0\.txt may be of cam1/0 and of cam2/0: it is unclear whose\nGive each label file"
+    with pytest.raises(DataError, match=said):
+        read(root, folder if given else None)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_label_file_without_the_folder_of_its_only_image_is_used_and_said(tmp_path, given):
+    root = yolo(tmp_path / "set", {"labels/0.txt": ROW, "labels/cam2/0.txt": OTHER})
+    folder = pictures(root / "images" if not given else tmp_path / "pics", "cam1/0.jpg", "cam2/0.jpg")
+    dataset = read(root, folder if given else None)
+    assert boxes_by_file(dataset) == {"cam1/0.jpg": [BOX], "cam2/0.jpg": [OTHER_BOX]}
+    (note,) = notes_of(dataset)
+    assert note.startswith("1 image whose label file is not in a folder of the same name")
+    assert note.endswith("cam1/0.jpg has labels/0.txt")
+
+
+def test_in_one_folder_of_all_labels_an_image_whose_folder_is_there_has_no_other(tmp_path):
+    root = yolo(tmp_path / "set", {"labels/0.txt": OTHER, "labels/cam1/1.txt": ROW})
+    pictures(root / "images", "cam1/0.jpg", "cam1/1.jpg")
+    dataset = read(root)
+    assert boxes_by_file(dataset) == {"0.jpg": [], "1.jpg": [BOX]}
+    assert notes_of(dataset) == ["1 label file without an image, not used: labels/0.txt"]
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        (["0.jpg", "1.jpg"], ["labels/deep/0.txt", "labels/deep/1.txt"]),
+        (["cam1/0.jpg", "cam2/0.jpg"], ["labels/train/cam1/0.txt", "labels/train/cam2/0.txt"]),
+        (["train/images/0.jpg", "valid/images/1.jpg"], ["train/labels/0.txt", "val/labels/1.txt"]),
+        (["Cam1/0.jpg", "cam2/0.jpg"], ["labels/cam1/0.txt", "labels/CAM2/0.txt"]),
+        (["0.jpg", "0.png"], ["labels/0.txt"]),
+    ],
+)
+def test_label_files_with_the_folders_of_their_images_are_found_elsewhere_and_nothing_is_said(tmp_path, images, labels):
+    folder = pictures(tmp_path / "pics", *images)
+    dataset = read(yolo(tmp_path / "set", dict.fromkeys(labels, ROW)), folder)
+    assert boxes_by_file(dataset) == {name: [BOX] for name in images}
+    assert [note for note in notes_of(dataset) if "read as one" not in note] == []
+
+
+def test_pictures_sorted_by_camera_have_labels_sorted_by_split(tmp_path):
+    folder = pictures(tmp_path / "pics", "cam1/a.jpg", "cam2/b.jpg")
+    dataset = read(yolo(tmp_path / "set", {"labels/train/a.txt": ROW, "labels/val/b.txt": OTHER}), folder)
+    assert boxes_by_file(dataset) == {"cam1/a.jpg": [BOX], "cam2/b.jpg": [OTHER_BOX]}
+    assert notes_of(dataset)[0].startswith("2 images whose label file is not in a folder of the same name")
+
+
+def test_the_labels_of_the_set_go_before_those_that_lie_with_the_images(tmp_path):
+    old = pictures(tmp_path / "old" / "images", "a.jpg", "b.jpg", "c.jpg")
+    for name in "abc":
+        write(tmp_path / "old" / "labels" / f"{name}.txt", OTHER)
+    dataset = read(yolo(tmp_path / "new", {"labels/a.txt": ROW, "labels/b.txt": ROW}), old)
+    assert boxes_by_file(dataset) == {"a.jpg": [BOX], "b.jpg": [BOX], "c.jpg": []}
+    (note,) = notes_of(dataset)
+    assert note.startswith("3 label files beside the images not used: the set has its own: ../labels/a.txt")
+    bare = read(yolo(tmp_path / "bare", {}, "nc: 1\n"), old)
+    assert boxes_by_file(bare) == {f"{name}.jpg": [OTHER_BOX] for name in "abc"}
+
+
+def test_a_folder_called_images_around_the_set_does_not_lead_to_labels_of_another(tmp_path):
+    root = yolo(tmp_path / "images" / "set", {"train/a.txt": ROW, "val/b.txt": ROW}, "train: train\nval: val\n")
+    pictures(root, "train/a.jpg", "val/b.jpg")
+    write(tmp_path / "labels" / "set" / "train" / "a.txt", OTHER)
+    assert boxes_by_file(read(root)) == {"train/a.jpg": [BOX], "val/b.jpg": [BOX]}
+
+
+def test_a_list_of_a_split_is_no_label_file(tmp_path):
+    folder = pictures(tmp_path / "pics", "train.jpg", "val.jpg")
+    labels = {"labels/train.txt": ROW, "labels/val.txt": ROW, "train.txt": "train.jpg\n", "val.txt": "val.jpg\n"}
+    root = yolo(tmp_path / "set", labels, "train: train.txt\nval: val.txt\n")
+    assert boxes_by_file(read(root, folder)) == {"train.jpg": [BOX], "val.jpg": [BOX]}

@@ -91,9 +91,9 @@ class Folders:
         folders of their own, be it in groups or in splits.
         """
         shared = shared_end(own, other)
-        if others._has(own, shared) or self._has(other, shared):
-            return None
         rests = own[self._same : len(own) - shared], other[others._same : len(other) - shared]
+        if others._has(own, shared) or (rests[0] and self._has(other, shared)):
+            return None
         for of_splits in (True, False):
             one, two = ([name for name in rest if (name in SPLIT_NAMES) == of_splits] for rest in rests)
             if one and two and one != two:
@@ -106,6 +106,7 @@ class Folders:
 
 
 def best(agreements: Sequence[tuple[int, bool] | None]) -> list[int]:
-    """The places of the agreements that share most folders."""
-    most = max((one[0] for one in agreements if one is not None), default=-1)
-    return [place for place, one in enumerate(agreements) if one is not None and one[0] == most]
+    """The places of the agreements that share most folders, and of these of those that are no guesses."""
+    ranks = [(-1, False) if one is None else (one[0], not one[1]) for one in agreements]
+    most = max(ranks, default=(-1, False))
+    return [place for place, rank in enumerate(ranks) if rank == most and rank[0] >= 0]

@@ -18,7 +18,7 @@ from cskd_data.names import counted
 from cskd_data.normalise import normalise
 from cskd_data.split import meant, no_such_split, without_images
 from cskd_data.yolo_labels import Labels
-from cskd_data.yolo_layout import Layout, layout_of
+from cskd_data.yolo_layout import Layout, layout_of, names_file
 
 _MOST_BYTES = 1 << 22  # of a label file
 _OVER = 0.01  # how far a fraction may leave 0 to 1 by rounding, or by a box over the edge
@@ -60,11 +60,14 @@ def read_yolo(
     layout = layout_of(path, elsewhere)
     chosen = _chosen(layout, split, path)
     root = path.parent if path.is_file() else path
-    labels = Labels(root, anywhere=elsewhere is not None)
+    every = list(dict.fromkeys(image for part in layout.all_splits.values() for image in part))
+    lists = [file for files in layout.lists.values() for file in files]
+    labels = Labels(root, every, elsewhere, [*lists, *filter(None, [names_file(root)])])
     faults, entries, annotations, rows = [], [], [], _Rows(layout)
-    folder = common_folder([image for part in layout.all_splits.values() for image in part], root)
+    folder = common_folder(every, root)
+    folder = folder if folder.is_dir() else elsewhere or root  # where no image is there
     used: list[Path] = []
-    labelled = 0
+    unclear: dict[str, None] = {}
     for number, image in enumerate(chosen, start=1):
         entry = {"id": number, "file_name": os.path.relpath(os.path.abspath(image), folder)}
         size = None
@@ -74,18 +77,21 @@ def read_yolo(
         except ImageFault:
             pass  # normalise says so, or leaves the image out
         entries.append(entry)
+        found: list[_Row] = []
         try:
             label = labels.of(image)
-            labelled += label is not None
             used += [] if label is None else [label]
+        except DataError as error:
+            unclear[str(error)], label = None, None
+        try:
             found = [] if label is None else rows.read(label)
         except DataError as error:
             faults.append(str(error))
-            labelled, found = labelled + 1, []
         annotations += [{"image_id": number, **one} for one in _in_pixels(found, size or (1, 1))]
         if progress is not None:
             progress(number, len(chosen))
-    if not labelled:
+    refuse(path, list(unclear), "Give each label file the folders of its image, from `labels` on")
+    if not used and any(map(os.path.isfile, chosen)):
         raise DataError(
             f"no label file of {counted(len(chosen), 'image')} of {path} was found: expected labels/NAME.txt where "
             "images/NAME.jpg is, or NAME.txt beside the image"
@@ -99,8 +105,8 @@ def read_yolo(
         "annotations": annotations,
         "categories": [{"id": number, "name": name} for number, name in enumerate(layout.classes, start=1)],
     }
-    notes = [*layout.notes, *rows.notes()]
-    alone = labels.without_image(used, (image for part in layout.all_splits.values() for image in part))
+    notes = [*layout.notes, *rows.notes(), *labels.notes()]
+    alone = labels.without_image(used)
     if alone:
         names = [os.path.relpath(label, root) for label in alone]
         notes.append(Note.of(f"{counted(len(alone), 'label file')} without an image, not used", names))

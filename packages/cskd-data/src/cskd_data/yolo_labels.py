@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 
+from cskd_data.dataset import Note
 from cskd_data.errors import DataError
 from cskd_data.folders import files_below
+from cskd_data.guesses import Folders, Said, best, disputed, said_by
+from cskd_data.image_files import common_folder
 from cskd_data.images import SUFFIXES
+from cskd_data.names import counted
 
 _HEAD = 1 << 10  # bytes of a label file in which its first row is
+
+_Hit = tuple[Path, bool]
+"""A label file, and whether it is a guess that it is an image's."""
 
 
 class Labels:
@@ -18,48 +26,171 @@ class Labels:
 
     Args:
         root: its folder.
-        anywhere: also look for a label file by its name in all of the folder: the images lie elsewhere.
+        images: of all splits.
+        elsewhere: the folder of the images, where they do not lie in the set: label files are looked for in all of the
+            set by name, and those that lie with the images count only where the set has none.
+        others: text files of the set that hold no labels.
     """
 
-    def __init__(self, root: Path, anywhere: bool) -> None:
+    def __init__(
+        self, root: Path, images: Sequence[Path], elsewhere: Path | None = None, others: Iterable[Path] = ()
+    ) -> None:
         self._root = root
-        self._anywhere = anywhere
-        self._by_stem: dict[str, list[Path]] = {}
-        for path in files_below(root, (".txt",)) if anywhere else ():
-            self._by_stem.setdefault(path.stem, []).append(path)
+        self._top = os.path.abspath(root)
+        self._images = images
+        self._elsewhere = elsewhere is not None
+        self._start = os.path.abspath(elsewhere or common_folder(images, root))
+        self._others = {os.path.abspath(file) for file in others}
+        self._found: dict[Path, list[_Hit]] = {}
+        self._takers: dict[str, list[tuple[str, str, bool]]] = {}
+        self._guesses: list[str] = []
+        self._unused: list[str] = []
+        self._refused: set[Path] = set()
 
     def of(self, image: Path) -> Path | None:
-        """The file of an image: in `labels` for the last `images` of its path, else beside it, else in `labels`.
+        """The file of an image: in `labels` for the last `images` of its path, or beside it; else one of its name.
 
-        None where there is none.
+        That is one in `labels`, or where the images lie elsewhere anywhere in the set, whose folders do not speak
+        against those of the image. None where there is none.
 
         Raises:
-            DataError: several folders hold a file of its name, and none has the name of the image's folder.
+            DataError: it is unclear which of several label files is the image's, or whose a label file is.
         """
-        folders = [*_swapped(image.parent, "images", "labels"), image.parent, self._root / "labels"]
-        name = f"{image.stem}.txt"
-        there = next((folder / name for folder in folders if os.path.isfile(folder / name)), None)
-        found = self._by_stem.get(image.stem, [])
-        if there is None and len(found) > 1:
-            found = [path for path in found if path.parent.name == image.parent.name]
-            if len(found) != 1:
-                raise DataError(f"several folders below {self._root} have a label file {name}: it is unclear whose")
-        return there or (found[0] if found else None)
+        found = self._hits(image)
+        if self._elsewhere and self._has_own:
+            self._unused += [os.path.relpath(path, self._start) for path in self._places(image) if not self._owns(path)]
+        if not found:
+            self._refused.update(self._named(image))
+            return None
+        if len(found) > 1:
+            raise DataError(
+                f"several folders below {self._root} have a label file {image.stem}.txt: it is unclear whose"
+            )
+        ((label, guess),) = found
+        if guess:
+            takers = [one for one in self._takers_of(image.stem) if one[1] == str(label)]
+            if str(image.with_suffix("")) in disputed(takers):
+                if not all(unsure for _, _, unsure in takers):
+                    return None
+                names = " and of ".join(sorted(os.path.relpath(name, self._start) for name, _, _ in takers)[:2])
+                raise DataError(f"{label} may be of {names}: it is unclear whose")
+            self._guesses.append(f"{os.path.relpath(image, self._start)} has {os.path.relpath(label, self._root)}")
+        return label
 
-    def without_image(self, used: Iterable[Path], images: Iterable[Path]) -> list[Path]:
+    def notes(self) -> list[Note]:
+        """What is odd about the label files of the images that were asked for."""
+        kinds = (
+            (self._guesses, "image", "whose label file is not in a folder of the same name, found by its own name"),
+            (self._unused, "label file", "beside the images not used: the set has its own"),
+        )
+        return [Note.of(f"{counted(len(found), noun)} {what}", found) for found, noun, what in kinds if found]
+
+    def _hits(self, image: Path) -> list[_Hit]:
+        """The label files that an image may have."""
+        if image not in self._found:
+            found = self._own(image)
+            if not found and self._elsewhere and not self._has_own:
+                found = [(path, False) for path in self._places(image)[:1]]
+            self._found[image] = found
+        return self._found[image]
+
+    def _own(self, image: Path) -> list[_Hit]:
+        """In the set; where the images lie in it, also wherever they lie."""
+        there = next((path for path in self._places(image) if not self._elsewhere or self._owns(path)), None)
+        if there is not None:
+            return [(there, False)]
+        files = self._named(image) if os.path.isfile(image) else []
+        said = self._said(image.parent) if files else ()
+        agreed = [self._asked.agree(said, self._tree, self._said_by_label(path.parent)) for path in files]
+        return [(files[place], bool(one and one[1])) for place in best(agreed) for one in [agreed[place]]]
+
+    @cached_property
+    def _has_own(self) -> bool:
+        return any(self._own(image) for image in self._images)
+
+    def _places(self, image: Path) -> list[Path]:
+        """The files in `labels` for `images`, and beside an image; first beside it where `images` holds the set."""
+        swapped = _swapped(image.parent, "images", "labels")
+        folders = [*swapped, image.parent]
+        if swapped and Path(self._top).is_relative_to(os.path.abspath(_up_to(image.parent, "images"))):
+            folders.reverse()
+        return [path for folder in folders if os.path.isfile(path := folder / f"{image.stem}.txt")]
+
+    def _owns(self, path: Path) -> bool:
+        return Path(os.path.abspath(path)).is_relative_to(self._top)
+
+    def _named(self, image: Path) -> list[Path]:
+        """The label files of an image's name, of those that may be found by it."""
+        if not self._elsewhere:
+            path = self._root / "labels" / f"{image.stem}.txt"
+            return [path] if os.path.isfile(path) else []
+        last = self._said(image.parent)[-1:]
+        return self._by_name.get((image.stem, last)) or self._by_name.get((image.stem, None), [])
+
+    @cached_property
+    def _files(self) -> list[Path]:
+        """Those that may be found by their names."""
+        files = files_below(self._root if self._elsewhere else self._root / "labels", (".txt",))
+        return [file for file in files if os.path.abspath(file) not in self._others]
+
+    @cached_property
+    def _by_name(self) -> dict[tuple[str, Said | None], list[Path]]:
+        """By stem alone, and with the last folder, without which names of frames would mean very many files."""
+        found: dict[tuple[str, Said | None], list[Path]] = {}
+        for path in self._files:
+            for last in (None, self._said_by_label(path.parent)[-1:]):
+                if last != ():
+                    found.setdefault((path.stem, last), []).append(path)
+        return found
+
+    @cached_property
+    def _asked(self) -> Folders:
+        return Folders(self._said(folder) for folder in {image.parent for image in self._images})
+
+    @cached_property
+    def _tree(self) -> Folders:
+        return Folders(self._said_by_label(folder) for folder in {file.parent for file in self._files})
+
+    def _said(self, folder: Path) -> Said:
+        """By the folder of an image."""
+        return said_by((os.path.basename(self._start), *os.path.relpath(folder, self._start).split(os.sep)))
+
+    def _said_by_label(self, folder: Path) -> Said:
+        return said_by(os.path.relpath(folder, self._root).split(os.sep))
+
+    def _takers_of(self, stem: str) -> list[tuple[str, str, bool]]:
+        """The images of a stem, without their endings, with the label file of each and whether it is a guess."""
+        if stem not in self._takers:
+            self._takers[stem] = [
+                (str(image.with_suffix("")), str(label), guess)
+                for image in self._by_stem.get(stem, [])
+                for label, guess in self._hits(image)
+            ]
+        return self._takers[stem]
+
+    @cached_property
+    def _by_stem(self) -> dict[str, list[Path]]:
+        found: dict[str, list[Path]] = {}
+        for image in self._images:
+            found.setdefault(image.stem, []).append(image)
+        return found
+
+    def without_image(self, used: Iterable[Path]) -> list[Path]:
         """The label files, in the folders of those that are used, beside which no image of their name is.
+
+        Those too that have the name of an image, but folders that speak against it.
 
         Args:
             used: the label files of images that are read.
-            images: of all splits; their folders are where images may be.
         """
+        images = self._images
         taken = set(used)
         everywhere = {image.parent for image in images}
         stems: dict[Path, set[str]] = {}
         found = []
         for folder in sorted({label.parent for label in taken}):
             places = {folder, *_swapped(folder, "labels", "images")}
-            if self._anywhere or folder == self._root / "labels":
+            if self._elsewhere or folder == self._root / "labels":
                 places |= everywhere
             for place in places - stems.keys():
                 stems[place] = {name for name, suffix in _entries(place) if suffix.lower() in SUFFIXES}
@@ -67,16 +198,22 @@ class Labels:
                 label = folder / f"{name}{suffix}"
                 if suffix == ".txt" and label not in taken and not any(name in stems[place] for place in places):
                     found += [label] if _holds_rows(label) else []
-        return found
+        refused = sorted(self._refused - taken - set(found))
+        return found + [one for one in refused if all(file != str(one) for _, file, _ in self._takers_of(one.stem))]
 
 
 def _swapped(folder: Path, name: str, other: str) -> list[Path]:
     """The folder with `other` in place of the last `name` of its path; nothing where it has none."""
-    parts = folder.parts
-    if name not in parts:
+    if name not in folder.parts:
         return []
-    last = len(parts) - 1 - parts[::-1].index(name)
-    return [Path(*parts[:last], other, *parts[last + 1 :])]
+    above = _up_to(folder, name)
+    return [above.parent / other / folder.relative_to(above)]
+
+
+def _up_to(folder: Path, name: str) -> Path:
+    """A path up to the last of its folders that has a name."""
+    parts = folder.parts
+    return Path(*parts[: len(parts) - parts[::-1].index(name)])
 
 
 def _entries(folder: Path) -> list[tuple[str, str]]:
