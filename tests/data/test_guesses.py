@@ -6,7 +6,9 @@ import json
 
 import pytest
 
-from cskd_data import DataError, read
+from cskd_data import DataError, formats, read
+from cskd_data.yolo import read_yolo
+from cskd_train.project.data import read_splits
 
 from .factories import note_of, write, write_photo
 
@@ -209,3 +211,112 @@ def test_a_list_of_a_split_is_no_label_file(tmp_path):
     labels = {"labels/train.txt": ROW, "labels/val.txt": ROW, "train.txt": "train.jpg\n", "val.txt": "val.jpg\n"}
     root = yolo(tmp_path / "set", labels, "train: train.txt\nval: val.txt\n")
     assert boxes_by_file(read(root, folder)) == {"train.jpg": [BOX], "val.jpg": [BOX]}
+
+
+# Splits and lists of YOLO
+
+
+def splits_of(root, folder=None):
+    return {
+        split: files_of(read_yolo(root, folder, split))
+        for split in ("train", "val", "test")
+        if split in formats.splits_of(root, folder)
+    }
+
+
+def whole(root, yaml):
+    """A set with four images and their labels in `images` and `labels`."""
+    pictures(root / "images", *(f"{name}.jpg" for name in "abcd"))
+    return yolo(root, {f"labels/{name}.txt": ROW for name in "abcd"}, yaml)
+
+
+@pytest.mark.parametrize(
+    "val", ["/mnt/usb/val_set/images", "D:\\val_set\\images", "elsewhere/images", "[/mnt/a/images, /mnt/b/images]"]
+)
+def test_a_split_that_is_not_there_does_not_become_another_one(tmp_path, val):
+    root = whole(tmp_path / "set", f"train: images\nval: {val}\n")
+    assert list(splits_of(root)) == ["train"]
+    assert note_of(read(root), "not there").startswith(f"{val.count('images')} split")
+
+
+def test_a_split_that_is_not_there_does_not_become_the_folder_that_holds_another(tmp_path):
+    root = pictures(tmp_path / "set", "images/train/a.jpg", "images/b.jpg")
+    yolo(root, {"labels/train/a.txt": ROW, "labels/b.txt": ROW}, "train: images/train\nval: /mnt/usb/images\n")
+    assert list(splits_of(root)) == ["train"]
+    assert note_of(read(root), "not there") == "1 split not there: val: /mnt/usb/images"
+
+
+def test_two_splits_of_another_machine_are_neither_where_both_would_be_one_folder(tmp_path):
+    root = whole(tmp_path / "set", "train: /mnt/one/images\nval: /mnt/two/images\n")
+    with pytest.raises(DataError, match=r"none of its splits is there \(train: /mnt/one/images; val: /mnt/two/images"):
+        read(root)
+
+
+def test_one_folder_may_be_two_splits_where_both_have_its_name(tmp_path):
+    root = whole(tmp_path / "set", "train: /home/you/set/images\nval: /home/you/set/images\n")
+    assert [len(files) for files in splits_of(root).values()] == [4, 4]
+
+
+def test_splits_of_another_machine_are_found_and_said(tmp_path):
+    root = pictures(tmp_path / "set", "images/train/a.jpg", "images/val/b.jpg")
+    labels = {"labels/train/a.txt": ROW, "labels/val/b.txt": ROW}
+    yolo(root, labels, "train: /home/you/set/images/train\nval: ../images/val\n")
+    said = "1 split with folders that are not there; the files were found by the rest of the name: "
+    assert note_of(read(root), "rest of the name") == f"{said}/home/you/set/images/train is images/train"
+    assert splits_of(root) == {"train": ["train/a.jpg"], "val": ["val/b.jpg"]}
+
+
+@pytest.mark.parametrize("yaml", ["train: train.txt\nval: val.txt\n", None])
+def test_lines_that_would_mean_one_image_mean_none(tmp_path, yaml):
+    lists = {"train.txt": "images/cam1/1.jpg\nimages/cam2/1.jpg\nimages/cam1/2.jpg\n", "val.txt": "images/cam3/1.jpg\n"}
+    root = yolo(tmp_path / "set", {"labels/1.txt": ROW, "labels/2.txt": ROW, **lists}, yaml)
+    folder = pictures(tmp_path / "pics", "1.jpg", "2.jpg")
+    with pytest.raises(
+        DataError, match=r"3 faults:\n  image images/cam1/1\.jpg does not exist\n  image images/cam2/1\.jpg"
+    ):
+        read(root, folder)
+    kept = read_yolo(root, folder, skip_missing=True)
+    assert files_of(kept) == ["2.jpg"]
+    assert note_of(kept, "rest of the name").endswith("images/cam1/2.jpg is 2.jpg")
+
+
+def test_a_listed_image_is_missing_where_its_folder_is_there(tmp_path):
+    root = yolo(tmp_path / "set", {"labels/1.txt": ROW, "train.txt": "images/cam1/1.jpg\n"}, "train: train.txt\n")
+    folder = pictures(tmp_path / "pics", "1.jpg", "cam1/2.jpg")
+    with pytest.raises(DataError, match=r"1 fault:\n  image images/cam1/1\.jpg does not exist"):
+        read(root, folder)
+
+
+@pytest.mark.parametrize("way", ["set", "set/lists", "far"])
+def test_lists_that_the_yaml_file_names_are_the_splits_of_images_elsewhere(tmp_path, way):
+    lists = tmp_path / way
+    root = yolo(tmp_path / "set", {f"labels/{name}.txt": ROW for name in "abcd"})
+    write(lists / "train.txt", "data/images/a.jpg\n./data/images/b.jpg\n")
+    write(lists / "val.txt", "data/images/c.jpg\n")
+    names = {"set": ("train.txt", "val.txt"), "set/lists": ("lists/train.txt", "lists/val.txt")}
+    train, val = names.get(way, ("train.txt", "val.txt"))
+    write(root / "data.yaml", f"path: {'../far' if way == 'far' else '.'}\nnames: [cat]\ntrain: {train}\nval: {val}\n")
+    folder = pictures(tmp_path / "pics", *(f"{name}.jpg" for name in "abcd"))
+    assert splits_of(root, folder) == {"train": ["a.jpg", "b.jpg"], "val": ["c.jpg"]}
+    if way != "far":
+        assert files_of(read(root / val, folder)) == ["c.jpg"]
+    parts, how, _ = read_splits([root], folder, lambda *_: None)
+    assert (files_of(parts["val"]), "the splits train, val" in how) == (["c.jpg"], True)
+
+
+def test_splits_that_are_lost_where_the_images_lie_elsewhere_are_said(tmp_path):
+    labels = {f"labels/{'val' if name == 'd' else 'train'}/{name}.txt": ROW for name in "abcd"}
+    root = yolo(tmp_path / "set", labels, "train: images/train\nval: images/val\n")
+    folder = pictures(tmp_path / "pics", *(f"{name}.jpg" for name in "abcd"))
+    dataset = read(root, folder)
+    assert [len(boxes) for boxes in boxes_by_file(dataset).values()] == [1] * 4
+    said = f"2 splits not there, all images of {folder} are read as one: train: images/train, val: images/val"
+    assert note_of(dataset, "not there") == said
+
+
+def test_the_folder_that_is_given_goes_before_images_beside_the_list(tmp_path):
+    root = whole(tmp_path / "set", "train: train.txt\n")
+    write(root / "train.txt", "images/a.jpg\n")
+    folder = pictures(tmp_path / "new" / "images", "a.jpg", "x.jpg")
+    dataset = read(root, folder)
+    assert (dataset.image_root, files_of(dataset), dataset.notes) == (folder, ["a.jpg"], ())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,13 @@ import yaml
 from cskd_data.dataset import Note
 from cskd_data.errors import DataError
 from cskd_data.folders import files_below, folders_of_splits
+from cskd_data.guesses import disputed, ends_of, guessed
 from cskd_data.images import SUFFIXES
 from cskd_data.names import counted, plain_name
 from cskd_data.split import SPLIT_CALLED, SPLIT_NAMES, for_training, without_training
 
 _NAME_FILES = ("classes.txt", "obj.names", "labels.txt", "labels/classes.txt")
+_DARKNETS = "data/"  # what the folder of the set is called in the lists that CVAT writes
 _MOST_YAML = 1 << 18  # bytes
 _MOST_BRACKETS = 200  # PyYAML's time grows with the square of their nesting
 
@@ -78,9 +80,11 @@ def layout_of(path: Path, images: Path | None = None) -> Layout:
         elif rest:
             notes.append(Note.of(f"{counted(len(rest), 'image')} not in {', '.join(found)}, left out", rest))
         return Layout(classes, found or {"": files_below(root, SUFFIXES)}, notes=tuple(notes))
-    parts = {split: list(dict.fromkeys(_images_of(file, images or path))) for split, file in lists.items()}
-    listed = {os.path.abspath(image) for part in parts.values() for image in part}
-    rest = [file.name for file in files_below(root, SUFFIXES) if os.path.abspath(file) not in listed]
+    listed, more = _listed(lists.values(), path, images)
+    parts = {split: list(dict.fromkeys(listed[file])) for split, file in lists.items()}
+    notes += more
+    in_lists = {os.path.abspath(image) for part in parts.values() for image in part}
+    rest = [file.name for file in files_below(root, SUFFIXES) if os.path.abspath(file) not in in_lists]
     if rest:
         names = ", ".join(file.name for file in lists.values())
         left_out = Note.of(f"{counted(len(rest), 'image')} not in {names}, left out", rest)
@@ -104,8 +108,8 @@ def _lists_of(file: Path) -> tuple[dict[str, Path], list[str]]:
     for line in _lines_of(file):
         key, _, entry = (word.strip() for word in line.partition("="))
         listing = _resolve(entry, file.parent, file.parent) if key in keys and entry else None
-        if listing is not None and listing.is_file():
-            found[keys[key]] = listing
+        if listing is not None and listing[0].is_file():
+            found[keys[key]] = listing[0]
         elif key in keys:
             missing.append(f"{keys[key]}: {entry[:200]}")
     return {split: found[split] for split in SPLIT_NAMES if split in found}, missing
@@ -133,36 +137,38 @@ def _of_yaml(file: Path, folder: Path | None) -> Layout:
     data = _load(file)
     names = _names(data.get("names"), file)
     notes: list[Note] = []
-    base = beside = folder or file.parent
-    if folder is None and isinstance(data.get("path"), str) and data["path"]:
+    base = file.parent
+    if isinstance(data.get("path"), str) and data["path"]:
         named = file.parent / data["path"]
         if os.path.isdir(named):
             base = named
-        else:
+        elif folder is None:
             notes.append(Note(f"path {data['path'][:200]!r} of {file.name} is not there: its own folder is taken"))
-    images: dict[str, list[Path]] = {}
+    entries: dict[str, Any] = {
+        split: next((data[key] for key in keys if data.get(key)), None) for split, keys in SPLIT_NAMES.items()
+    }
+    found, missing, more = _found(entries, base, file.parent, folder)
+    lists = {split: files for split, paths in found.items() if (files := [path for path in paths if path.is_file()])}
+    listed, of_lines = _listed([one for files in lists.values() for one in files], base, folder)
+    notes += [*more, *of_lines]
+    images = {
+        split: list(
+            dict.fromkeys(image for path in paths for image in listed.get(path, ()) or files_below(path, SUFFIXES))
+        )
+        for split, paths in found.items()
+    }
+    beside = folder or file.parent
     unnamed: dict[str, list[Path]] = {}
-    lists: dict[str, list[Path]] = {}
-    missing = []
     for split, keys in SPLIT_NAMES.items():
-        entries: Any = next((data[key] for key in keys if data.get(key)), None)
-        paths: dict[Path, None] = {}
-        for entry in entries if isinstance(entries, list) else [entries] if entries else []:
-            found = _resolve(entry, base, beside) if isinstance(entry, str) else None
-            if found is None:
-                missing.append(f"{split}: {str(entry)[:200]}")
-            else:
-                images.setdefault(split, [])
-                paths |= dict.fromkeys(_images_of(found, base))
-                if os.path.isfile(found):
-                    lists.setdefault(split, []).append(found)
-        if split in images:
-            images[split] = list(paths)
-        elif entries is None:
+        if entries[split] is None:
             folders = [beside / key / "images" for key in keys if (beside / key / "images").is_dir()]
             unnamed.update((split, files) for one in folders if (files := files_below(one, SUFFIXES)))
     if not any(images.values()) and folder is not None:
-        images = {"": files_below(folder, SUFFIXES)}
+        lost = [*missing, *(f"{split} (no image)" for split in images)]
+        if lost:
+            what = f"{counted(len(lost), 'split')} not there, all images of {folder} are read as one"
+            notes.append(Note.of(what, lost))
+        images, lists = {"": files_below(folder, SUFFIXES)}, {}
     elif not images:
         what = "its splits hold no image" if images else "it names neither train nor val"
         what = f"none of its splits is there ({'; '.join(missing)})" if missing else what
@@ -228,24 +234,83 @@ def _names_of_lines(file: Path) -> tuple[str, ...]:
     return tuple(name or f"class {number}" for number, name in enumerate(names))
 
 
-def _resolve(entry: str, base: Path, beside: Path) -> Path | None:
-    """The folder or file that a split names. Roboflow writes `../train/images` for what lies beside its data.yaml."""
+def _found(
+    entries: Mapping[str, Any], base: Path, beside: Path, folder: Path | None
+) -> tuple[dict[str, list[Path]], list[str], list[Note]]:
+    """The folders and lists of each split, what is not there, and what to say about the others.
+
+    Args:
+        entries: split -> what the YAML file says, one entry or several.
+        folder: of the images, where they lie elsewhere; lists lie where the YAML file says.
+    """
+    hits: list[tuple[str, str, tuple[Path, bool] | None]] = []
+    for split, said in entries.items():
+        for entry in said if isinstance(said, list) else [said] if said else []:
+            hit = _resolve(entry, base, beside) if isinstance(entry, str) else None
+            if isinstance(entry, str) and folder is not None and (hit is None or not hit[0].is_file()):
+                hit = _resolve(entry, folder, folder)
+            hits.append((split, str(entry), hit))
+    there = [(entry, hit[0], hit[1]) for _, entry, hit in hits if hit is not None]
+    lost = disputed((entry, str(path), guess) for entry, path, guess in there)
+    holders = {(above, entry) for entry, path, _ in there for above in Path(os.path.abspath(path)).parents}
+    lost |= {
+        entry
+        for entry, path, guess in there
+        if guess and any(above == Path(os.path.abspath(path)) and other != entry for above, other in holders)
+    }
+    found: dict[str, list[Path]] = {}
+    missing, guesses = [], {}
+    for split, entry, hit in hits:
+        if hit is None or entry in lost:
+            missing.append(f"{split}: {entry[:200]}")
+            continue
+        found.setdefault(split, []).append(hit[0])
+        if hit[1]:
+            guesses[entry[:200]] = os.path.relpath(hit[0], folder or beside)
+    return found, missing, guessed(guesses, "split")
+
+
+def _listed(files: Iterable[Path], base: Path, folder: Path | None) -> tuple[dict[Path, list[Path]], list[Note]]:
+    """The images that lists name, by list, and what to say about them; those that are not there are among them.
+
+    Args:
+        base: the folder of the data set.
+        folder: of the images, where they lie elsewhere.
+    """
+    hits: list[tuple[Path, str, tuple[Path, bool] | None]] = []
+    files = list(files)
+    for file in dict.fromkeys(files):
+        for name in filter(None, map(str.strip, _lines_of(file))):
+            hit = None if folder is None else _resolve(name, folder, folder)
+            own = _resolve(name, file.parent, base) if hit is None else None
+            hits.append((file, name, own if own is not None and (folder is None or not own[1]) else hit))
+    lost = disputed((name, str(hit[0]), hit[1]) for _, name, hit in hits if hit is not None)
+    found: dict[Path, list[Path]] = {file: [] for file in files}
+    guesses = {}
+    for file, name, hit in hits:
+        if hit is None or name in lost:
+            found[file].append((folder or file.parent) / name.replace("\\", "/"))
+            continue
+        found[file].append(hit[0])
+        if hit[1]:
+            guesses[name] = os.path.relpath(hit[0], folder or base)
+    return found, guessed(guesses)
+
+
+def _resolve(entry: str, base: Path, beside: Path) -> tuple[Path, bool] | None:
+    """The folder or file that a split or a line names, and whether it is a guess by the end of the name.
+
+    Roboflow writes `../train/images` for what lies beside its data.yaml.
+    """
     name = entry.strip().replace("\\", "/")
     inner = re.sub(r"^(\.\./)+", "", name)
     candidates = [beside / inner] if inner != name else []
     candidates += [base / name, beside / name]
-    parts = [part for part in name.split("/") if part not in ("", ".", "..")]
-    candidates += [beside.joinpath(*parts[first:]) for first in range(1, len(parts))]  # a folder of another machine
+    for own in (f"{os.path.basename(os.path.abspath(beside))}/", _DARKNETS):
+        candidates += [beside / name.removeprefix(own)] if name.startswith(own) else []
+    ends = (beside / end for end in ends_of(name, str(beside))[0])
     # Not `Path.exists`, which raises for a name that is too long.
-    return next((path for path in candidates if os.path.exists(path)), None)
-
-
-def _images_of(found: Path, base: Path) -> Iterator[Path]:
-    """The images of a folder, or those that a text file lists; listed ones may be missing."""
-    if os.path.isdir(found):
-        yield from files_below(found, SUFFIXES)
-        return
-    for line in _lines_of(found):
-        name = line.strip()
-        if name:
-            yield _resolve(name, found.parent, base) or found.parent / name.replace("\\", "/")
+    found = next((path for path in candidates if os.path.exists(path)), None)
+    if found is not None:
+        return found, False
+    return next(((path, True) for path in ends if os.path.exists(path)), None)
