@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -101,7 +102,8 @@ def test_nothing_left_is_refused_and_a_sound_set_stays_as_it_is(broken, tmp_path
 
 def test_several_sets_keep_what_each_has_skipped(broken, tmp_path):
     first = skipping(broken)
-    other = tmp_path / "b.json"
+    other = tmp_path / "other" / "b.json"
+    shutil.copytree(tmp_path / "images", other.parent / "images")
     other.write_text(broken.read_text())
     second = skipping(other)
     together = merge([first, second])

@@ -16,7 +16,9 @@ from mmcv import Config
 from torch import nn
 
 from cskd_data.check import check
-from cskd_data.merge import merge
+from cskd_data.dataset import Dataset, Note
+from cskd_data.merge import in_several, merge
+from cskd_data.names import counted
 from cskd_data.together import check_together
 from cskd_train.engine.distributed import World
 from cskd_train.engine.loader import TrainLoader, Unlabelled
@@ -227,10 +229,12 @@ def check_split(cfg: Config, split: str, classes: Sequence[str] = (), *, scored:
     sources = _sources(cfg, split)
     if split == "unlabeled":
         _check_made(cfg, sources)
+    files: dict[str, Dataset] = {}
     for source in sources:
         dataset = source.read(classes or sources[0].classes)
         if split in ("val", "test"):
             dataset.refuse_as_truth()
+        files[os.path.abspath(source.ann_file)] = dataset
         report = check(dataset, use_memory=True)
         report.raise_for_errors()
         if scored and not dataset.annotated:
@@ -238,6 +242,11 @@ def check_split(cfg: Config, split: str, classes: Sequence[str] = (), *, scored:
         warnings += [f"{dataset.source}: {warning}" for warning in report.warnings]
         if report.remembered:
             warnings.append(f"{dataset.source}: its images were checked before and not opened again: none has changed")
+    if split == "train" and len(files) > 1 and (shared := in_several(list(files.values()))):
+        what = (
+            "in several annotation files, each time learnt with the boxes of one alone: write their boxes in one file"
+        )
+        warnings.append(str(Note.of(f"data.train: {counted(len(shared), 'image')} {what}", shared)))
     return warnings
 
 
