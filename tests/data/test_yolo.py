@@ -221,7 +221,7 @@ def test_an_image_without_rows_or_without_a_label_file_has_no_objects(yolo, miss
 @pytest.mark.parametrize(
     ("rows", "box", "said"),
     [
-        ("1 0.25 0.5 0.5 0.25 0.75 1\n", [16, 12, 32, 36, "dog"], "2 rows of points read as the box around them"),
+        ("1 0.25 1 0.5 0.25 0.75 0.5\n", [16, 12, 32, 36, "dog"], "2 rows of points read as the box around them"),
         ("1 .25 .25 .5 .25 .5 .5 .25 .5\n", [16, 12, 16, 12, "dog"], "2 rows of points read as the box around them"),
         (ROW.strip() + " 0.9\n", BOX, "2 rows with a sixth number, a score: a detector found them"),
         (ROW.strip() + " 7\n", BOX, "2 rows with a sixth number, not used"),

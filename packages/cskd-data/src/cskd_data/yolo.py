@@ -17,6 +17,7 @@ from cskd_data.images import SUFFIXES, image_size
 from cskd_data.names import counted
 from cskd_data.normalise import normalise
 from cskd_data.split import meant, no_such_split, without_images
+from cskd_data.yolo_kinds import LongRows, kind_of
 from cskd_data.yolo_labels import Labels
 from cskd_data.yolo_layout import Layout, layout_of, names_file
 
@@ -96,7 +97,7 @@ def read_yolo(
             f"no label file of {counted(len(chosen), 'image')} of {path} was found: expected labels/NAME.txt where "
             "images/NAME.jpg is, or NAME.txt beside the image"
         )
-    refuse(path, [*faults, *rows.faults], f"Correct these rows {_TEXT_ONLY}, or take them out")
+    refuse(path, [*faults, *rows.faults, *rows.long.faults()], f"Correct these rows {_TEXT_ONLY}, or take them out")
     if not rows.are_scores:
         for one in annotations:
             one.pop("score", None)
@@ -150,6 +151,7 @@ class _Rows:
     scored: list[str] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
     repeated: list[str] = field(default_factory=list)
+    long: LongRows = field(default_factory=LongRows)
 
     def read(self, label: Path) -> list[_Row]:
         """Class, box (left, top, width, height in fractions) and sixth number of each row.
@@ -172,6 +174,8 @@ class _Rows:
             if key in found:
                 self.repeated.append(where)
                 continue
+            if len(values) > 6 and not self.layout.keypoints:
+                self.long.add(values, where)
             sixth = values[5] if len(values) == 6 and not self.layout.keypoints else None
             if sixth is not None:
                 self.scored.append(where)
@@ -203,15 +207,22 @@ class _Rows:
         if any(map(math.isnan, values)):
             return f"{shown!r} holds what is no number"
         if len(values) not in (5, 6) and not self.layout.keypoints and (len(values) < 7 or len(values) % 2 == 0):
-            return f"{counted(len(values), 'number')} in {shown!r}, expected 5, or the points of a polygon"
+            what = f"{counted(len(values), 'number')} in {shown!r}, expected 5, or the points of a polygon"
+            return self._other(values, shown) or what
         if len(values) < 5:
             return f"{counted(len(values), 'number')} in {shown!r}, expected 5 or more"
         if values[0] != int(values[0]) or not 0 <= values[0] < len(classes):
             return f"class {words[0][:20]} has no name: the classes are 0 to {len(classes) - 1}"
         fractions = values[1:5] if len(values) == 6 or self.layout.keypoints else values[1:]
         if any(not -_OVER <= value <= 1 + _OVER for value in fractions):
-            return f"{shown!r} leaves the image: expected fractions of its width and height, from 0 to 1"
+            what = f"{shown!r} leaves the image: expected fractions of its width and height, from 0 to 1"
+            return self._other(values, shown) or what
         return ""
+
+    def _other(self, values: Sequence[float], shown: str) -> str:
+        """What a row is that can be no polygon, where that is likely."""
+        kind, likely = kind_of(values)
+        return f"{shown!r} {kind}" if likely and not self.layout.keypoints else ""
 
     def _box(self, values: Sequence[float], where: str) -> tuple[float, float, float, float]:
         if len(values) <= 5 or self.layout.keypoints:
