@@ -139,3 +139,53 @@ def test_endings_in_capitals_are_found(tmp_path):
     write_photo(tmp_path / "voc" / "a.png").rename(tmp_path / "voc" / "A.PNG")
     assert list(boxes_of(read(tmp_path / "voc"))) == ["A.PNG"]
     assert Path(read(tmp_path / "voc" / "A.XML").images[0]["file_name"]).name == "A.PNG"
+
+
+# Images that are gone, and their namesakes
+
+
+def pictures_and_files(root, pictures, files):
+    """Images, and XML files by their names, each with what it says in <filename>."""
+    for number, name in enumerate(pictures):
+        write_photo(root / name, seed=number)
+    for name, filename in files.items():
+        write(root / name, annotation(thing("cat"), filename))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("pictures", "files", "gone"),
+    [
+        (["JPEGImages/cam1/1.png", "JPEGImages/cam2/0.png"], ["Annotations/cam1/0.xml", "Annotations/cam1/1.xml"], "0"),
+        (["cam1/png/1.png", "cam2/png/0.png"], ["cam1/xml/0.xml", "cam1/xml/1.xml"], "0"),
+        (["train/1.png", "valid/0.png"], ["train/0.xml", "train/1.xml"], "0"),
+        (["new/cam3/0.png", "new/cam2/1.png"], ["Annotations/cam1/0.xml", "Annotations/cam2/1.xml"], "0"),
+    ],
+)
+def test_an_image_that_is_gone_is_not_replaced_by_its_namesake_in_another_folder(tmp_path, pictures, files, gone):
+    names = {name: Path(name).with_suffix(".png").name for name in files}
+    root = pictures_and_files(tmp_path, pictures, names)
+    with pytest.raises(DataError, match=rf"1 fault:\n  image .*{gone}\S* does not exist"):
+        read_voc(root)
+    assert list(boxes_of(read_voc(root, skip_missing=True))) == ["1.png"]
+
+
+def test_the_folders_of_filename_count_where_the_file_is_in_none(tmp_path):
+    files = {f"Annotations/{number}.xml": f"cam1/{number}.png" for number in range(2)}
+    root = pictures_and_files(tmp_path, ["JPEGImages/cam1/1.png", "JPEGImages/cam2/0.png"], files)
+    with pytest.raises(DataError, match=r"image .*0\S* does not exist"):
+        read(root)
+
+
+def test_files_of_one_folder_find_their_images_in_those_of_splits_and_it_is_said(tmp_path):
+    files = {f"Annotations/{number}.xml": f"{number}.png" for number in range(2)}
+    root = pictures_and_files(tmp_path, ["JPEGImages/train/0.png", "JPEGImages/val/1.png"], files)
+    dataset = read(root)
+    assert list(boxes_of(dataset)) == ["0.png", "1.png"]
+    assert note_of(dataset, "XML file").startswith("2 images whose XML file is not in a folder of the same name")
+
+
+def test_files_in_a_folder_of_their_kind_are_in_that_of_their_camera(tmp_path):
+    files = {f"cam{number}/xml/{number}.xml": f"{number}.png" for number in range(2)}
+    dataset = read_voc(pictures_and_files(tmp_path, ["cam0/png/0.png", "cam1/png/1.png"], files))
+    assert (list(boxes_of(dataset)), dataset.notes) == (["0.png", "1.png"], ())

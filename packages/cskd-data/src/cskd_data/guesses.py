@@ -20,7 +20,8 @@ Said = tuple[str, ...]
 ELSEWHERE = "{} with folders that are not there; the files were found by the rest of the name"
 
 _SPLITS = {name: split for split, names in SPLIT_NAMES.items() for name in names}
-_MEANINGLESS = frozenset(("", ".", "..", "images", "labels"))
+_KINDS = ("images", "labels", "annotations", "jpegimages", "jpg", "jpeg", "png", "txt", "xml", "json")
+_MEANINGLESS = frozenset(("", ".", "..", *_KINDS))
 
 
 def ends_of(name: str, root: str) -> tuple[list[str], str | None]:
@@ -96,7 +97,7 @@ class Folders:
             return None
         for of_splits in (True, False):
             one, two = ([name for name in rest if (name in SPLIT_NAMES) == of_splits] for rest in rests)
-            if one and two and one != two:
+            if one and two and one[0] != two[0]:
                 return None
         return shared, any(rests)
 

@@ -12,6 +12,7 @@ from typing import Any
 from cskd_data.dataset import GIVE_IMAGES, Dataset, Note
 from cskd_data.errors import DataError, refuse
 from cskd_data.folders import check_folder, files_below
+from cskd_data.guesses import Folders, Said, said_by
 from cskd_data.image_files import ImageFiles, common_folder
 from cskd_data.images import SUFFIXES
 from cskd_data.names import counted
@@ -177,15 +178,19 @@ def _images(
         DataError: two XML files mean one image, by equal claims.
     """
     found: dict[Path, Path | None] = {}
-    others, faults = [], []
+    others, faults, guesses = [], [], []
+    ways = _Ways(annotations, files, base)
     users: dict[Path, tuple[Path, Claim]] = {}
     for annotation in annotations:
         path = annotation.path
         image, claim, odd = _image(annotation, files, path.relative_to(base).parts[:-1])
         others += odd if path in chosen else []
-        found[path] = image
-        if image is None:
+        agreed = ways.agree(annotation, image) if image is not None else None
+        found[path] = image = image if agreed is not None else None
+        if image is None or agreed is None:
             continue
+        if agreed[1] and path in chosen:
+            guesses.append(f"{image.relative_to(files.folder).as_posix()} has {path.relative_to(base).as_posix()}")
         user, best = users.setdefault(image, (path, claim))
         if claim > best:
             found[user] = None
@@ -196,14 +201,48 @@ def _images(
             faults.append(f"{path} and {user} both mean the image {image}")
     refuse(source, faults, "Give each XML file the name of its image")
     what = "somebody else's image as <filename>: the image with the XML file's own name is taken"
-    return found, [Note.of(f"{counted(len(others), 'XML file')} with {what}", others)] if others else []
+    notes = [Note.of(f"{counted(len(others), 'XML file')} with {what}", others)] if others else []
+    what = "whose XML file is not in a folder of the same name, found by its own name"
+    return found, notes + ([Note.of(f"{counted(len(guesses), 'image')} {what}", guesses)] if guesses else [])
+
+
+class _Ways:
+    """Whether an XML file's folders, or where it is in none those of `<filename>`, speak against an image's."""
+
+    def __init__(self, annotations: Sequence[VocAnnotation], files: ImageFiles, base: Path) -> None:
+        self._folder, self._base = files.folder, base
+        self._own = Folders(self._below(base, one.path) for one in annotations)
+        self._named = Folders(_folders_named(one) for one in annotations)
+        self._images = Folders(self._below(files.folder, path) for path in files.paths)
+
+    def agree(self, annotation: VocAnnotation, image: Path) -> tuple[int, bool] | None:
+        """As `cskd_data.guesses.Folders.agree`."""
+        there, own = self._below(self._folder, image), self._below(self._base, annotation.path)
+        folders = _folders_named(annotation)
+        if not own and folders and os.path.splitext(_parts(annotation)[-1])[0] == image.stem:
+            agreed = self._named.agree(folders, self._images, there)
+            return agreed and (agreed[0], False)
+        agreed = self._own.agree(own, self._images, there)
+        return agreed and (agreed[0], agreed[1] and own[:1] != there[:1])  # of `cam1/xml` and `cam1/png` too
+
+    @staticmethod
+    def _below(folder: Path, file: Path) -> Said:
+        return said_by(file.relative_to(folder).parts[:-1])
+
+
+def _parts(annotation: VocAnnotation) -> list[str]:
+    return re.split(r"[\\/]", annotation.filename or "")
+
+
+def _folders_named(annotation: VocAnnotation) -> Said:
+    return said_by(_parts(annotation)[:-1])
 
 
 def _image(
     annotation: VocAnnotation, files: ImageFiles, own_folders: Sequence[str]
 ) -> tuple[Path | None, Claim, list[str]]:
     """The image, the XML file's claim on it, and what is odd about `<filename>`."""
-    *folders, last = re.split(r"[\\/]", annotation.filename or "")
+    *folders, last = _parts(annotation)
     own = files.named(annotation.path.stem, annotation.path, (own_folders, folders))
     named = None
     for name in (last, os.path.splitext(last)[0]) if last else ():
