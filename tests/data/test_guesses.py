@@ -252,6 +252,14 @@ def test_two_splits_of_another_machine_are_neither_where_both_would_be_one_folde
         read(root)
 
 
+def test_two_lists_of_another_machine_are_neither_where_both_would_be_one_file(tmp_path):
+    root = whole(tmp_path / "set", None)
+    write(root / "obj.data", "train = /mnt/one/list.txt\nvalid = /mnt/two/list.txt\n")
+    write(root / "list.txt", "images/a.jpg\n")
+    said = "2 splits not there: train: /mnt/one/list.txt, val: /mnt/two/list.txt"
+    assert note_of(read(root), "not there") == said
+
+
 def test_one_folder_may_be_two_splits_where_both_have_its_name(tmp_path):
     root = whole(tmp_path / "set", "train: /home/you/set/images\nval: /home/you/set/images\n")
     assert [len(files) for files in splits_of(root).values()] == [4, 4]

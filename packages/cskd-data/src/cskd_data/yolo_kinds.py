@@ -36,7 +36,7 @@ def kind_of(values: Sequence[float]) -> tuple[str, bool]:
 
     if len(rest) % 3 == 0 and {*rest[2::3]} <= {0, 1, 2}:
         seen = [(a, b) for a, b, visible in zip(rest[0::3], rest[1::3], rest[2::3], strict=True) if visible]
-        if seen and held(seen):
+        if seen and (held(seen) or len(values) % 2 == 0):  # points of a polygon are an odd number with the class
             return POSE, True
     if len(rest) % 2 == 0 and held([point for point in zip(rest[0::2], rest[1::2], strict=True) if any(point)]):
         return POSE, not held([(width, height)])  # the second point of a small polygon lies near the others

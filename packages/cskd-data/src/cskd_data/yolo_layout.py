@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,16 +102,19 @@ def _outside(parts: Mapping[str, Sequence[Path]], root: Path) -> list[Path]:
 
 def _lists_of(file: Path) -> tuple[dict[str, Path], list[str]]:
     """The lists of images that Darknet's `obj.data` names by split, as CVAT writes it, and those that are not there."""
-    keys = SPLIT_CALLED
-    found: dict[str, Path] = {}
-    missing = []
+    hits = []
     for line in _lines_of(file):
         key, _, entry = (word.strip() for word in line.partition("="))
-        listing = _resolve(entry, file.parent, file.parent) if key in keys and entry else None
-        if listing is not None and listing[0].is_file():
-            found[keys[key]] = listing[0]
-        elif key in keys:
-            missing.append(f"{keys[key]}: {entry[:200]}")
+        if key in SPLIT_CALLED:
+            hits.append((SPLIT_CALLED[key], entry, _resolve(entry, file.parent, file.parent) if entry else None))
+    lost = disputed((entry, str(hit[0]), hit[1]) for _, entry, hit in hits if hit is not None)
+    found: dict[str, Path] = {}
+    missing = []
+    for split, entry, hit in hits:
+        if hit is not None and entry not in lost and hit[0].is_file():
+            found[split] = hit[0]
+        else:
+            missing.append(f"{split}: {entry[:200]}")
     return {split: found[split] for split in SPLIT_NAMES if split in found}, missing
 
 
