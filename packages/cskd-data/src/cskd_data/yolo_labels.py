@@ -38,9 +38,9 @@ class Labels:
         self._root = root
         self._top = os.path.abspath(root)
         self._images = images
-        self._elsewhere = elsewhere is not None
-        self._start = os.path.abspath(elsewhere or common_folder(images, root))
+        self._elsewhere = elsewhere
         self._others = {os.path.abspath(file) for file in others}
+        self._folders: dict[Path, list[Path]] = {}
         self._found: dict[Path, list[_Hit]] = {}
         self._takers: dict[str, list[tuple[str, str, bool]]] = {}
         self._guesses: list[str] = []
@@ -110,11 +110,13 @@ class Labels:
 
     def _places(self, image: Path) -> list[Path]:
         """The files in `labels` for `images`, and beside an image; first beside it where `images` holds the set."""
-        swapped = _swapped(image.parent, "images", "labels")
-        folders = [*swapped, image.parent]
-        if swapped and Path(self._top).is_relative_to(os.path.abspath(_up_to(image.parent, "images"))):
-            folders.reverse()
-        return [path for folder in folders if os.path.isfile(path := folder / f"{image.stem}.txt")]
+        place = image.parent
+        if place not in self._folders:
+            folders = [*_swapped(place, "images", "labels"), place]
+            if len(folders) > 1 and Path(self._top).is_relative_to(os.path.abspath(_up_to(place, "images"))):
+                folders.reverse()
+            self._folders[place] = folders
+        return [path for folder in self._folders[place] if os.path.isfile(path := folder / f"{image.stem}.txt")]
 
     def _owns(self, path: Path) -> bool:
         return Path(os.path.abspath(path)).is_relative_to(self._top)
@@ -142,6 +144,10 @@ class Labels:
                 if last != ():
                     found.setdefault((path.stem, last), []).append(path)
         return found
+
+    @cached_property
+    def _start(self) -> str:
+        return os.path.abspath(self._elsewhere or common_folder(self._images, self._root))
 
     @cached_property
     def _asked(self) -> Folders:

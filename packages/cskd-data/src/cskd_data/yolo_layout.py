@@ -311,9 +311,9 @@ def _resolve(entry: str, base: Path, beside: Path) -> tuple[Path, bool] | None:
     candidates += [base / name, beside / name]
     for own in (f"{os.path.basename(os.path.abspath(beside))}/", _DARKNETS):
         candidates += [beside / name.removeprefix(own)] if name.startswith(own) else []
-    ends = (beside / end for end in ends_of(name, str(beside))[0])
     # Not `Path.exists`, which raises for a name that is too long.
     found = next((path for path in candidates if os.path.exists(path)), None)
     if found is not None:
         return found, False
+    ends = (beside / end for end in ends_of(name, str(beside))[0])
     return next(((path, True) for path in ends if os.path.exists(path)), None)
