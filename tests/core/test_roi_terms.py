@@ -46,7 +46,7 @@ def term_of(assisted=False, **weights):
 
 @pytest.mark.parametrize("assisted", [True, False])
 def test_a_second_stage_without_fully_connected_layers_is_refused(assisted):
-    with pytest.raises(ShapeError, match="no fully connected layers, .* leave it out with roi=None"):
+    with pytest.raises(ShapeError, match=r"no fully connected layers, .* leave it out with roi=None"):
         RoiTerm(RoiSpec((3, 4), [], {"cls": (4, 4)}), RoiPlan(), PUBLISHED, assisted)
 
 

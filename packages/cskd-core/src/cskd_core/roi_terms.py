@@ -73,8 +73,8 @@ class RoiTerm(nn.Module):
         super().__init__()
         if not spec.fc:
             raise ShapeError(
-                "the second stage has no fully connected layers, which are compared and which the assistant reads: leave "
-                "it out with roi=None"
+                "the second stage has no fully connected layers, which are compared and which the assistant reads: "
+                "leave it out with roi=None"
             )
         self.plan = plan
         self.options = options
