@@ -226,7 +226,7 @@ def check_split(cfg: Config, split: str, classes: Sequence[str] = (), *, scored:
         DataError: a file of it is missing or cannot be used; one to evaluate on is pseudo-labelled.
     """
     warnings: list[str] = []
-    sources = _sources(cfg, split)
+    sources = split_sources(cfg, split)
     if split == "unlabeled":
         _check_made(cfg, sources)
     files: dict[str, Dataset] = {}
@@ -280,7 +280,7 @@ def shared_pictures(cfg: Config, splits: Iterable[str]) -> list[str]:
     found = {
         split: merge([source.read(classes) for source in sources])
         for split in splits
-        if (sources := _sources(cfg, split)) and (classes := sources[0].classes)
+        if (sources := split_sources(cfg, split)) and (classes := sources[0].classes)
     }
     return [str(note) for note in check_together(found)]
 
@@ -338,7 +338,7 @@ def skips_broken(cfg: Config) -> bool:
 
 def split_files(cfg: Config, split: str) -> list[data_sources.Files]:
     """The annotation files of a split, each with its image folder, time and size."""
-    return [source.files for source in _sources(cfg, split)]
+    return [source.files for source in split_sources(cfg, split)]
 
 
 def agree_on_broken(cfg: Config, splits: Iterable[str], world: World) -> None:
@@ -351,14 +351,15 @@ def agree_on_broken(cfg: Config, splits: Iterable[str], world: World) -> None:
     """
     if world.size == 1 or not skips_broken(cfg):
         return
-    sources = [source for split in splits if has_split(cfg, split) for source in _sources(cfg, split)]
+    sources = [source for split in splits if has_split(cfg, split) for source in split_sources(cfg, split)]
     found = world.together(lambda: [one.left_out() for one in sources] if world.local_rank == 0 else None)
     everywhere = [machine for machine in world.gather(found) if machine is not None]
     for source, *faults in zip(sources, *everywhere, strict=True):
         source.leave_out({key: fault for machine in faults for key, fault in machine.items()})
 
 
-def _sources(cfg: Config, split: str) -> list[data_sources.Source]:
+def split_sources(cfg: Config, split: str) -> list[data_sources.Source]:
+    """The annotation files of a split, which can be read."""
     return list(data_sources.sources(_split(cfg, split), skips_broken(cfg)))
 
 

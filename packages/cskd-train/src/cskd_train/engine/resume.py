@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from cskd_data.errors import DataError
 from cskd_train.engine.attributes import Attributes
 from cskd_train.engine.loader import Position, TrainLoader
+from cskd_train.engine.origin import refuse_another, refuse_other_classes
 from cskd_train.engine.records import Recorder, RunState
 from cskd_train.engine.step import AveragedStudent, NotFinite, TrainStep
 from cskd_train.engine.terms import DistilledTerms
@@ -182,6 +183,19 @@ class Resumption:
         before, now = dict(flat(self.config)), dict(flat(config))
         keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
         return [f"{key}: {before.get(key, 'none')} -> {now.get(key, 'none')}" for key in keys]
+
+    def check_origin(self, classes: Sequence[str], origin: Mapping[str, Any]) -> None:
+        """Refuse other classes, other annotations or another teacher, as far as the file says what they were.
+
+        Args:
+            classes, origin: of the config by now (see `engine.origin`).
+
+        Raises:
+            TrainError: names both, and the way out.
+        """
+        if self._checkpoint.classes:
+            refuse_other_classes(self.path, self._checkpoint.classes, classes)
+        refuse_another(self.path, self._checkpoint.meta.get("origin") or {}, origin)
 
     def check_epoch(self, loader: TrainLoader) -> None:
         """Refuse another number of batches an epoch: the schedule would no longer be the run's own.

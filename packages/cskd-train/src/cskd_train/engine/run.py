@@ -16,12 +16,13 @@ from rich.console import Console
 from cskd_core.distiller import Distiller
 from cskd_data.files import write_json
 from cskd_train.engine.attributes import Attributes
-from cskd_train.engine.build import SPLITS, Parts, agree_on_broken, build_parts, download
+from cskd_train.engine.build import SPLITS, Parts, agree_on_broken, build_parts, class_names, download
 from cskd_train.engine.device import keep_freed_memory
 from cskd_train.engine.distributed import SharedError, World, is_launched, is_restart, is_worker, joined
 from cskd_train.engine.evaluate import EvaluationStopped, evaluate
 from cskd_train.engine.failures import explained_failures
 from cskd_train.engine.loader import Position
+from cskd_train.engine.origin import origin_of
 from cskd_train.engine.outcome import outcome
 from cskd_train.engine.preflight import IMAGES, SECONDS, TeacherCheck, check_teacher, find_student_alone
 from cskd_train.engine.prepare import (
@@ -112,6 +113,7 @@ class Run:
             return False
         if resumption:
             world.together(lambda: check_epochs(self.cfg, resumption))
+        self.origin = world.together(lambda: self._origin(resumption) if world.is_main else {})
         self.position = resumption.position if resumption else Position()
         if is_restart():
             done = f"step {self.position.step}"
@@ -125,6 +127,14 @@ class Run:
         # The wrapper talks to the other processes: not inside of `together`, which a process that fails leaves early.
         self.parts.step.model = world.wrap(self.parts.trained, self.cfg.get("find_unused_parameters", False))
         return True
+
+    def _origin(self, resumption: Resumption | None) -> dict[str, Any]:
+        """What the run learns from, which a run that goes on has to have learnt from before."""
+        classes = class_names(self.cfg, "train")
+        origin = origin_of(self.cfg, classes)
+        if resumption:
+            resumption.check_origin(classes, origin)
+        return origin
 
     def train(self) -> RunResult:
         """Train to the end, or from where an earlier session stopped."""
@@ -325,6 +335,7 @@ class Run:
             "distilled": self.parts.distiller is not None,
             "start": self.start,
             "teacher": self.teacher,
+            "origin": self.origin,
         }
 
     def _kept(self) -> str:

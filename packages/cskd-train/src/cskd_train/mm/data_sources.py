@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from cskd_data.ids import Key
 from cskd_data.names import plain_name
 from cskd_train.errors import TrainError
 from cskd_train.files.class_names import names_of_text
+from cskd_train.files.checkpoints import sha256
 
 Files = tuple[str, str | None, Any]  # annotation file, image folder, and a mark of their state
 
@@ -51,6 +53,23 @@ class Source:
                 f"the training data: {', '.join(wanted)}. Give data.train, data.val and data.test the same `classes`"
             )
         return _read(self.files, tuple(wanted), self.skip_broken)
+
+    def sha256(self, classes: Sequence[str] = ()) -> str:
+        """Equal for equal annotations, wherever they lie: of a COCO file its SHA-256, of a folder what is read there.
+
+        Raises:
+            TrainError, DataError: as `read`.
+        """
+        if _is_coco(self.ann_file):
+            return sha256(self.ann_file)
+        data = self.read(classes).data
+        digest = hashlib.sha256(repr([category["name"] for category in data["categories"]]).encode())
+        for one in data["images"]:
+            name = os.path.basename(one["file_name"]) if os.path.isabs(one["file_name"]) else one["file_name"]
+            digest.update(f"{one['id']} {name!r} {one['width']} {one['height']}\n".encode())
+        for one in data["annotations"]:
+            digest.update(f"{one['image_id']} {one['category_id']} {one['bbox']} {one['iscrowd']}\n".encode())
+        return digest.hexdigest()
 
     def left_out(self) -> Mapping[Key, str]:
         """The images that are left out as broken: the user's id -> what is wrong."""
