@@ -81,6 +81,17 @@ def test_a_finished_run_is_told_again_and_left_alone(train_tiny, used):
     assert {path: path.stat().st_mtime_ns for path in used.rglob("*")} == before
 
 
+def test_a_finished_run_is_told_again_without_last_checkpoint_data_and_teacher(train_tiny, used, tmp_path):
+    (used / "last.pth").unlink()
+    before = {path: path.stat().st_mtime_ns for path in used.rglob("*")}
+    gone = ("--teacher-checkpoint", tmp_path / "gone.pth", "--init", tmp_path / "gone.pth", "--set", "data_root=gone")
+    code, out, err = train_tiny(used, "--resume", *gone)
+    assert code == 0, err
+    assert "finished already (2 epochs)" in err
+    assert f"mAP {json.loads((used / 'result.json').read_text())['best']['bbox_mAP']:.4f}" in out
+    assert {path: path.stat().st_mtime_ns for path in used.rglob("*")} == before
+
+
 def test_resume_begins_anew_where_there_is_nothing(train_tiny, trained, tmp_path):
     (tmp_path / "log.jsonl").write_text("{}\n")  # of a run that was stopped in its first epoch
     assert train_tiny(tmp_path, "--resume", "--set", "runner.max_epochs=1")[0] == 0
@@ -149,9 +160,10 @@ def test_a_broken_last_checkpoint_is_named(train_tiny, used):
 
 def test_a_best_checkpoint_is_not_lost_where_the_last_is_gone(train_tiny, used):
     (used / "last.pth").unlink()
-    code, _, err = train_tiny(used, "--resume")
+    code, _, err = train_tiny(used, *one_more())
     assert code == 2
     assert "no last.pth to go on from" in err
+    assert "Put last.pth back" in err
     assert (used / "best.pth").exists()
 
 

@@ -72,6 +72,8 @@ def prepare(options: RunOptions, say: Say, look: bool = True) -> tuple[Config, W
     work_dir = WorkDir(options.work_dir)
     if options.checkpoint_every is not None and options.checkpoint_every < 1:
         raise TrainError(f"--checkpoint-every {options.checkpoint_every}: expected a number of steps, at least 1")
+    if options.resume and work_dir.finished(cfg.runner.max_epochs):
+        return cfg, work_dir  # it is told again, which takes no data, no teacher, and no last.pth
     work_dir.check(resume=options.resume, overwrite=options.overwrite)
     if look:
         for warning in (*notes, *(one for one in check_data(cfg) if one not in options.said)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import time
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from rich.console import Console
 
 from cskd_core.distiller import Distiller
 from cskd_data.files import write_json
+from cskd_data.json_file import load_json
 from cskd_train.engine.attributes import Attributes
 from cskd_train.engine.build import SPLITS, Parts, agree_on_broken, build_parts, class_names, download
 from cskd_train.engine.device import keep_freed_memory
@@ -95,7 +95,10 @@ class Run:
         # The process that launches others has looked and reported already; under torchrun one of each machine does.
         look = not is_launched() and world.local_rank == 0
         self.cfg, self.work_dir = world.together(lambda: prepare(options, partial(say, console), look))
-        agree_on_broken(self.cfg, SPLITS, world)
+        self.finished = options.resume and self.work_dir.finished(self.cfg.runner.max_epochs)
+        world.check_equal(f"work dirs (all machines have to see {self.work_dir.result})", {"finished": self.finished})
+        if not self.finished:
+            agree_on_broken(self.cfg, SPLITS, world)
         self.config_data = config_to_data(self.cfg)
         asked = {"--seed": options.seed, "--checkpoint-every": options.checkpoint_every}
         world.check_equal("settings", {**dict(flat(self.config_data)), **asked})
@@ -104,13 +107,13 @@ class Run:
 
     def begin(self) -> bool:
         """Build everything and go to the point where the run begins; False for a run that is finished."""
-        world, work_dir, epochs = self.world, self.work_dir, self.cfg.runner.max_epochs
+        world, work_dir = self.world, self.work_dir
+        if self.finished:
+            say(self.console, f"{work_dir.root}: this run is finished already ({self._result().epochs} epochs)")
+            return False
         going_on = self.options.resume and work_dir.last.exists()
         world.check_equal(f"work dirs (all machines have to see {work_dir.last})", {"last.pth exists": going_on})
         resumption = world.together(lambda: Resumption(work_dir.last) if going_on else None)
-        if resumption and resumption.position.epoch >= epochs and work_dir.result.exists():
-            say(self.console, f"{work_dir.root}: this run is finished already ({resumption.position.epoch} epochs)")
-            return False
         if resumption:
             world.together(lambda: check_epochs(self.cfg, resumption))
         self.origin = world.together(lambda: self._origin(resumption) if world.is_main else {})
@@ -128,6 +131,10 @@ class Run:
         self.parts.step.model = world.wrap(self.parts.trained, self.cfg.get("find_unused_parameters", False))
         return True
 
+    def _result(self) -> RunResult:
+        """Of a run that was finished before."""
+        return RunResult(**load_json(self.work_dir.result, "result"))
+
     def _origin(self, resumption: Resumption | None) -> dict[str, Any]:
         """What the run learns from, which a run that goes on has to have learnt from before."""
         classes = class_names(self.cfg, "train")
@@ -140,7 +147,7 @@ class Run:
         """Train to the end, or from where an earlier session stopped."""
         world, work_dir = self.world, self.work_dir
         if not self.begin():
-            return RunResult(**json.loads(work_dir.result.read_text(encoding="utf-8")))
+            return self._result()
         try:
             with explained_failures(self.stop):
                 self._look_at_teacher()

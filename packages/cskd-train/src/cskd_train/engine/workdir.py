@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cskd_data.files import check_utf8_name, sweep
+from cskd_data.json_file import load_json
 from cskd_train.errors import TrainError
 
 
@@ -53,6 +54,22 @@ class WorkDir:
         """Empty, and there while a launch is under way that has cleared the folder: its restarts go on from here."""
         return self.root / ".begun"
 
+    @property
+    def has_run(self) -> bool:
+        """Whether a run has begun here and left something: to go on from, or, where last.pth is gone, its result."""
+        return self.last.exists() or (self.result.exists() and self.best.exists())
+
+    def finished(self, epochs: int) -> bool:
+        """Whether a run of so many epochs, or of more, is through here.
+
+        Raises:
+            DataError: its result is no JSON.
+        """
+        if not self.result.exists() or not self.has_run:
+            return False
+        result = load_json(self.result, "result")
+        return isinstance(result, dict) and int(result.get("epochs") or 0) >= epochs
+
     def make(self) -> None:
         """Make the folder. Nothing is removed: `clear` does that once all the input has been found to be right.
 
@@ -89,7 +106,7 @@ class WorkDir:
         if resume and used and not self.last.exists() and self.best.exists():
             raise TrainError(
                 f"work dir {self.root} has no last.pth to go on from, though it holds {self.best.name}. "
-                "Replace that run with --overwrite, or choose another --work-dir"
+                "Put last.pth back, or remove that folder to begin anew"
             )
 
     def _not_writable(self, reason: str | None) -> TrainError:

@@ -168,7 +168,7 @@ class _Way:
         Raises:
             TrainError: names the first of them, and the folder to remove.
         """
-        begun = [role for role in dict.fromkeys((*self.roles, *STUDENTS)) if self._work_dir(role).last.exists()]
+        begun = [role for role in dict.fromkeys((*self.roles, *STUDENTS)) if self._work_dir(role).has_run]
         now = data_hashes(self.root, self.labels)
         here = os.path.abspath(self.root)
         changed = [name for name, was in self.state.data.items() if now.get(name, was) != was]
@@ -189,10 +189,10 @@ class _Way:
         Raises:
             TrainError: another budget than that of students which have begun, or of a teacher that is under way.
         """
-        fresh = not any(self._work_dir(role).last.exists() for role in STUDENTS)
+        fresh = not any(self._work_dir(role).has_run for role in STUDENTS)
         teacher = self._work_dir("teacher")
-        if fresh and (teacher.result.exists() or not teacher.last.exists()):
-            self.state.budget = self.budget or (self.state.budget if teacher.last.exists() else None)
+        if fresh and (teacher.result.exists() or not teacher.has_run):
+            self.state.budget = self.budget or (self.state.budget if teacher.has_run else None)
         elif self.budget not in (None, self.state.budget):
             had = "no budget" if self.state.budget is None else f"a budget of {budgets.duration(self.state.budget)}"
             raise TrainError(
@@ -226,12 +226,12 @@ class _Way:
         return mark(configs, self.gpus, self.device)
 
     def _not_begun(self) -> list[str]:
-        return [role for role in self.roles if not self._work_dir(role).last.exists()]
+        return [role for role in self.roles if not self._work_dir(role).has_run]
 
     def _fit(self, costs: Mapping[str, Cost]) -> None:
         """Choose the epochs of runs that have not begun; a student has as many as the other one that has."""
         planned = {role: int(self.configs[role].runner.max_epochs) for role in costs}
-        begun = next((role for role in STUDENTS if self._work_dir(role).last.exists()), None)
+        begun = next((role for role in STUDENTS if self._work_dir(role).has_run), None)
         if begun in self.state.epochs:
             of = (self.configs.get(begun) or self._config(begun)).runner.max_epochs
             share = self.state.epochs[begun] / of
@@ -288,7 +288,7 @@ class _Way:
 
     def _train(self, role: str) -> RunResult:
         """Train, or go on, or find that it is done."""
-        work_dir, began = self._work_dir(role), self._work_dir(role).last.exists()
+        work_dir, began = self._work_dir(role), self._work_dir(role).has_run
         if role == "distilled" and self.teacher.own:
             self.teacher.taken(self.state, self.teacher.best)
         if role != "teacher" and not began:

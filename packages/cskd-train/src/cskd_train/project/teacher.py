@@ -93,7 +93,7 @@ class ProjectTeacher:
             TrainError: the student under it began under another one; names both.
         """
         teacher, root = sha256(checkpoint), self.student.root
-        if self.student.last.exists() and state.made.get("distilled", teacher) != teacher:
+        if self.student.has_run and state.made.get("distilled", teacher) != teacher:
             raise TrainError(
                 f"{root} was trained under another teacher than {checkpoint} is now: remove {root} to train it anew"
             )
