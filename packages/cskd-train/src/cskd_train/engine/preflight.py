@@ -160,19 +160,19 @@ def find_student_alone(
 ) -> FinishedRun | None:
     """The finished run of the same student without a teacher, in a folder beside this one's.
 
-    Its config is this one's but for `distill` and for what does not change the student (see `tables.work_dirs`). Of
-    several, the one of the same seed; of these the latest.
+    Its config is this one's but for `distill` and for what does not change the student (see `tables.work_dirs`), and
+    as many images make its step. Of several, the one of the same seed; of these the latest.
 
     Args:
         seed: of this run.
         images: of its validation split, which an earlier state of the files may have had fewer or more of.
         world: the main process looks, and all of them get what it finds.
     """
-    return world.from_main(_find(work_dir, config, seed, images) if world.is_main else None)
+    return world.from_main(_find(work_dir, config, seed, images, world.size) if world.is_main else None)
 
 
-def _find(work_dir: Path, config: Mapping[str, Any], seed: int, images: int) -> FinishedRun | None:
-    student = FinishedRun(work_dir, "", "", seed, "", config, 0, 0).student
+def _find(work_dir: Path, config: Mapping[str, Any], seed: int, images: int, processes: int) -> FinishedRun | None:
+    student = FinishedRun(work_dir, "", "", seed, "", config, 0, 0, processes=processes).student
     beside = work_dir.parent if work_dir.name not in ("", "..") else work_dir.resolve().parent
     found = []
     for file in beside.glob(f"*/{RESULT}"):

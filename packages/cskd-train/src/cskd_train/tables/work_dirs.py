@@ -23,7 +23,7 @@ RESULT, CONFIG = "result.json", "config.json"
 # What makes the student that a run trains: where one of these differs, two runs are not compared.
 _RECIPE_KEYS = (
     "model", "data", "optimizer", "optimizer_config", "auto_scale_lr", "lr_config", "momentum_config", "runner",
-    "accumulate", "amp", "fp16", "ema", "custom_hooks", "load_from",
+    "amp", "fp16", "ema", "custom_hooks", "load_from",
 )  # fmt: skip
 _FREE_DATA_KEYS = ("workers_per_gpu", "test")  # change nothing of the student nor of its mAP on `val`
 _UNLABELED = "unlabeled"
@@ -43,16 +43,19 @@ class FinishedRun:
     best: float
     last: float
     images: int | None = None  # of the validation split; None where the run does not say
+    processes: int = 1
 
     @property
     def student(self) -> str:
         """Equal for runs that train the same student on the same data by the same schedule.
 
-        What a distilled run has beside it, without labels, belongs to the distillation.
+        As many images make a step: batches of one size, in processes or one after the other. What a distilled run has
+        beside it, without labels, belongs to the distillation.
         """
         parts = {key: self.config[key] for key in _RECIPE_KEYS if self.config.get(key) is not None}
         data, free = self.config["data"], (*_FREE_DATA_KEYS, *([_UNLABELED] if self.config.get("distill") else []))
-        parts["data"] = {key: value for key, value in data.items() if key not in free}
+        parts["data"] = {key: value for key, value in data.items() if key not in free and value is not None}
+        parts["batches_per_step"] = self.processes * (self.config.get("accumulate") or 1)
         return json.dumps(parts, sort_keys=True)
 
     @property
@@ -162,7 +165,7 @@ def load_run(folder: Path) -> FinishedRun:
         raise UnreadableError(f"{file}: not the result of a run: no 'config' and 'best'")
     if not result["best"]:
         raise UnreadableError(f"{file}: the run was never evaluated, so it has no mAP")
-    images = result.get("images")
+    images, processes = result.get("images"), result.get("processes")
     config_file = folder / CONFIG
     config = current_config(measured.mapping(measured.read_json(config_file), str(config_file)))
     data = measured.mapping(config.get("data"), f"{config_file}, data")
@@ -179,6 +182,7 @@ def load_run(folder: Path) -> FinishedRun:
         best=measured.points(result["best"], f"{file}, best"),
         last=measured.points(result.get("last"), f"{file}, last"),
         images=images.get("val") if isinstance(images, Mapping) else None,
+        processes=processes if isinstance(processes, int) and processes > 0 else 1,
     )
 
 
