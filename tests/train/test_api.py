@@ -41,6 +41,7 @@ def test_train_and_evaluate_take_text_and_paths_and_print_nothing(form, tiny_con
     work_dir = tmp_path / "work"
     result = cskd_train.train(form(tiny_config), form(work_dir), settings=settings, seed=3, device="cpu")
     assert (result.epochs, result.seed, result.work_dir) == (1, 3, str(work_dir))
+    assert result.command.startswith(f"cskd-train run {tiny_config} --work-dir {work_dir} --seed 3 --device cpu --set ")
     counts = []
     out = tmp_path / "found.json"
     best = form(work_dir / "best.pth")

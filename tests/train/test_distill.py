@@ -391,7 +391,8 @@ def test_several_gpus_train_through_the_launcher(done, no_deploy, monkeypatch):
         (2, str(done / f"{role}.py")) for role in module.ROLES
     ]
     assert all(words[0] == "run" and "--resume" in words for _, words, _ in calls)
-    assert all(way.endswith(f"Go on with: cskd-train distill {done}") for _, _, way in calls)
+    assert all(words[words.index("--gpus") + 1] == "2" and "--device" in words for _, words, _ in calls)
+    assert all(way.endswith(f"Go on with: cskd-train distill {done} --gpus 2 --device cpu") for _, _, way in calls)
 
 
 def test_the_door_is_the_command(whole):

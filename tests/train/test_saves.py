@@ -93,7 +93,9 @@ def test_a_signal_before_the_first_step_ends_the_run_with_the_command_that_begin
     assert isinstance(outcome, Interrupted), repr(outcome)
     assert outcome.exit_code == 128 + number
     assert f"stopped by {signal.Signals(number).name} before the first step; nothing is saved" in str(outcome)
-    assert str(outcome).endswith(f"Go on with: cskd-train run {options.config} --work-dir {tmp_path / 'w'} --resume")
+    words = shlex.join([*options.words, "--resume"])
+    assert str(outcome).endswith(f"Go on with: {words}")
+    assert words.startswith(f"cskd-train run {options.config} --work-dir {tmp_path / 'w'} --device cpu --set ")
     assert names(tmp_path / "w") == []
 
 

@@ -38,7 +38,7 @@ class RunResult:
     images_per_second: float  # training only
     data_share: float  # share of the training time that was spent waiting for data, in [0, 1]
     device: str
-    command: str
+    command: str  # as typed, or what a call from Python would be
     started: str  # of the session that finished the run, ISO 8601 with offset
     versions: Mapping[str, str] = field(default_factory=dict)
     processes: int = 1

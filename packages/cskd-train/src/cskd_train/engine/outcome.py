@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Any
 
 from cskd_train.engine.device import device_name
@@ -34,7 +35,7 @@ def outcome(run: Run) -> RunResult:
         skipped_steps=state.skipped,
         images={split: used for split, (used, _) in run.parts.images.items()},
         skipped_images={split: skipped for split, (_, skipped) in run.parts.images.items()},
-        command=run.options.command,
+        command=run.options.command or shlex.join(run.options.words),
         started=run.started,
         start=run.start,
         teacher=run.teacher,

@@ -23,6 +23,7 @@ from cskd_train.engine.workdir import WorkDir
 from cskd_train.errors import TrainError
 from cskd_train.files.config import load_config, refuse_lost_tuples
 from cskd_train.files.downloads import fetch, local_file
+from cskd_train.files.overrides import assignments
 from cskd_train.files.settings import check_settings
 
 Say = Callable[[str], None]
@@ -41,9 +42,20 @@ class RunOptions:
     device: str = "auto"
     checkpoint_every: int | None = None  # steps; None saves at the end of an epoch only
     dry_run: bool = False  # nothing is written
-    command: str = ""  # as typed, for result.json
+    command: str = ""  # as typed; empty for a call from Python: see `words`
     way_on: str = ""  # the command that goes on with the run, where it is not `command` with --resume
     said: Collection[str] = ()  # warnings of its data that the user has read
+
+    @property
+    def words(self) -> list[str]:
+        """The whole command of the run, as typed or as these options make it; without --resume and --overwrite."""
+        if self.command:
+            return [word for word in shlex.split(self.command) if word not in ("--resume", "--overwrite")]
+        words = ["cskd-train", "run", self.config, "--work-dir", str(self.work_dir)]
+        given: dict[str, Any] = {"--seed": self.seed, "--checkpoint-every": self.checkpoint_every}
+        given["--device"] = None if self.device == "auto" else self.device
+        words += [word for name, value in given.items() if value is not None for word in (name, str(value))]
+        return [*words, *(["--dry-run"] if self.dry_run else []), *assignments(self.overrides)]
 
 
 def say(console: Console, line: str) -> None:
@@ -133,9 +145,7 @@ def way_on(options: RunOptions, saved: Position | None) -> str:
     Args:
         saved: None where no step was taken since the command was given.
     """
-    default = ["cskd-train", "run", options.config, "--work-dir", str(options.work_dir)]
-    words = [word for word in shlex.split(options.command) or default if word not in ("--resume", "--overwrite")]
-    resume = f"Go on with: {options.way_on or shlex.join([*words, '--resume'])}"
+    resume = f"Go on with: {options.way_on or shlex.join([*options.words, '--resume'])}"
     last = WorkDir(options.work_dir).last
     if is_worker() and not is_launched():
         resume = "Go on by starting all processes again, with --resume"
@@ -145,7 +155,9 @@ def way_on(options: RunOptions, saved: Position | None) -> str:
         return f"nothing is saved in {options.work_dir} yet. {resume}"
     if options.resume:
         return f"{last} is as it was. {resume}"
-    return f"the older run in {options.work_dir} is as it was. Begin with: {shlex.join([*words, '--overwrite'])}"
+    return (
+        f"the older run in {options.work_dir} is as it was. Begin with: {shlex.join([*options.words, '--overwrite'])}"
+    )
 
 
 @contextmanager

@@ -168,4 +168,14 @@ def move_root(value: Any, old: str, new: str) -> Any:
 
 def assignments(overrides: Mapping[str, Any]) -> list[str]:
     """Settings as `--set` takes them."""
-    return [word for key, value in overrides.items() for word in ("--set", f"{key}={value!r}")]
+    return [word for key, value in overrides.items() for word in ("--set", f"{key}={_literal(value)!r}")]
+
+
+def _literal(value: Any) -> Any:
+    """The value in Python's own types, which are written as `parse_overrides` reads them: NumPy's floats are not."""
+    if isinstance(value, Mapping):
+        return {key: _literal(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, range)):
+        return tuple(map(_literal, value)) if isinstance(value, tuple) else [*map(_literal, value)]
+    own = next((kind for kind in (bool, int, float, str) if isinstance(value, kind)), None)
+    return value if own is None else own(value)

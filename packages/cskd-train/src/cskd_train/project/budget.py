@@ -40,6 +40,14 @@ def parse_duration(text: str) -> float:
     return seconds
 
 
+def written(seconds: float) -> str:
+    """Seconds as `parse_duration` reads them, without a loss: `2h`, `1h30m`, `0.5s`."""
+    if seconds != int(seconds):
+        return f"{seconds!r}s"
+    parts = (int(seconds) // 3600, "h"), (int(seconds) // 60 % 60, "m"), (int(seconds) % 60, "s")
+    return "".join(f"{number}{unit}" for number, unit in parts if number)
+
+
 def duration(seconds: float) -> str:
     """Seconds for a person: `1 h 05 min`, `12 min`, `40 s`."""
     if seconds < 60:

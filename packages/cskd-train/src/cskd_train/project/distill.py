@@ -30,7 +30,7 @@ from cskd_train.engine.workdir import WorkDir
 from cskd_train.errors import TrainError
 from cskd_train.files.checkpoints import load_checkpoint
 from cskd_train.files.config import config_to_data, load_config
-from cskd_train.files.overrides import assignments, move_root
+from cskd_train.files.overrides import move_root
 from cskd_train.files.settings import check_settings
 from cskd_train.mm.data_sources import sources
 from cskd_train.mm.families import export_note
@@ -92,7 +92,8 @@ class _Way:
     def __init__(
         self, root: Path, budget: float | None, baseline: bool, gpus: int | None, device: str, console: Console
     ) -> None:
-        self.root, self.budget, self.gpus, self.device, self.console = root, budget, gpus, device, console
+        self.root, self.budget, self.baseline, self.console = root, budget, baseline, console
+        self.gpus, self.device = gpus, device
         names = [f"{role}.py" for role in ROLES]
         if missing := [name for name in names if not (root / name).is_file()]:
             raise TrainError(
@@ -115,6 +116,14 @@ class _Way:
         self.state = State.read(self.work_dirs / "distill.json")
         self.no_export, self.number = export_note(self.configs["distilled"].model), 0
         self.said: list[str] = []  # of the data, which no run says again
+
+    @property
+    def words(self) -> list[str]:
+        """The whole command of this call."""
+        given = {"--gpus": self.gpus, "--device": None if self.device == "auto" else self.device}
+        given["--budget"] = None if self.budget is None else budgets.written(self.budget)
+        words = [word for name, value in given.items() if value is not None for word in (name, str(value))]
+        return ["cskd-train", "distill", str(self.root), *([] if self.baseline else ["--no-baseline"]), *words]
 
     def go(self) -> Distilled:
         """All steps, in order."""
@@ -150,15 +159,13 @@ class _Way:
         return WorkDir(self.work_dirs / role)
 
     def _options(self, role: str, overrides: Mapping[str, Any], work_dir: Path | None = None) -> RunOptions:
-        words = ["cskd-train", "run", str(self.root / f"{role}.py"), "--work-dir", str(self._work_dir(role).root)]
         return RunOptions(
             config=str(self.root / f"{role}.py"),
             work_dir=work_dir or self._work_dir(role).root,
             resume=work_dir is None,
             overrides=overrides,
             device=self.device,
-            command=shlex.join([*words, *assignments(overrides)]),
-            way_on=shlex.join(["cskd-train", "distill", str(self.root)]),
+            way_on=shlex.join(self.words),
             said=self.said,
         )
 
@@ -299,8 +306,11 @@ class _Way:
         options = self._options(role, overrides)
         if not self.gpus:
             return run(options, self.console)
-        words = [*shlex.split(options.command)[1:], "--resume", "--device", self.device]
-        launch(self.gpus, words, lambda: way_on(options, saved_position(work_dir.last)))
+        launch(
+            self.gpus,
+            [*options.words[1:], "--gpus", str(self.gpus), "--resume"],
+            lambda: way_on(options, saved_position(work_dir.last)),
+        )
         return RunResult(**read_json(work_dir.result))
 
     def _plan_again(self) -> None:
