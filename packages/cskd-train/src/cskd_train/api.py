@@ -86,8 +86,8 @@ def evaluate(
         errors: also find what each kind of error costs.
 
     Raises:
-        TrainError: no checkpoint; it does not fit; no such split.
-        DataError: the annotations cannot be used.
+        TrainError: no checkpoint; it does not fit; no such split; the folder of `out` is not there.
+        DataError: the annotations cannot be used; `out` cannot be written, or is a file that is read.
     """
     return evaluate_checkpoint(
         checkpoint,

@@ -53,12 +53,9 @@ def command(
     from cskd_train.engine.launch import check_processes, end_with_launcher, launch
     from cskd_train.engine.progress import evaluation_progress
     from cskd_train.engine.signals import stop_on_signals
-    from cskd_train.errors import TrainError
     from cskd_train.files.checkpoints import load_checkpoint
     from cskd_train.files.overrides import parse_overrides
 
-    if out is not None and not out.parent.is_dir():
-        raise TrainError(f"--out {out}: the folder {out.parent} does not exist")
     if gpus:
         check_processes(gpus, device)
     loaded = load_checkpoint(checkpoint, require_config=config is None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from cskd_train.engine.build import WORKERS, agree_on_broken, build_split, check
 from cskd_train.engine.distributed import World
 from cskd_train.engine.failures import explained_failures
 from cskd_train.engine.loader import end_workers, evaluation_loader, to_device
+from cskd_train.engine.outputs import check_output, files_of_split
 from cskd_train.errors import TrainError
 from cskd_train.files.checkpoints import Checkpoint, load_checkpoint, load_weights
 from cskd_train.files.config import config_from_data, load_config
@@ -100,7 +101,9 @@ def evaluate_checkpoint(
         errors: also find what each kind of error costs (`cskd_data.error_kinds`).
 
     Raises:
-        TrainError: as `load_checkpoint`, `load_config` and `evaluate`; the checkpoint does not fit the config.
+        TrainError: as `load_checkpoint`, `load_config` and `evaluate`; the checkpoint does not fit the config; the
+            folder of `out` is not there.
+        DataError: `out` cannot be written, or is a file that is read.
     """
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = load_checkpoint(checkpoint, require_config=config is None)
@@ -108,6 +111,9 @@ def evaluate_checkpoint(
     classes = checkpoint.classes or ()
     world = world or World()
     agree_on_broken(cfg, [split], world)
+    if out is not None:
+        read = (checkpoint.path, Path(config) if config else None)
+        world.together(lambda: _check_out(out, cfg, split, classes, read) if world.is_main else None)
     for warning in (*checkpoint.notes, *check_split(cfg, split, classes, scored=False)):
         if warn is not None:
             warn(warning)
@@ -119,6 +125,12 @@ def evaluate_checkpoint(
     if out is not None and world.is_main:
         write_json(out, detections, indent=None)
     return _scored(dataset, detections, split, begin, world, errors)
+
+
+def _check_out(out: Path, cfg: Config, split: str, classes: Sequence[str], read: Iterable[Path | None]) -> None:
+    if not out.parent.is_dir():
+        raise TrainError(f"output {out}: the folder {out.parent} does not exist")
+    check_output(out, [*read, *files_of_split(cfg, split, classes)])
 
 
 def _scored(

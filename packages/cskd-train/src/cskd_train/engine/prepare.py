@@ -90,11 +90,13 @@ def prepare(options: RunOptions, say: Say, look: bool = True) -> tuple[Config, W
     if look:
         for warning in (*notes, *(one for one in check_data(cfg) if one not in options.said)):
             say(f"warning: {warning}")
+        weights = []
         if cfg.get("load_from") and not (options.resume and work_dir.last.exists()):
-            local_file(cfg.load_from, "load_from")
+            weights.append(local_file(cfg.load_from, "load_from"))
         if cfg.get("distill"):
             teacher = DistillPlan.parse(cfg.distill).teacher
-            fetch(teacher.checkpoint, teacher.config)
+            weights.append(fetch(teacher.checkpoint, teacher.config))
+        work_dir.refuse_to_replace(weights)
     if not options.dry_run:
         work_dir.make()  # last: what is refused leaves no folder behind
         if not is_restart():

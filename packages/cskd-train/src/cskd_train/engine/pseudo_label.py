@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from cskd_data.check import check
 from cskd_data.clean import usable
 from cskd_data.dataset import PSEUDO_LABELLED, Dataset
 from cskd_data.evaluate import numbered
-from cskd_data.files import check_writable, write_json
+from cskd_data.files import write_json
 from cskd_data.json_file import load_json
 from cskd_data.names import counted
 from cskd_data.operating_point import best_f1
@@ -40,6 +40,7 @@ from cskd_train.engine.device import choose_device
 from cskd_train.engine.distributed import World
 from cskd_train.engine.evaluate import Detections, build_trained, detect_each, eval_workers
 from cskd_train.engine.failures import explained_failures
+from cskd_train.engine.outputs import check_output, files_of_split, images_of
 from cskd_train.errors import TrainError
 from cskd_train.files.checkpoints import Checkpoint, load_checkpoint
 from cskd_train.files.config import config_from_data, config_to_data, load_config
@@ -120,7 +121,8 @@ def pseudo_label(
 
     Raises:
         TrainError: the teacher or its config cannot be used; there is no validation split; the file exists.
-        DataError: pictures or validation split cannot be used; the teacher finds nothing of the validation split.
+        DataError: pictures or validation split cannot be used; the teacher finds nothing of the validation split; `out`
+            cannot be written, or is a file that is read.
         EvaluationStopped: `stopped` said yes in one of the processes.
     """
     out = Path(out)
@@ -148,6 +150,13 @@ def pseudo_label(
         return _usable(read_unlabelled(pictures, classes, images, skip_missing=skips_broken(cfg)), cfg, warn)
 
     dataset = _by_main(world, looked_at)
+
+    def read() -> Iterator[Path]:
+        yield from (teacher.path, *(Path(one) for one in (config, pictures) if one and not Path(one).is_dir()))
+        yield from files_of_split(cfg, "val", classes) if threshold is None else ()
+        yield from images_of(dataset)
+
+    _by_main(world, lambda: check_output(out, read()))
     cut = (
         f"from {threshold}" if threshold is not None else f"best F1, {_digest([cfg.data.val, split_files(cfg, 'val')])}"
     )
@@ -231,9 +240,7 @@ class _Work:
 
         Raises:
             TrainError: the file or the folder is another call's.
-            DataError: the file cannot be written.
         """
-        check_writable(self.out)
         header = self.folder / "job.json"
         if header.exists():
             if load_json(header, "file")["job"] == self.job:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cskd_data.files import check_utf8_name, sweep
+from cskd_data.files import check_utf8_name, sweep, written_over
 from cskd_data.json_file import load_json
 from cskd_train.errors import TrainError
 
@@ -96,7 +97,7 @@ class WorkDir:
             raise self._not_writable(f"{nearest} is not a folder")
         if not os.access(nearest, os.W_OK | os.X_OK):
             raise self._not_writable(f"no permission in {nearest}")
-        used = [path for path in self._files() if path.exists()]
+        used = [path for path in self.files if path.exists()]
         if used and not resume and not overwrite:
             state = "a finished" if self.result.exists() else "an interrupted"
             raise TrainError(
@@ -109,21 +110,35 @@ class WorkDir:
                 "Put last.pth back, or remove that folder to begin anew"
             )
 
+    def refuse_to_replace(self, weights: Iterable[Path]) -> None:
+        """Refuse a run that would write over the weights that it begins from, or its teacher's.
+
+        Raises:
+            TrainError: names them.
+        """
+        if found := written_over(self.files, weights):
+            raise TrainError(
+                f"work dir {self.root}: the run would replace {found[1]}, which it begins from or is taught by. "
+                "Choose another --work-dir"
+            )
+
     def _not_writable(self, reason: str | None) -> TrainError:
         return TrainError(f"work dir {self.root} cannot be written: {reason}. Choose another with --work-dir")
 
     def sweep(self) -> None:
         """Remove what a save that was killed has left."""
-        sweep(self._files())
+        sweep(self.files)
 
     def clear(self) -> None:
         """Remove the files of an older run; nothing else in the folder is touched."""
         self.sweep()
-        for path in self._files():
+        for path in self.files:
             if path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
 
-    def _files(self) -> list[Path]:
+    @property
+    def files(self) -> list[Path]:
+        """All that a run writes here."""
         return [self.last, self.best, self.config, self.log, self.result, self.tensorboard]

@@ -71,6 +71,11 @@ class Source:
             digest.update(f"{one['image_id']} {one['category_id']} {one['bbox']} {one['iscrowd']}\n".encode())
         return digest.hexdigest()
 
+    @property
+    def label_files(self) -> list[Path]:
+        """The annotation file, or all files of labels in the data set's folder."""
+        return _label_files(Path(self.ann_file))
+
     def left_out(self) -> Mapping[Key, str]:
         """The images that are left out as broken: the user's id -> what is wrong."""
         return self.read().left_out
@@ -88,18 +93,19 @@ class Source:
         return self.ann_file, images, _stamp(Path(self.ann_file))
 
 
+def _label_files(path: Path) -> list[Path]:
+    """A COCO file, or all files of labels in the folder of another data set."""
+    if _is_coco(str(path)):
+        return [path]
+    part = split_of(path)
+    root = part[0] if part is not None else path if path.is_dir() else path.parent
+    return [file for file in walk(root) if file.suffix.lower() in _LABELS]
+
+
 def _stamp(path: Path) -> Any:
-    """Changes when annotations do: the latest time and the sizes of a COCO file, else of all files of labels in the
-    data set's folder.
-    """
+    """Changes when annotations do: the latest time and the sizes of all `_label_files`."""
     try:
-        if _is_coco(str(path)):
-            found = [path]
-        else:
-            part = split_of(path)
-            root = part[0] if part is not None else path if path.is_dir() else path.parent
-            found = [file for file in walk(root) if file.suffix.lower() in _LABELS]
-        states = [os.stat(file) for file in found]
+        states = [os.stat(file) for file in _label_files(path)]
     except OSError:
         return None
     return len(states), max((one.st_mtime_ns for one in states), default=0), sum(one.st_size for one in states)

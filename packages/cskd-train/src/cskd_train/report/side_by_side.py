@@ -19,6 +19,7 @@ from cskd_data.names import plain_name
 from cskd_train.engine.build import build_split, check_classes, check_split
 from cskd_train.engine.evaluate import build_trained, detect
 from cskd_train.engine.failures import explained_failures
+from cskd_train.engine.outputs import check_output, files_of_split
 from cskd_train.errors import TrainError
 from cskd_train.files.checkpoints import load_checkpoint
 from cskd_train.files.config import config_from_data
@@ -62,6 +63,7 @@ def draw_side_by_side(
 
     Raises:
         TrainError: a checkpoint, the data or the number of titles is wrong.
+        DataError: `out` cannot be written, or is a file that is read.
     """
     if titles and len(titles) != len(checkpoints):
         raise TrainError(f"{len(titles)} titles for {len(checkpoints)} checkpoints: give one of each, or no title")
@@ -69,6 +71,7 @@ def draw_side_by_side(
     cfg = config_from_data(loaded[0].config, overrides)
     classes = loaded[0].classes or ()
     check_split(cfg, split, classes)
+    check_output(out, [*(one.path for one in loaded), *files_of_split(cfg, split, classes)])
     places = evenly_spaced(images, len(build_split(cfg, split, classes)))
     _, dataset = images_for({}, cfg, split, classes, places)
     columns = [("ground truth", _ground_truth(dataset))]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,9 +14,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import cskd_data
-from cskd_data.files import check_writable, write_atomically
+from cskd_data.files import write_atomically
 from cskd_data.merge import merge
 from cskd_train.engine.device import choose_device
+from cskd_train.engine.outputs import check_output
 from cskd_train.errors import REFUSALS
 from cskd_train.files.checkpoints import load_checkpoint
 from cskd_train.files.config import config_from_data, load_config
@@ -84,12 +86,12 @@ def write_report(
 
     Raises:
         TrainError: a folder holds no run, or one without any step; a file of it is broken.
-        DataError: the page cannot be written.
+        DataError: the page cannot be written, or would replace a file that it is made from.
     """
     folders = [Path(one) for one in (work_dir, *others)]
     subjects = read_subjects(folders)
     file = Path(output) if output is not None else folders[0] / NAME
-    check_writable(file)
+    check_output(file, _inputs(subjects, deploy))
     forms = [deployed.read(subject, Path(deploy) if deploy is not None else None) for subject in subjects]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = console or Console(quiet=True, force_terminal=False)
@@ -108,6 +110,18 @@ def write_report(
         content = page.html()
     write_atomically(file, lambda opened: opened.write(content.encode()))
     return Report(file, page.figures, page.missing)
+
+
+def _inputs(subjects: Sequence[Subject], deploy: Path | str | None) -> Iterator[Path | None]:
+    """The files that a page is made from, but for images."""
+    yield None if deploy is None else Path(deploy)
+    for subject in subjects:
+        for one in subject.detectors:
+            yield one.checkpoint
+            yield from () if one.run is None else one.run.files.files
+        for split in (subject.run.config.get("data") or {}).values():
+            with contextlib.suppress(*REFUSALS, TypeError):  # no split; what cannot be read is said on the page
+                yield from (subject.run.located(source.ann_file) for source in sources(split))
 
 
 class _Page:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from cskd_data.files import check_writable
 from cskd_data.split import PARTS, Split
 from cskd_data.split import split as cut
 from cskd_train.commands.data.common import (
@@ -54,6 +55,8 @@ def command(
     stem = file.resolve().name if file.is_dir() else file.stem
     targets = {part: folder / f"{stem}_{part}.json" for part in PARTS if part != "test" or test}
     refuse_existing(list(targets.values()), overwrite)
+    for target in targets.values():
+        check_writable(target)
     dataset = read(file, images)
     with progress("comparing pictures") as advance:
         result: Split = cut(dataset, val, test, seed, progress=advance)
