@@ -128,7 +128,7 @@ def test_a_run_does_not_go_on_with_its_classes_in_another_order(moved):
 
 def test_a_file_that_does_not_say_what_the_run_learnt_from_is_gone_on_with(moved):
     last = checkpoints.read(moved / "w" / "last.pth")
-    del last["meta"]["origin"]
+    del last["origin"]
     torch.save(last, moved / "w" / "last.pth")
     relabel(moved / "data" / "annotations" / "train.json")
     assert train(replace(options(moved), resume=True))[0].iterations == STEPS

@@ -21,7 +21,7 @@ _NAMES, _DIGITS = 20, 12
 
 
 def origin_of(cfg: Config, classes: Sequence[str]) -> dict[str, Any]:
-    """What the run of a config learns from and is measured by, as plain data for its checkpoints.
+    """What the run of a config learns from and is measured by, as plain data for its `last.pth`.
 
     Args:
         classes: names, in the order of the labels.

@@ -51,6 +51,7 @@ class Saver:
 
     Args:
         meta: what every checkpoint of the run says beside its position and metrics.
+        origin: what the run learns from, which `last.pth` alone says.
         warn: takes why a checkpoint could not be written, where the run can go on without it.
 
     Attributes:
@@ -58,11 +59,17 @@ class Saver:
     """
 
     def __init__(
-        self, trained: Trained, work_dir: WorkDir, meta: Mapping[str, Any], warn: Callable[[str], None]
+        self,
+        trained: Trained,
+        work_dir: WorkDir,
+        meta: Mapping[str, Any],
+        origin: Mapping[str, Any],
+        warn: Callable[[str], None],
     ) -> None:
         self._trained = trained
         self._work_dir = work_dir
         self._meta = meta
+        self._origin = origin
         self._warn = warn
         self._world = trained.loader.world
         self.saved: Position | None = None
@@ -88,6 +95,7 @@ class Saver:
             return
         contents = {
             **self._checkpoint(position),
+            "origin": self._origin,
             "position": asdict(position),
             "epoch_batches": one.loader.batches,
             "optimizer": one.step.optimizer.state_dict(),
@@ -195,7 +203,7 @@ class Resumption:
         """
         if self._checkpoint.classes:
             refuse_other_classes(self.path, self._checkpoint.classes, classes)
-        refuse_another(self.path, self._checkpoint.meta.get("origin") or {}, origin)
+        refuse_another(self.path, self._contents.get("origin") or {}, origin)
 
     def check_epoch(self, loader: TrainLoader) -> None:
         """Refuse another number of batches an epoch: the schedule would no longer be the run's own.
