@@ -154,12 +154,28 @@ class Detector:
         return self.backend.infer(self.feed(*prepared))
 
     def select(self, outputs: dict[str, np.ndarray], prepared: PreparedImage, place: int = 0) -> Detections:
-        """Postprocessing of the image at a place in the batch."""
+        """Postprocessing of the image at a place in the batch.
+
+        Raises:
+            DeployError: a detection has a label beyond the class names.
+        """
         rule = self.manifest.postprocessing
         boxes, scores, labels = (outputs[name][place] for name in OUTPUTS)
         if self.manifest.graph.nms == "graph":
-            return placed_detections(boxes, scores, labels, prepared, rule)
-        return select_detections(boxes, scores, labels, prepared, rule, outputs[rule.threshold_on][place])
+            found = placed_detections(boxes, scores, labels, prepared, rule)
+        else:
+            found = select_detections(boxes, scores, labels, prepared, rule, outputs[rule.threshold_on][place])
+        self._check_labels(found.labels)
+        return found
+
+    def _check_labels(self, labels: np.ndarray) -> None:
+        count = len(self.classes)
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < count:
+            strange = int(labels.max()) if labels.max() >= count else int(labels.min())
+            raise DeployError(
+                f"{self.backend.path} found label {strange}, and its metadata names {count} classes, from label 0 to "
+                f"{count - 1}: export the checkpoint again, with the names of all its classes"
+            )
 
 
 def _check_image(image: object) -> None:

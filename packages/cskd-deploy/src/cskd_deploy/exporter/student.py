@@ -88,8 +88,8 @@ def load_student(checkpoint: Path, config: Path | None = None) -> Student:
 
     Raises:
         BackendMissing: torch or cskd-train is not installed.
-        DeployError: no checkpoint, or one of another architecture; a pickle that asks for code; no class names; a
-            family that cannot be exported.
+        DeployError: no checkpoint, or one of another architecture; a pickle that asks for code; no class names, or
+            another number of them than its head has classes; a family that cannot be exported.
     """
     with training_packages(f"reading the checkpoint {checkpoint}"):
         checkpoints = importlib.import_module("cskd_train.files.checkpoints")
@@ -99,16 +99,17 @@ def load_student(checkpoint: Path, config: Path | None = None) -> Student:
         settings = configs.config_from_data(stored.config) if config is None else configs.load_config(config)
         data = configs.config_to_data(settings)
         family_of(data)  # before the model is built
-        classes = stored.classes or _classes_of(data)
-        if not classes:
+        named = stored.classes or _classes_of(data)
+        if not named:
             raise DeployError(
                 f"neither the checkpoint {checkpoint} nor its config names the classes: "
                 "give --config with data.test.classes=[...]"
             )
+        model = evaluation.build_trained(settings, stored, "cpu")
         return Student(
-            model=evaluation.build_trained(settings, stored, "cpu"),
+            model=model,
             config=data,
-            classes=classes,
+            classes=_fitting(model, named, () if config is None else _classes_of(data), checkpoint),
             sha256=stored.sha256,
             path=checkpoint,
         )
@@ -233,6 +234,24 @@ def training_packages(purpose: str) -> Iterator[None]:
         yield
     except refusals as error:
         raise DeployError(str(error)) from error
+
+
+def _fitting(model: Any, named: tuple[str, ...], given: tuple[str, ...], checkpoint: Path) -> tuple[str, ...]:
+    """Those class names whose number is that of the model's head: `named`, else `given`, those of a config file.
+
+    Raises:
+        DeployError: neither are.
+    """
+    unfit_heads = importlib.import_module("cskd_train.engine.build").unfit_heads
+    for names in (named, given):
+        if names and not unfit_heads(model, len(names)):
+            return names
+    head, count = next(iter(unfit_heads(model, len(named)).items()))
+    listed = ", ".join(named[:8]) + (", ..." if len(named) > 8 else "")
+    raise DeployError(
+        f"{len(named)} classes are named for the checkpoint {checkpoint} ({listed}), its {head} has {count}: give "
+        f"--config with data.test.classes=[...], the names of all {count} in the order of its labels"
+    )
 
 
 def _classes_of(config: dict[str, Any]) -> tuple[str, ...]:

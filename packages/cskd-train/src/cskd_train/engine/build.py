@@ -311,10 +311,7 @@ def check_classes(model: nn.Module, classes: tuple[str, ...]) -> None:
     Raises:
         TrainError: names the first, both numbers and the settings.
     """
-    counts = {
-        name: getattr(one, "num_classes", None) for name, one in model.named_modules() if head_kind(name) == "bbox_head"
-    }
-    wrong = {name: count for name, count in counts.items() if isinstance(count, int) and count != len(classes)}
+    wrong = unfit_heads(model, len(classes))
     for name, count in wrong.items():
         others = "".join(f" --set model.{other}.num_classes={len(classes)}" for other in wrong if other != name)
         raise TrainError(
@@ -322,6 +319,14 @@ def check_classes(model: nn.Module, classes: tuple[str, ...]) -> None:
             f"{', ...' if len(classes) > 8 else ''}): --set model.{name}.num_classes={len(classes)}{others}, "
             "or set `classes`, which it follows"
         )
+
+
+def unfit_heads(model: nn.Module, classes: int) -> dict[str, int]:
+    """The box heads whose number of classes is another one, by their path in the model, each with its number."""
+    counts = {
+        name: getattr(one, "num_classes", None) for name, one in model.named_modules() if head_kind(name) == "bbox_head"
+    }
+    return {name: count for name, count in counts.items() if isinstance(count, int) and count != classes}
 
 
 def skips_broken(cfg: Config) -> bool:
