@@ -149,3 +149,48 @@ def test_a_step_that_is_not_reproduced_is_refused_by_name(change, message):
     with pytest.raises(Exception, match="pipeline") as error:
         preprocessing_of(config)
     assert message in str(error.value)
+
+
+NORMALISE = {"type": "Normalize", "mean": [100.0] * 3, "std": [2.0] * 3, "to_rgb": True}
+
+
+@pytest.mark.parametrize(
+    ("change", "steps"),
+    [
+        (lambda pipeline: pipeline.insert(1, NORMALISE), "LoadImageFromFile, Normalize, MultiScaleFlipAug"),
+        (
+            lambda pipeline: pipeline.insert(1, {"type": "Resize", "img_scale": (64, 64), "keep_ratio": True}),
+            "LoadImageFromFile, Resize, MultiScaleFlipAug",
+        ),
+        (
+            lambda pipeline: pipeline.insert(1, {"type": "RandomFlip", "flip_ratio": 1.0}),
+            "LoadImageFromFile, RandomFlip, MultiScaleFlipAug",
+        ),
+        (
+            lambda pipeline: pipeline.append({"type": "Pad", "size_divisor": 64}),
+            "LoadImageFromFile, MultiScaleFlipAug, Pad",
+        ),
+        (
+            lambda pipeline: pipeline.append(pipeline[1]),
+            "LoadImageFromFile, MultiScaleFlipAug, MultiScaleFlipAug",
+        ),
+        (lambda pipeline: pipeline.insert(0, pipeline[0]), "LoadImageFromFile, LoadImageFromFile, MultiScaleFlipAug"),
+        (lambda pipeline: pipeline.pop(0), "MultiScaleFlipAug"),
+        (lambda pipeline: pipeline.pop(1), "LoadImageFromFile"),
+    ],
+)
+def test_a_step_beside_loading_and_multi_scale_flip_aug_is_refused_with_the_steps_that_are_there(change, steps):
+    config = student_config(("a",), scale=(160, 96))
+    change(config["data"]["test"]["pipeline"])
+    with pytest.raises(DeployError) as error:
+        preprocessing_of(config)
+    assert f"has the steps {steps}, expected LoadImageFromFile and MultiScaleFlipAug, once each" in str(error.value)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_loading_or_a_second_augmentation_inside_multi_scale_flip_aug_is_refused(place):
+    config = student_config(("a",), scale=(160, 96))
+    pipeline = config["data"]["test"]["pipeline"]
+    pipeline[1]["transforms"].insert(0, copy.deepcopy(pipeline[place]))
+    with pytest.raises(DeployError, match=f"the step {pipeline[place]['type']} inside MultiScaleFlipAug"):
+        preprocessing_of(config)

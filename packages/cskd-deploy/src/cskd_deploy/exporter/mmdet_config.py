@@ -251,6 +251,7 @@ _STEPS: dict[str, dict[str, Any]] = {
     "Collect": {"keys": ..., "meta_keys": ...},
 }
 _ORDER = ("Resize", "Normalize", "Pad")
+_OUTER = ("LoadImageFromFile", "MultiScaleFlipAug")  # the pipeline itself; the other steps stand in its second one
 
 
 def preprocessing_of(config: Mapping[str, Any], input_sizes: Sequence[tuple[int, int]] = ()) -> Preprocessing:
@@ -265,9 +266,14 @@ def preprocessing_of(config: Mapping[str, Any], input_sizes: Sequence[tuple[int,
         DeployError: a step that is not reproduced here, a size that is no multiple of the divisor, or several where the
             pipeline gives one size only.
     """
-    steps = _test_steps(config)
-    augment = _step(steps, "MultiScaleFlipAug")
+    augment = _augment(config)
     transforms = _checked_steps(augment.get("transforms", []))
+    stray = next((step["type"] for step in transforms if step["type"] in _OUTER), None)
+    if stray is not None:
+        raise DeployError(
+            f"the test pipeline has the step {stray} inside MultiScaleFlipAug, which cskd-deploy does not reproduce: "
+            "take it out"
+        )
     order = [step["type"] for step in transforms if step["type"] in _ORDER]
     if order != list(_ORDER):
         raise DeployError(f"the test pipeline has the steps {', '.join(order)}, expected {', '.join(_ORDER)} once each")
@@ -299,11 +305,29 @@ def preprocessing_of(config: Mapping[str, Any], input_sizes: Sequence[tuple[int,
     )
 
 
-def _test_steps(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def pipeline_of(config: Mapping[str, Any]) -> Sequence[Any]:
+    """`data.test.pipeline`, unchecked.
+
+    Raises:
+        DeployError: the config has none.
+    """
     test = config.get("data", {}).get("test")
     if not isinstance(test, Mapping) or not isinstance(test.get("pipeline"), Sequence):
         raise DeployError("the config has no data.test.pipeline, which says how images are resized and normalised")
-    return _checked_steps(test["pipeline"])
+    pipeline: Sequence[Any] = test["pipeline"]
+    return pipeline
+
+
+def _augment(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The MultiScaleFlipAug of the test pipeline, which stands there behind the loading alone."""
+    steps = _checked_steps(pipeline_of(config))
+    names = tuple(step["type"] for step in steps)
+    if names != _OUTER:
+        raise DeployError(
+            f"the test pipeline has the steps {', '.join(names)}, expected {' and '.join(_OUTER)}, once each: "
+            f"cskd-deploy reproduces the other steps inside {_OUTER[1]} only"
+        )
+    return steps[1]
 
 
 def _checked_steps(steps: Sequence[Any]) -> list[Mapping[str, Any]]:
