@@ -5,18 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import onnx
 import pytest
 
 from cskd_data.images import read_image
 from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend
 from cskd_deploy.backends.torch import TorchBackend
 from cskd_deploy.detect.detector import Detector
-from cskd_deploy.exporter.onnx import beyond_tensorrt
+from cskd_deploy.exporter.onnx import beyond_tensorrt, export
 from cskd_deploy.exporter.student import load_student
 from cskd_deploy.measure.bench import differences, random_images
-from cskd_deploy.model.manifest import MANIFEST_KEY, manifest_from_metadata
+from cskd_deploy.model.manifest import MANIFEST_KEY, GraphForm, manifest_from_metadata
 
 from .conftest import detect_with_mmdet
+from .students import student_config, write_checkpoint
 from .test_export import assert_same, flat, triple
 
 FEW = 11
@@ -55,6 +57,31 @@ def test_the_file_says_how_many_proposals_it_keeps(deploy, few, exported):
     assert facts["outputs"]["scores"] == f"tensor(float) [1, {FEW * classes}]"
     assert manifest_of(exported("FasterRCNN").model).graph.proposals == 300
     assert manifest_of(exported("GFL").model).graph.proposals is None
+
+
+@pytest.mark.parametrize(("nms", "size"), [("outside", (64, 96)), ("graph", (96, 64)), ("outside", None)])
+def test_where_there_are_fewer_candidates_than_proposals_empty_ones_fill_up(deploy, classes, tmp_path, nms, size):
+    config = student_config(classes, scale=(96, 64), family="FasterRCNN")
+    config["model"]["test_cfg"]["rpn"]["nms_pre"] = 20  # of each of five levels
+    checkpoint = write_checkpoint(tmp_path / "student.pth", classes, config)
+    form = GraphForm("uint8", nms=nms)
+    path = export(checkpoint, tmp_path / "student.onnx", None, [size] if size else [], form=form).path
+    with OnnxRuntimeBackend(path) as backend:
+        detector = Detector(backend)
+        image = random_images(size or (64, 96))[0]
+        outputs = detector.infer(detector.prepare(image))
+        assert len(detector.detect(image)) > 0
+        assert backend.manifest.graph.proposals == 300
+        with TorchBackend(checkpoint, like=backend.manifest, threads=1) as reference:
+            assert_same(triple(Detector(reference).detect(image)), triple(detector.detect(image)))
+            assert not any("proposals" in one for one in differences([detector, Detector(reference)]))
+    rows = 100 if nms == "graph" else 300 * len(classes)
+    assert outputs["scores"].shape == (1, rows)
+    outputs_of_file = onnx.load(path).graph.output
+    declared = {value.name: [one.dim_value for one in value.type.tensor_type.shape.dim] for value in outputs_of_file}
+    assert declared == {"boxes": [1, rows, 4], "scores": [1, rows], "labels": [1, rows]}
+    assert deploy("triton", path, tmp_path / "repository").code == 0
+    assert f"dims: [ 1, {rows}, 4 ]" in (tmp_path / "repository" / "student" / "config.pbtxt").read_text()
 
 
 def test_nms_among_more_boxes_than_tensorrt_takes_is_said_at_export(deploy, exported, tmp_path, monkeypatch):

@@ -20,17 +20,15 @@ class CandidateGraph(nn.Module):
     Args:
         student: the detector, in eval mode.
         generator: mmdet's, of the priors.
-        dynamic: the graph takes images of any size.
     """
 
     inputs: ClassVar[tuple[str, ...]] = (INPUT,)
     outputs: ClassVar[tuple[str, ...]] = OUTPUTS
     checked: ClassVar[tuple[str, ...]] = ()  # what `forward` gives beside them, for the check of the file alone
 
-    def __init__(self, student: nn.Module, generator: Any, dynamic: bool = False) -> None:
+    def __init__(self, student: nn.Module, generator: Any) -> None:
         super().__init__()
         self.student: Any = student
-        self.dynamic = dynamic
         self._generator = generator
 
     def priors(self, level: int, places: Tensor, columns: Any) -> Tensor:
@@ -63,11 +61,10 @@ class DenseGraph(CandidateGraph):
     Args:
         student: mmdet's detector, in eval mode.
         candidates_per_level: `test_cfg.nms_pre`.
-        dynamic: as `CandidateGraph`.
     """
 
-    def __init__(self, student: Any, candidates_per_level: int, dynamic: bool = False) -> None:
-        super().__init__(student, student.bbox_head.prior_generator, dynamic)
+    def __init__(self, student: Any, candidates_per_level: int) -> None:
+        super().__init__(student, student.bbox_head.prior_generator)
         self.head: Any = student.bbox_head
         self._count = candidates_per_level
 

@@ -18,20 +18,19 @@ class FasterRCNNGraph(CandidateGraph):
     """A Faster R-CNN student: every proposal with every class is a candidate.
 
     mmdet clips proposals to the image, before padding, and only then removes overlaps and pools features. So the graph
-    has a second input: the image's size on its canvas. The number of proposals of an image is fixed. Where NMS leaves
-    fewer, empty boxes fill up; their scores are 0, which no threshold lets pass.
+    has a second input: the image's size on its canvas. The number of proposals of an image is fixed. Where there are
+    fewer, or NMS leaves fewer, empty boxes fill up; their scores are 0, which no threshold lets pass.
 
     Args:
         student: mmdet's `FasterRCNN`, in eval mode.
         rule: how proposals are chosen.
-        dynamic: as `CandidateGraph`.
     """
 
     inputs: ClassVar[tuple[str, ...]] = (INPUT, IMAGE_SHAPE)
     checked: ClassVar[tuple[str, ...]] = (PROPOSALS,)
 
-    def __init__(self, student: Any, rule: ProposalRule, dynamic: bool = False) -> None:
-        super().__init__(student, student.rpn_head.prior_generator, dynamic)
+    def __init__(self, student: Any, rule: ProposalRule) -> None:
+        super().__init__(student, student.rpn_head.prior_generator)
         self._rule = rule
 
     def forward(self, image: Tensor, image_shape: Tensor) -> tuple[Tensor, ...]:
@@ -64,11 +63,8 @@ class FasterRCNNGraph(CandidateGraph):
         return self._without_overlaps(boxes, scores, numbers)
 
     def _without_overlaps(self, boxes: Tensor, scores: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
-        count = self._rule.max_per_image
-        if not self.dynamic:
-            count = min(count, boxes.shape[1])
         moved = offset_by_group(boxes, levels, scores > 0)
-        places, real = non_max_suppression(moved, scores, self._rule.nms_iou_threshold, count)
+        places, real = non_max_suppression(moved, scores, self._rule.nms_iou_threshold, self._rule.max_per_image)
         return take(boxes, places) * real.unsqueeze(-1), real
 
     def _pooled(self, features: Sequence[Tensor], proposals: Tensor) -> Tensor:

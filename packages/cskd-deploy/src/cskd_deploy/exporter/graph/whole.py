@@ -142,10 +142,10 @@ def build_whole(student: nn.Module, config: Mapping[str, Any], manifest: Manifes
     Raises:
         DeployError: the model is of a family that cannot be exported.
     """
-    return WholeGraph(build_graph(student, config, manifest.graph.dynamic), manifest).eval()
+    return WholeGraph(build_graph(student, config), manifest).eval()
 
 
-def build_graph(student: nn.Module, config: Mapping[str, Any], dynamic: bool = False) -> CandidateGraph:
+def build_graph(student: nn.Module, config: Mapping[str, Any]) -> CandidateGraph:
     """The exportable candidates of a student built from `config`.
 
     Raises:
@@ -153,5 +153,5 @@ def build_graph(student: nn.Module, config: Mapping[str, Any], dynamic: bool = F
     """
     family = family_of(config)
     if family == "faster_rcnn":
-        return FasterRCNNGraph(student, proposals_of(config), dynamic).eval()
-    return _DENSE[family](student, candidates_per_level(config), dynamic).eval()
+        return FasterRCNNGraph(student, proposals_of(config)).eval()
+    return _DENSE[family](student, candidates_per_level(config)).eval()
