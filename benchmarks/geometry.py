@@ -28,7 +28,7 @@ from cskd_deploy.accuracy.eval import differently_padded, load_dataset, measure
 from cskd_deploy.backends import backend_for
 from cskd_deploy.detect.detector import Detector
 from cskd_deploy.exporter.onnx import export
-from cskd_deploy.exporter.student import evaluate_student, load_student
+from cskd_deploy.exporter.student import StudentEvaluation, load_student
 from cskd_deploy.lower.conversion import CalibrationSettings, convert_to_int8
 from cskd_deploy.measure import bench
 
@@ -66,7 +66,7 @@ def compare(checkpoint: Path, options: argparse.Namespace) -> list[dict[str, Any
     student = load_student(checkpoint)
     dataset, _ = load_dataset(options.ann, options.images, student.classes)
     quiet = lambda *_: None  # noqa: E731
-    reference = evaluate_student(student, dataset, quiet, options.threads).mean_average_precision
+    reference = StudentEvaluation(student, dataset).run(quiet, options.threads).mean_average_precision
     height, width = student.manifest().preprocessing.input_size
     forms = {"default": [], "fixed": [(height, width)], "pair": [(height, width), (width, height)]}
     rows: list[dict[str, Any]] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,7 @@ def test_a_former_result_of_other_images_boxes_or_classes_is_refused_before_the_
         done = deploy("eval", model_file, "--ann", ann, *images, "--reference", reference, *more, *WORDS)
         assert done.code == 2
         assert message in done.err
-        assert "eval 1/" not in done.err
+        assert not re.search(r"eval \d", done.err)
         assert done.out == ""
     assert deploy(
         "eval", model_file, "--ann", found_annotations, *images, "--limit", 2, "--reference", limited, *WORDS

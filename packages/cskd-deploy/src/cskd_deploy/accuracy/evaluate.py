@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,12 @@ from cskd_data.clean import usable
 from cskd_data.evaluate import load_detections
 from cskd_data.files import check_not_input, sha256_of_file, write_atomically
 from cskd_data.formats import annotation_files
-from cskd_deploy.accuracy.eval import EvaluationResult, detect, differently_padded, load_dataset, measure
+from cskd_deploy.accuracy.eval import NONE, EvaluationResult, detect, differently_padded, load_dataset, measure
 from cskd_deploy.backends import NAMES, backend_for, backend_name, beside, device_among
 from cskd_deploy.detect.detector import Detector
 from cskd_deploy.errors import DeployError
-from cskd_deploy.exporter.student import evaluate_student, load_student, torch_device, training_packages
+from cskd_deploy.exporter.mmdet_config import most_proposals
+from cskd_deploy.exporter.student import StudentEvaluation, load_student, torch_device, training_packages
 from cskd_deploy.measure.bench import differences
 from cskd_deploy.outputs import check_output
 from cskd_deploy.progress import Begin, silent
@@ -48,12 +49,16 @@ def evaluate_detections(
     Raises:
         DataError, DeployError, BackendMissing: as `evaluate_model`; also when the detections cannot be used.
     """
-    dataset = cskd_data.read(ann, images, skip_missing=skip_broken)
-    dataset.refuse_as_truth()
-    if skip_broken:
-        dataset = usable(dataset, use_memory=True).dataset
-    for note in dataset.notes:
-        warn(str(note))
+    if reference is None or is_former(reference):
+        dataset = cskd_data.read(ann, images, skip_missing=skip_broken)
+        dataset.refuse_as_truth()
+        if skip_broken:
+            dataset = usable(dataset, use_memory=True).dataset
+        warnings = tuple(map(str, dataset.notes))
+    else:
+        dataset, warnings = load_dataset(ann, images, None, skip_broken=skip_broken)
+    for warning in warnings:
+        warn(warning)
     result = EvaluationResult(
         str(detections),
         cskd_data.evaluate(dataset, load_detections(detections)),
@@ -152,6 +157,8 @@ def evaluate_model(
 class _Reference:
     """What a model is compared with: a checkpoint, another exported file, or the result of either.
 
+    `check` comes before all else.
+
     Args:
         device: that it runs on; None chooses by its runtime.
         stack: closes the file's backend.
@@ -170,11 +177,12 @@ class _Reference:
         self._batch = batch
         self._threads = options.get("threads")
         self._student = self._detector = self._former = None
+        self._evaluation: StudentEvaluation | None = None
         self._device = device
         if is_former(path):
             self._former = read_former(path)
         elif backend_name(path) == "pytorch":
-            self._student = load_student(path)
+            self._student = load_student(path, exportable=False)
             with training_packages("evaluating the reference"):
                 self._device = torch_device(device)
         else:
@@ -183,13 +191,25 @@ class _Reference:
             self._device = self._detector.backend.device
 
     def check(self, dataset: Dataset) -> None:
-        """Refuse a former result of other images, classes or boxes.
+        """Refuse what cannot be evaluated or compared, before the model runs.
+
+        Args:
+            dataset: of the model, with its classes.
 
         Raises:
-            DeployError: says what differs.
+            DataError: the data set lacks a class of the reference.
+            DeployError: its mAP is over other classes; a former result is of other images or boxes; a checkpoint's
+                config does not say how images are brought in.
         """
         if self._former is not None:
             self._former.check(dataset)
+            return
+        reference = self._detector or self._student
+        assert reference is not None
+        own = dataset.select(reference.classes)
+        check_same_mean(self._path, counted_classes(own), dataset)
+        if self._student is not None:
+            self._evaluation = StudentEvaluation(self._student, own)
 
     def added_to(self, result: EvaluationResult, dataset: Dataset, progress: Begin) -> EvaluationResult:
         """A model's result with that of the reference, evaluated now unless it is a former one."""
@@ -207,10 +227,9 @@ class _Reference:
             if self._detector is not None:
                 batch = self._detector.backend.batch_size or self._batch
                 return measure(self._detector, dataset.select(self._detector.manifest.classes), count, batch)
-            assert self._student is not None
+            assert self._evaluation is not None
             assert self._device is not None
-            chosen = dataset.select(self._student.classes)
-            return evaluate_student(self._student, chosen, count, self._threads, self._device)
+            return self._evaluation.run(count, self._threads, self._device)
 
     def notes(self, detector: Detector | None, dataset: Dataset) -> list[str]:
         """Why the two are not the same but for their form.
@@ -233,8 +252,8 @@ class _Reference:
         notes = []
         if self._student.sha256 != manifest.sha256:
             notes.append(f"{self._path} is not the checkpoint that the model was exported from (sha256 differs)")
-        own = self._student.manifest().graph.proposals
-        if manifest.graph.proposals not in (None, own):
+        own = most_proposals(self._student.config)
+        if None not in (manifest.graph.proposals, own) and manifest.graph.proposals != own:
             notes.append(f"the model keeps {manifest.graph.proposals} proposals of an image, the reference {own}")
         padded = differently_padded(dataset, detector)
         if padded:
@@ -268,16 +287,37 @@ class FormerResult:
                 f"--reference {self.path} is of {self.metrics.images} images, this evaluation of "
                 f"{len(dataset.images)}: give the --limit and --skip-broken that it was made with, {again}"
             )
-        if set(self.metrics.per_class) != set(dataset.classes):
-            raise DeployError(
-                f"--reference {self.path} has the classes {', '.join(self.metrics.per_class)}, this evaluation "
-                f"{', '.join(dataset.classes)}: their mAP cannot be compared"
-            )
-        if self.annotations_sha256 != annotations_sha256(dataset):
+        counted = [name for name, value in self.metrics.per_class.items() if value not in (None, NONE)]
+        check_same_mean(self.path, counted, dataset)
+        if self.annotations_sha256 != annotations_sha256(dataset, self.metrics.per_class):
             raise DeployError(
                 f"--reference {self.path} was evaluated on other annotations than {dataset.source}: give the --ann "
                 f"that it was made with, {again}"
             )
+
+
+def counted_classes(dataset: Dataset) -> list[str]:
+    """The classes that mAP is the mean over: those with a box that counts."""
+    there = {one["category_id"] for one in dataset.annotations if not one["iscrowd"]}
+    return [category["name"] for category in dataset.data["categories"] if category["id"] in there]
+
+
+def check_same_mean(reference: Path, classes: Collection[str], dataset: Dataset) -> None:
+    """Refuse a reference whose mAP is the mean over other classes.
+
+    Args:
+        classes: that count in the reference's mAP.
+        dataset: of the model, with its classes.
+
+    Raises:
+        DeployError: names both.
+    """
+    own = counted_classes(dataset)
+    if {*classes} != {*own}:
+        raise DeployError(
+            f"--reference {reference} has mAP over the classes {', '.join(classes) or '(none)'}, this evaluation "
+            f"{', '.join(own)}: they cannot be compared. Give a reference of the same classes"
+        )
 
 
 def is_former(reference: Path) -> bool:
@@ -315,10 +355,13 @@ def read_former(path: Path) -> FormerResult:
     return FormerResult(path, model, sha256, data.get("device"), metrics, annotations)
 
 
-def annotations_sha256(dataset: Dataset) -> str:
+def annotations_sha256(dataset: Dataset, classes: Iterable[str] | None = None) -> str:
     """Of all that mAP depends on beside the detections: the images, the boxes, and the classes by name.
 
     The same for whatever folder the images lie in and whatever order the classes have.
+
+    Args:
+        classes: in the place of the data set's own: others may have no boxes.
     """
     names: dict[int, Any] = {category["id"]: category["name"] for category in dataset.data["categories"]}
     images: dict[int, Any] = {
@@ -329,5 +372,5 @@ def annotations_sha256(dataset: Dataset) -> str:
         [*images[one["image_id"]], names[one["category_id"]], *one["bbox"], one["area"], one["iscrowd"]]
         for one in dataset.annotations
     ]
-    content = [sorted(names.values()), sorted(images.values()), sorted(boxes)]
+    content = [sorted(names.values() if classes is None else classes), sorted(images.values()), sorted(boxes)]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()

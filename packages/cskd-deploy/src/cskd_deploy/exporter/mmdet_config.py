@@ -202,6 +202,12 @@ def proposals_of(config: Mapping[str, Any]) -> ProposalRule:
     )
 
 
+def most_proposals(config: Mapping[str, Any]) -> int | None:
+    """How many proposals of an image mmdet keeps; None of a one-stage detector. What else there is is not looked at."""
+    count: int | None = _setting(config.get("model"), "test_cfg.rpn.max_per_img")
+    return count
+
+
 def number(value: Any, what: str, kind: type) -> Any:
     """`value` as a float, or as a positive int.
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from cskd_data import CocoResult, Dataset
 from cskd_deploy.errors import BackendMissing, DeployError
-from cskd_deploy.exporter.mmdet_config import family_of, postprocessing_of, preprocessing_of, proposals_of
+from cskd_deploy.exporter.mmdet_config import family_of, pipeline_of, postprocessing_of, preprocessing_of, proposals_of
 from cskd_deploy.measure.environment import thread_count, versions
 from cskd_deploy.model.manifest import GraphForm, Manifest
 
@@ -80,11 +80,12 @@ class Student:
         return replace(self, config=config)
 
 
-def load_student(checkpoint: Path, config: Path | None = None) -> Student:
+def load_student(checkpoint: Path, config: Path | None = None, exportable: bool = True) -> Student:
     """Build the student of a checkpoint.
 
     Args:
         config: a config file to use in place of the one stored in the checkpoint (a plain mmdet checkpoint has none).
+        exportable: refuse a family that cannot be exported; mmdet itself evaluates any.
 
     Raises:
         BackendMissing: torch or cskd-train is not installed.
@@ -98,7 +99,8 @@ def load_student(checkpoint: Path, config: Path | None = None) -> Student:
         stored = checkpoints.load_checkpoint(checkpoint, require_config=config is None)
         settings = configs.config_from_data(stored.config) if config is None else configs.load_config(config)
         data = configs.config_to_data(settings)
-        family_of(data)  # before the model is built
+        if exportable:
+            family_of(data)  # before the model is built
         named = stored.classes or _classes_of(data)
         if not named:
             raise DeployError(
@@ -129,42 +131,51 @@ def split_files(student: Student, split: str) -> tuple[Path | None, Path | None]
     return Path(found[0].ann_file), None if found[0].images is None else Path(found[0].images)
 
 
-def evaluate_student(
-    student: Student,
-    dataset: Dataset,
-    progress: Callable[[int, int], None],
-    threads: int | None = None,
-    device: str = "cpu",
-) -> CocoResult:
-    """COCO metrics of a student by cskd-train's own evaluation: mmdet's test pipeline and post-processing.
+class StudentEvaluation:
+    """An evaluation of a student by cskd-train: mmdet's test pipeline and post-processing, ready to run.
 
     Args:
         dataset: with the student's classes, in their order.
-        threads: as `torch_threads`.
-        device: as `torch_device` gives it; the student stays there.
+
+    Raises:
+        DeployError: the student's config has no test pipeline, or none that mmdet can build.
     """
-    with (
-        training_packages("evaluating the reference"),
-        torch_threads(threads),
-        tempfile.TemporaryDirectory() as folder,
-    ):
-        file = Path(folder) / "annotations.json"  # exactly the images and boxes that the model is evaluated on
-        dataset.to_coco(file)
-        configs = importlib.import_module("cskd_train.files.config")
-        evaluation = importlib.import_module("cskd_train.engine.evaluate")
-        test = {
-            "type": "CocoDataset",
-            "ann_file": str(file),
-            "img_prefix": str(Path(dataset.image_root or "").resolve()),
-            "classes": list(student.classes),
-            "pipeline": student.config["data"]["test"]["pipeline"],
-        }
-        # Images are read in this process: the threads of a runtime do not survive the fork of a loader's workers.
-        own = {"test": test, "workers_per_gpu": 0, "skip_broken": False}
-        data = {**student.config, "data": {**student.config["data"], **own}}
-        settings = configs.config_from_data(data)
-        result: CocoResult = evaluation.evaluate(student.model.to(device), settings, split="test", progress=progress)
-        return replace(result, skipped_images=len(dataset.left_out))
+
+    def __init__(self, student: Student, dataset: Dataset) -> None:
+        try:
+            pipeline = pipeline_of(student.config)
+        except DeployError as error:
+            raise DeployError(f"{student.path} cannot be evaluated: {error}") from error
+        self._model, self._skipped = student.model, len(dataset.left_out)
+        with training_packages("evaluating the reference"), tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "annotations.json"  # exactly the images and boxes that the model is evaluated on
+            dataset.to_coco(file)
+            test = {
+                "type": "CocoDataset",
+                "ann_file": str(file),
+                "img_prefix": str(Path(dataset.image_root or "").resolve()),
+                "classes": list(student.classes),
+                "pipeline": pipeline,
+            }
+            # Images are read in this process: the threads of a runtime do not survive the fork of a loader's workers.
+            own = {"test": test, "workers_per_gpu": 0, "skip_broken": False}
+            data = {**student.config, "data": {**student.config["data"], **own}}
+            self._settings = importlib.import_module("cskd_train.files.config").config_from_data(data)
+            self._split = importlib.import_module("cskd_train.engine.build").build_split(self._settings, "test")
+
+    def run(self, progress: Callable[[int, int], None], threads: int | None = None, device: str = "cpu") -> CocoResult:
+        """COCO metrics of the student.
+
+        Args:
+            threads: as `torch_threads`.
+            device: as `torch_device` gives it; the student stays there.
+        """
+        with training_packages("evaluating the reference"), torch_threads(threads):
+            evaluation = importlib.import_module("cskd_train.engine.evaluate")
+            result: CocoResult = evaluation.evaluate(
+                self._model.to(device), self._settings, split="test", progress=progress, dataset=self._split
+            )
+            return replace(result, skipped_images=self._skipped)
 
 
 def torch_device(asked: str | None) -> str:
