@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import cv2
 import pytest
@@ -101,3 +102,45 @@ def test_what_a_report_reads_it_does_not_write_over(doors, deploy, made, tmp_pat
         assert message in done.err
     assert doors.calls == []
     assert (listed.read_bytes(), picture.read_bytes()) == before
+
+
+def pseudo_labelled(content: dict[str, Any], images: Path) -> None:
+    for box in content["annotations"]:
+        box["score"] = 0.5
+
+
+def without_boxes_in_the_first(content: dict[str, Any], images: Path) -> None:
+    del content["annotations"][0]
+
+
+def truncated(content: dict[str, Any], images: Path) -> None:
+    last = images / "3.png"
+    last.write_bytes(last.read_bytes()[:-200])
+
+
+def of_another_size(content: dict[str, Any], images: Path) -> None:
+    content["images"][1]["width"] = 99
+
+
+@pytest.mark.parametrize(
+    ("change", "words", "message"),
+    [
+        (pseudo_labelled, (), "is pseudo-labelled"),
+        (without_boxes_in_the_first, ("--limit", 1), "has no box of the classes"),
+        (truncated, (), "3.png is truncated"),
+        (truncated, ("--limit", 1), "3.png is truncated"),  # it is timed
+        (of_another_size, (), "its boxes would not fit"),
+    ],
+)
+def test_what_eval_refuses_is_refused_before_anything_is_made(doors, deploy, made, tmp_path, change, words, message):
+    shutil.copytree(made / "images", tmp_path / "images")
+    content = json.loads((made / "val.json").read_text())
+    change(content, tmp_path / "images")
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    student = write_checkpoint(tmp_path / "best.pth", CLASSES, config_of(made))
+    data = ("--ann", tmp_path / "val.json", "--images", tmp_path / "images", *words)
+    done = deploy("report", student, *data, "--output", tmp_path / "forms", "--threads", 1)
+    assert done.code == 2
+    assert message in done.err
+    assert doors.calls == []
+    assert not (tmp_path / "forms").exists()

@@ -59,6 +59,17 @@ def load_dataset(
     return dataset, report.warnings
 
 
+def load_countable(ann: Path, images: Path | None, classes: Sequence[str], limit: int | None = None) -> Dataset:
+    """The data set of an evaluation from which mAP can be computed: for what would only fail after long work.
+
+    Args, raises: as `load_dataset`; also DeployError where no box counts.
+    """
+    dataset, _ = load_dataset(ann, images, classes, limit)
+    if not dataset.countable:
+        raise DeployError(f"mAP cannot be computed: {dataset.nothing_counts()}")
+    return dataset
+
+
 def detect(
     detector: Detector, dataset: Dataset, progress: Callable[[int, int], None], batch: int | None = None
 ) -> CocoDetections:

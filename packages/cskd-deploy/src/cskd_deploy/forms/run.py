@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cskd_data
 from cskd_data.errors import CskdError
 from cskd_data.files import check_not_input, sha256_of_file, write_json
 from cskd_data.formats import annotation_files
 from cskd_deploy import __version__
+from cskd_deploy.accuracy.eval import load_countable, load_dataset
 from cskd_deploy.accuracy.evaluate import annotations_sha256, evaluate_model
 from cskd_deploy.backends import device_among
 from cskd_deploy.backends.tensorrt.driver import Driver
@@ -126,13 +126,14 @@ class _Run:
         if calibration is None:
             calibration, self._uncalibrated = training_images(student, settings.calibration_count)
         pictures = [] if calibration is None else calibration.paths(student.classes)
-        self._dataset = cskd_data.read(ann, images).select(student.classes)
-        if not self._dataset.countable:
-            raise DeployError(f"mAP cannot be computed: {self._dataset.nothing_counts()}")
+        self._dataset = load_countable(ann, images, student.classes, settings.limit)
+        self._timed = self._dataset
+        if settings.limit is not None:  # of the evaluation alone
+            self._timed, _ = load_dataset(ann, images, student.classes, max(settings.limit, MOST_IMAGES))
         self._settings = dataclasses.replace(
             settings, ann=ann, images=images, calibration=calibration, threads=thread_count(settings.threads)
         )
-        self._images = [self._dataset.path(image) for image in self._dataset.images[: settings.limit]]
+        self._images = images_of(self._dataset)
         self._content, self._pictures = content_of(self._images), content_of(pictures)
         read = [checkpoint, *annotation_files(ann), *(calibration.files if calibration else ()), *self._images]
         for name in (STATE, JSON, TEXT, REFERENCE):
@@ -161,7 +162,7 @@ class _Run:
             checkpoint=str(self._checkpoint),
             sha256=self._sha256,
             evaluated_on=str(self._settings.ann),
-            images=len(self._dataset.images[: self._settings.limit]),
+            images=len(self._images),
             timed_on=bench.get("images", "nothing"),
             environment=bench.get("environment") or describe(thread_count(self._settings.threads)),
             rows=[*(subject.row for subject in subjects), *rows, *failed],
@@ -326,7 +327,7 @@ class _Run:
             self._say(f"timing {len(running)} forms in turns")
             return benchmark(
                 files,
-                self._dataset,
+                self._timed,
                 reference=self._checkpoint,
                 backends=backends,
                 duration=settings.duration,
@@ -341,7 +342,7 @@ class _Run:
         depends = {
             "rows": [[subject.row.file_sha256, subject.backend, subject.row.device] for subject in running],
             "duration": settings.duration,
-            "images": [str(self._dataset.source), content_of(images_of(self._dataset)[:MOST_IMAGES])],
+            "images": [str(self._timed.source), content_of(images_of(self._timed)[:MOST_IMAGES])],
             "machine": {name: machine[name] for name in ("processor", "threads", "gpus", "versions", "power_mode")},
         }
         results: list[dict[str, Any]] = []

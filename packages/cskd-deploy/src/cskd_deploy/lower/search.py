@@ -12,10 +12,10 @@ from typing import Any
 from cskd_data import Dataset
 from cskd_data.files import check_not_input
 from cskd_data.formats import annotation_files
-from cskd_deploy.accuracy.eval import load_dataset, measure
+from cskd_deploy.accuracy.eval import load_countable, measure
 from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend
 from cskd_deploy.detect.detector import Detector
-from cskd_deploy.errors import CheckFailed, DeployError
+from cskd_deploy.errors import CheckFailed
 from cskd_deploy.lower.conversion import CalibrationSettings, PrecisionResult, convert_to_int8
 from cskd_deploy.lower.int8 import Quantizer
 
@@ -99,7 +99,7 @@ def search_int8(
     searches: list[Search] = []
     with OnnxRuntimeBackend(source) as backend, tempfile.TemporaryDirectory() as folder:
         detector = Detector(backend)
-        dataset = _countable(settings, detector.manifest.classes)
+        dataset = load_countable(settings.annotations, settings.images, detector.manifest.classes)
 
         def choose(quantizer: Quantizer, kept: list[str]) -> Sequence[str]:
             searches.append(_search(detector, dataset, quantizer, kept, settings.max_drop, Path(folder), progress))
@@ -107,13 +107,6 @@ def search_int8(
 
         file = convert_to_int8(source, output, target, calibration, keep_float, progress, warn, counted, choose)
     return SearchResult(file, searches[0])
-
-
-def _countable(settings: SearchSettings, classes: Sequence[str]) -> Dataset:
-    dataset, _ = load_dataset(settings.annotations, settings.images, classes)
-    if not dataset.countable:
-        raise DeployError(f"mAP cannot be computed: {dataset.nothing_counts()}")
-    return dataset
 
 
 def _search(
