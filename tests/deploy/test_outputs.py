@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +144,37 @@ def test_outputs_of_before_are_replaced(deploy, world):
         assert deploy(*EVAL, "found.json").code == 0
         assert deploy("infer", "r.onnx", "p", "--json", "all.json", "--output", "drawn").code == 0
     assert len(json.loads((world / "all.json").read_text())["images"]) == 3
+
+
+def test_a_link_is_written_through_and_one_to_an_image_or_a_model_is_refused(deploy, world):
+    (world / "real").mkdir()
+    (world / "real" / "x.json").write_text("old")
+    Path("ln.json").symlink_to("real/x.json")
+    for words in (("infer", "r.onnx", "p", "--json"), EVAL):
+        assert deploy(*words, "ln.json").code == 0
+        assert Path("ln.json").is_symlink()
+        assert json.loads((world / "real" / "x.json").read_text())
+    os.link("p/1.png", "other.png")
+    for name, kind in (("other.png", "an image"), ("t.pth", "a checkpoint")):
+        link = Path(f"to {name}.json")
+        link.symlink_to(name)
+        before = contents(world)
+        done = deploy("infer", "r.onnx", "p/2.png", "--json", link)
+        assert done.code == 2
+        assert f"--json {link} is a link to {world / name}, which has the name of {kind}: give another one" in done.err
+        assert contents(world) == before
+
+
+def test_detections_go_into_a_pipe_which_stays_one(deploy, world):
+    os.mkfifo("pipe.json")
+    for words in (("infer", "r.onnx", "p", "--json"), ("infer", "r.onnx", "film.avi", "--json"), EVAL):
+        read: list[str] = []
+        reader = threading.Thread(target=lambda into=read: into.append(Path("pipe.json").read_text()), daemon=True)
+        reader.start()
+        assert deploy(*words, "pipe.json").code == 0
+        reader.join(10)
+        assert json.loads(read[0].splitlines()[0])
+        assert stat.S_ISFIFO(os.lstat("pipe.json").st_mode)
 
 
 # infer: what is there stays until there is something to replace it

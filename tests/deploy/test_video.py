@@ -189,7 +189,9 @@ def test_what_is_neither_picture_nor_video_is_refused_before_the_model_is_loaded
 
 def test_sources_and_outputs_that_do_not_go_together_are_refused(deploy, model, film, tmp_path):
     before = film.read_bytes()
+    os.mkfifo(tmp_path / "pipe.avi")
     for arguments, message in (
+        ((film, "--output", tmp_path / "pipe.avi"), "pipe.avi is no file, and a video is not written front to back"),
         ((film, tmp_path), f"a video or a camera is detected on by itself: give {film} alone"),
         (("camera:0", film), "detected on by itself: give camera:0 alone"),
         (("camera:front",), "camera:front names no camera: expected camera:0 for the first one"),

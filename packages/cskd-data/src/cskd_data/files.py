@@ -9,6 +9,8 @@ import glob
 import hashlib
 import json
 import os
+import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -24,22 +26,30 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then give it that name; the folder is made if it is not there.
 
     In this order, so that a power cut at any moment leaves the old file or the new one, whole: write, flush, sync the
-    file, rename, sync the folder.
+    file, rename, sync the folder. Of a link all this is done with the file that it points to, and the link stays.
+
+    A pipe, a device of characters (a terminal) and this process's own output get the content once it is whole; no file
+    takes their place.
 
     Raises:
-        DataError: the file cannot be written (disk full, no permission). Whatever goes wrong, an older `path` stays
-            whole and the temporary file is gone; only what kills the process leaves it behind, for `sweep`.
+        DataError: the file cannot be written (disk full, no permission), or `path` is none that can be. Whatever goes
+            wrong, an older `path` stays whole and the temporary file is gone; only what kills the process leaves it
+            behind, for `sweep`.
     """
+    target = _target(path)
+    if target is None:
+        _write_through(path, write)
+        return
     temporary: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _open_temporary(path) as file:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _open_temporary(target) as file:
             temporary = Path(file.name)
             write(file)
             file.flush()
             os.fsync(file.fileno())
             temporary.chmod(0o666 & ~_umask())
-            temporary.replace(path)
+            temporary.replace(target)
             temporary = None
     except OSError as error:
         raise _not_writable(path, error) from error
@@ -47,7 +57,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         if temporary is not None:
             with contextlib.suppress(OSError):  # a disk that became read-only: the reason is on its way already
                 temporary.unlink(missing_ok=True)
-    _sync_folder_of(path)
+    _sync_folder_of(target)
 
 
 def write_json(path: Path, data: Any, indent: int | None = 2) -> None:
@@ -60,14 +70,17 @@ def check_writable(path: Path) -> None:
     """Fail before long work, not after it, when `path` could not be written; sweeps leftovers of killed work.
 
     Raises:
-        DataError: as `write_atomically`; also when `path` is a folder.
+        DataError: as `write_atomically`.
     """
-    if path.is_dir():
-        raise DataError(f"output {path} is a folder, expected the name of a file")
+    target = _target(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sweep([path])
-        with _open_temporary(path) as file:
+        if target is None:
+            if _own_output(path) is None and not os.access(path, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        sweep([target])
+        with _open_temporary(target) as file:
             Path(file.name).unlink()
     except OSError as error:
         raise _not_writable(path, error) from error
@@ -101,6 +114,7 @@ def _marks(path: Path) -> Iterator[object]:
     """What files are told apart by."""
     yield os.path.abspath(path)
     with contextlib.suppress(OSError, ValueError):  # not there, or a name with a null character
+        yield os.path.realpath(path)
         status = os.stat(path)
         yield status.st_dev, status.st_ino
 
@@ -125,7 +139,7 @@ def check_utf8_name(path: Path, what: str) -> None:
 
 def sweep(paths: Iterable[Path]) -> None:
     """Remove the temporary files that killed processes left when they wrote `paths`; not those of a save going on."""
-    for path in paths:
+    for path in map(_followed, paths):
         for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
             with contextlib.suppress(OSError), leftover.open("r+b") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its writer lives
@@ -139,6 +153,60 @@ def sha256_of_file(path: Path) -> str:
         while piece := file.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def _target(path: Path) -> Path | None:
+    """The file that is written for `path`; None where that is a stream of bytes, which no file may replace.
+
+    Raises:
+        DataError: it is a folder, or something else that takes no bytes, or a link in a circle of links.
+    """
+    mode = 0
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise DataError(f"output {path} is a link in a circle of links: give another name") from error
+        # Not there, or not to be looked at: writing it will tell.
+    if stat.S_ISDIR(mode):
+        raise DataError(f"output {path} is a folder, expected the name of a file")
+    if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or (mode and _own_output(path) is not None):
+        return None
+    if mode and not stat.S_ISREG(mode):
+        raise DataError(f"output {path} is neither a file nor a pipe: give another name")
+    return _followed(path)
+
+
+def _followed(path: Path) -> Path:
+    """Of a link what it points to, whether that is there or not."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def _own_output(path: Path) -> int | None:
+    """This process's standard output or error, 1 or 2, where `path` is a name of it (`/dev/stdout`), else None."""
+    for descriptor in (1, 2):
+        with contextlib.suppress(OSError):  # closed
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return descriptor
+    return None
+
+
+def _write_through(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Let `write` fill a temporary file, and copy it to a stream: some kinds of files are not written front to back.
+
+    Raises:
+        DataError: as `write_atomically`.
+    """
+    try:
+        with tempfile.NamedTemporaryFile() as file:
+            write(cast(BinaryIO, file))
+            file.flush()
+            file.seek(0)
+            own = _own_output(path)
+            with open(path if own is None else os.dup(own), "wb") as stream:  # a name or a descriptor
+                shutil.copyfileobj(file, stream)
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error}. It is no file: give the name of one") from error
 
 
 def _open_temporary(path: Path) -> BinaryIO:

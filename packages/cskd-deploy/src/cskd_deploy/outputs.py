@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -24,7 +25,8 @@ _KINDS = {
 def check_output(path: Path, inputs: Iterable[Path | None], own: tuple[str, ...] = (), what: str = "output") -> None:
     """Fail before long work when a file could not be written, or would take the place of something else.
 
-    A pattern that the shell resolves gives an option the first file, which is then no input: hence the name counts too.
+    A pattern that the shell resolves gives an option the first file, which is then no input: hence the name counts too,
+    and of a link that of the file it points to.
 
     Args:
         inputs: files that are read; None is none.
@@ -35,12 +37,15 @@ def check_output(path: Path, inputs: Iterable[Path | None], own: tuple[str, ...]
         DeployError: its name ends as that of an image, a video or a model of another kind.
         DataError: it is an input, or cannot be written.
     """
-    suffix = path.suffix.lower()
-    kind = next((kind for kind, suffixes in _KINDS.items() if suffix in suffixes and suffix not in own), None)
-    if kind is not None:
-        raise DeployError(
-            f"{what} {path} has the name of {kind}: give another one (a pattern such as *{suffix} that the shell "
-            "resolves gives an option its first file)"
-        )
+    for name in dict.fromkeys((path, Path(os.path.realpath(path)))):
+        suffix = name.suffix.lower()
+        kind = next((kind for kind, suffixes in _KINDS.items() if suffix in suffixes and suffix not in own), None)
+        if kind is not None and name.name != path.name:
+            raise DeployError(f"{what} {path} is a link to {name}, which has the name of {kind}: give another one")
+        if kind is not None:
+            raise DeployError(
+                f"{what} {path} has the name of {kind}: give another one (a pattern such as *{suffix} that the shell "
+                "resolves gives an option its first file)"
+            )
     check_not_input(path, inputs, what)
     check_writable(path)

@@ -183,6 +183,10 @@ class VideoFile:
         self._code = CODES.get(suffix)
         if self._code is None and suffix in (*VIDEOS, *PICTURES):
             raise DeployError(f"--output {path}: videos are written as {' or '.join(CODES)}, or give a folder")
+        if self._code and path.exists() and not (path.is_file() or path.is_dir()):
+            raise DeployError(
+                f"--output {path} is no file, and a video is not written front to back: give another name"
+            )
         check_not_input(path, [video.path], "--output")
         check_writable(path if self._code else path / "frame")
 
