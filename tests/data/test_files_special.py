@@ -76,7 +76,7 @@ def test_a_circle_of_links_and_a_link_to_a_folder_are_refused(tmp_path):
 def test_two_links_to_one_place_are_one_file_before_it_is_there(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).symlink_to("not there")
-    with pytest.raises(DataError, match="one would replace .*two, which is read"):
+    with pytest.raises(DataError, match=r"one would replace .*two, which is read"):
         check_not_input(tmp_path / "one", [tmp_path / "two"])
 
 

@@ -369,10 +369,14 @@ def test_images_that_the_config_leaves_to_be_looked_for_are_calibrated_on(doors,
         (("--calibration-ann", "x"), "annotation file x does not exist"),
         (("--calibration-images", "x"), "image folder x does not exist"),
         (("--ann", "missing.json"), "missing.json"),
+        (("--plot", "forms"), "--plot forms would take the place of the folder of --output forms/state.json"),
     ],
 )
-def test_bad_input_is_one_sentence_before_anything_is_made(options, words, doors, deploy, checkpoint, tmp_path):
-    done = deploy("report", checkpoint, "--output", tmp_path / "forms", *options)
+def test_bad_input_is_one_sentence_before_anything_is_made(
+    options, words, doors, deploy, checkpoint, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    done = deploy("report", checkpoint, "--output", "forms", *options)
     assert done.code == 2
     assert words in done.err
     assert doors.calls == []

@@ -17,7 +17,10 @@ import pytest
 import cskd_deploy
 from cskd_data.errors import CskdError, DataError
 from cskd_deploy.commands import bench as bench_command
+from cskd_deploy.commands import infer as infer_command
 from cskd_deploy.detect.drawing import drawn_name
+from cskd_deploy.errors import DeployError
+from cskd_deploy.outputs import check_apart
 
 from .engines import MANIFEST, write_small_model
 
@@ -175,6 +178,75 @@ def test_detections_go_into_a_pipe_which_stays_one(deploy, world):
         reader.join(10)
         assert json.loads(read[0].splitlines()[0])
         assert stat.S_ISFIFO(os.lstat("pipe.json").st_mode)
+
+
+# Outputs of one call beside each other
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("p", "--output", "det", "--json", "det"),
+            "--json det would take the place of the folder of --output det/1.png",
+        ),
+        (("p", "--output", "det/in", "--json", "det"), "--json det would take the place of the folder of --output"),
+        (("p", "--output", "x.json/det", "--json", "link/../x.json"), "would take the place of the folder of --output"),
+        (("film.avi", "--output", "det", "--json", "det"), "--json det would take the place of the folder of --output"),
+        (("film.avi", "--output", "det/d.mp4", "--json", "det"), "the place of the folder of --output det/d.mp4"),
+        (
+            ("p", "--output", "to later", "--json", "later"),
+            "--json later would take the place of the folder of --output",
+        ),
+        (
+            ("film.avi", "--output", "x.json/d.avi", "--json", "x.json"),
+            "--json x.json would take the place of the folder",
+        ),
+    ],
+)
+def test_an_output_that_is_the_folder_of_another_is_refused_and_nothing_is_made(words, message, deploy, world):
+    Path("to later").symlink_to("later")
+    Path("link").symlink_to("p")
+    before = contents(world), sorted(world.rglob("*"))
+    done = deploy("infer", "r.onnx", *words)
+    assert done.code == 2, done.out
+    assert f"{message}" in done.err
+    assert "give another name" in done.err
+    assert (contents(world), sorted(world.rglob("*"))) == before
+
+
+def test_an_output_in_the_folder_of_another_is_written(deploy, world):
+    assert deploy("infer", "r.onnx", "p", "--output", "det", "--json", "det/found.json").code == 0
+    assert sorted(os.listdir("det")) == ["1.png", "2.png", "3.png", "found.json"]
+
+
+def test_outputs_are_one_file_by_name_or_by_links_whether_they_are_there_or_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("link").symlink_to("new")
+    for first, second in (("new", "a/../new"), ("new", "link"), ("new", tmp_path / "new")):
+        with pytest.raises(DeployError, match=f"--b {second} would take the place of --a new: give another name"):
+            check_apart({"--a": [Path("other"), Path(first)], "--b": [Path(second)]})
+    check_apart({"--a": [Path("new"), Path("new")], "--b": [], "--c": [Path("newer"), Path("folder/new")]})
+
+
+def test_a_full_disk_costs_the_drawings_and_not_the_json(deploy, world, monkeypatch):
+    def full(path: Path, image: np.ndarray) -> None:
+        tried.append(path)
+        raise DataError("the disk is full")
+
+    monkeypatch.setattr(infer_command, "write_image", full)
+    for json_file, printed in (("all.json", 3), ("-", 1)):
+        tried: list[Path] = []
+        done = deploy("infer", "r.onnx", "p", "--output", "drawn", "--json", json_file)
+        assert done.code == 2
+        assert done.err.endswith("error: the disk is full\n")
+        assert tried == [Path("drawn/1.png")]
+        assert len(done.out.splitlines()) == printed
+        found = json.loads(done.out if json_file == "-" else (world / json_file).read_text())
+        assert len(found["images"]) == 3
+    tried = []
+    done = deploy("infer", "r.onnx", "p", "--output", "drawn")
+    assert (done.code, len(done.out.splitlines()), len(tried)) == (2, 1, 1)
 
 
 # infer: what is there stays until there is something to replace it

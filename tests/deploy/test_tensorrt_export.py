@@ -20,6 +20,8 @@ from cskd_deploy.errors import DeployError
 
 from .engines import MANIFEST, ORIN, TENSORRT_OF_CHILD, put_module, write_graph, write_small_model
 
+INT8 = ("--precision", "int8", "--calibration-images", "pictures")
+
 
 @pytest.fixture
 def orin(monkeypatch) -> None:
@@ -182,6 +184,30 @@ def test_the_help_lists_every_key_of_a_build_in_lines_of_eighty(deploy):
     lines = deploy("export", "--help").out.split("Keys of --trt")[1].splitlines()
     assert [line.strip().partition("=")[0] for line in lines[1::2]] == list(KEYS)
     assert max(map(len, lines)) <= 80
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--trt", "timingCacheFile=e.engine"), "timing cache e.engine would take the place of output e.engine"),
+        (("--trt", "timingCacheFile=e.engine.json"), "timing cache e.engine.json would take the place of manifest"),
+        (("--trt", "timingCacheFile=e.pth"), "timing cache e.pth has the name of a checkpoint"),
+        ((*INT8, "--calibration-cache", "e.engine.json"), "calibration cache e.engine.json would take the place of"),
+        ((*INT8, "--calibration-cache", "t", "--trt", "timingCacheFile=t"), "t would take the place of timing cache t"),
+        (
+            (*INT8, "--trt", "timingCacheFile=e.int8-tensorrt.onnx"),
+            "ONNX file e.int8-tensorrt.onnx would take the place",
+        ),
+    ],
+)
+def test_outputs_of_an_engine_that_are_one_file_are_refused_before_anything_is_made(
+    words, message, deploy, graph, tmp_path, tensorrt_in_child, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    done = deploy("export", "--onnx", graph, "--format", "trt", "--output", "e.engine", *words)
+    assert done.code == 2
+    assert message in done.err
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

@@ -105,13 +105,13 @@ def written_over(outputs: Iterable[Path], inputs: Iterable[Path | None]) -> tupl
     """The first output that is an input too, and that input: by name, or one file under two names (links)."""
     read: dict[object, Path] = {}
     for path in filter(None, inputs):
-        for mark in _marks(path):
+        for mark in marks(path):
             read.setdefault(mark, path)
-    return next(((output, read[mark]) for output in outputs for mark in _marks(output) if mark in read), None)
+    return next(((output, read[mark]) for output in outputs for mark in marks(output) if mark in read), None)
 
 
-def _marks(path: Path) -> Iterator[object]:
-    """What files are told apart by."""
+def marks(path: Path) -> Iterator[object]:
+    """What files are told apart by: paths with one of these in common are one file, which need not be there yet."""
     yield os.path.abspath(path)
     with contextlib.suppress(OSError, ValueError):  # not there, or a name with a null character
         yield os.path.realpath(path)

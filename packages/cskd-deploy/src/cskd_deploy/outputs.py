@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from cskd_data.files import check_not_input, check_writable
+from cskd_data.files import check_not_input, check_writable, marks
 from cskd_data.images import SUFFIXES as PICTURES
 from cskd_deploy.backends import CHECKPOINT_SUFFIXES, ENGINE_SUFFIXES
 from cskd_deploy.errors import DeployError
@@ -49,3 +49,30 @@ def check_output(path: Path, inputs: Iterable[Path | None], own: tuple[str, ...]
             )
     check_not_input(path, inputs, what)
     check_writable(path)
+
+
+def check_apart(outputs: Mapping[str, Iterable[Path]]) -> None:
+    """Refuse outputs of one call of which one would take the place of another, or of the folder that this lies in.
+
+    Args:
+        outputs: by the option that names them, such as `--json`, all files that are written; those of one option are
+            not compared with each other.
+
+    Raises:
+        DeployError: names two of them.
+    """
+    given = [(what, path) for what, paths in outputs.items() for path in paths]
+    taken: dict[object, tuple[str, Path]] = {}
+    for what, path in given:
+        for mark in marks(path):
+            other = taken.setdefault(mark, (what, path))
+            if other[0] != what:
+                raise DeployError(f"{what} {path} would take the place of {other[0]} {other[1]}: give another name")
+    for what, path in given:
+        for place in (os.path.abspath(path), os.path.realpath(path)):
+            for folder in Path(place).parents:
+                name, other_path = taken.get(str(folder), (what, path))
+                if name != what:
+                    raise DeployError(
+                        f"{name} {other_path} would take the place of the folder of {what} {path}: give another name"
+                    )

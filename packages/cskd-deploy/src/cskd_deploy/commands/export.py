@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from cskd_deploy.backends import DEVICES
-from cskd_deploy.backends.tensorrt.export import require_tensorrt
+from cskd_deploy.backends.tensorrt.export import check_engine_output, require_tensorrt
 from cskd_deploy.backends.tensorrt.settings import parse_build_settings
 from cskd_deploy.commands.export_options import (
     BUILD_KEYS,
@@ -178,6 +178,11 @@ def command(
     else:
         refuse_build_options(trt)
     target = onnx_path(engine, plan) if engine else output or source.with_suffix(plan.suffix)
+    if engine is not None:
+        cache = None if plan.calibration is None else plan.calibration.cache
+        made = [] if onnx_file is not None and plan.is_plain else [target]
+        others = {"ONNX file": made, "calibration cache": [] if cache is None else [cache]}
+        check_engine_output(engine, settings, [source, config], others)
 
     def progress(line: str) -> None:
         click.echo(f"export: {line}", err=True)

@@ -17,7 +17,7 @@ import click
 import numpy as np
 
 import cskd_deploy
-from cskd_data.errors import DataError
+from cskd_data.errors import CskdError, DataError
 from cskd_data.files import check_writable, write_atomically, written_over
 from cskd_data.images import find_images, read_image
 from cskd_deploy.backends import NAMES
@@ -25,10 +25,10 @@ from cskd_deploy.commands.options import runtime_options
 from cskd_deploy.detect.detector import Detector
 from cskd_deploy.detect.drawing import draw, drawn_name, write_image
 from cskd_deploy.detect.postprocess import Detections
-from cskd_deploy.detect.video import Video, VideoFile, stop_signals, video_source
+from cskd_deploy.detect.video import Video, VideoFile, drawn_frame, stop_signals, video_source
 from cskd_deploy.errors import CheckFailed, DeployError, Interrupted
 from cskd_deploy.model.manifest import Manifest
-from cskd_deploy.outputs import check_output
+from cskd_deploy.outputs import check_apart, check_output
 from cskd_deploy.progress import Progress
 
 SHOWN = 5
@@ -100,9 +100,11 @@ def command(
     if source is not None:
         with contextlib.ExitStack() as stack:
             video = stack.enter_context(Video(source))
-            drawn = None if output is None else stack.enter_context(VideoFile(output, video))
             if json_file is not None and not quiet:
+                if output is not None:
+                    check_apart({"--json": [json_file], "--output": [drawn_frame(output)]})
                 check_output(json_file, [model, video.path], what="--json")
+            drawn = None if output is None else stack.enter_context(VideoFile(output, video))
             lines = None if json_file is None else stack.enter_context(_Lines(json_file))
             detector = stack.enter_context(cskd_deploy.load(model, backend=backend, **options))
             threshold = _ready(detector, score_thr, model)
@@ -111,11 +113,15 @@ def command(
     if max_frames is not None:
         raise DeployError("--max-frames is for a video or a camera: leave it out for images")
     paths = find_images(images)
-    if json_file is not None and not quiet:
-        check_output(json_file, [model, *paths], what="--json")
     drawings = {} if output is None else _drawings(paths, output)
+    if json_file is not None and not quiet:
+        check_apart({"--json": [json_file], "--output": drawings.values()})
+        check_output(json_file, [model, *paths], what="--json")
+    if output is not None:
+        check_writable(output / "drawing")
     entries: list[dict[str, Any]] = []
     skipped: list[dict[str, str]] = []
+    undrawn: CskdError | None = None
     with cskd_deploy.load(model, backend=backend, **options) as detector, Progress("infer", "images") as progress:
         threshold = _ready(detector, score_thr, model)
         count, manifest = detector.batch(batch), detector.manifest
@@ -126,7 +132,12 @@ def command(
                 if not quiet:
                     click.echo(_line(path, found, manifest.classes))
                 if path in drawings:
-                    write_image(drawings[path], draw(image, found, manifest.classes))
+                    try:
+                        write_image(drawings[path], draw(image, found, manifest.classes))
+                    except CskdError as error:  # what is found is written all the same
+                        if json_file is None:
+                            raise
+                        undrawn, drawings = error, {}
             progress(len(entries) + len(skipped), len(paths))
         progress(len(paths), len(paths))
     if json_file is not None:
@@ -142,6 +153,8 @@ def command(
             click.echo(text)
         else:
             write_atomically(json_file, lambda file: file.write(text.encode()))
+    if undrawn is not None:
+        raise undrawn
     if skipped:
         raise CheckFailed(f"{len(skipped)} of {len(paths)} images could not be read, see above")
 
@@ -299,7 +312,6 @@ def _drawings(paths: list[Path], folder: Path) -> dict[Path, Path]:
 
     Raises:
         DeployError: a drawing would replace an image or another drawing.
-        DataError: the folder cannot be written.
     """
     places = {path: Path(os.path.abspath(path)) for path in paths}
     shared = Path(os.path.commonpath([place.parent for place in places.values()]))
@@ -314,5 +326,4 @@ def _drawings(paths: list[Path], folder: Path) -> dict[Path, Path]:
                 f"--output: the drawings of {first[drawing]} and {path} would both be {drawing}: give them apart, with "
                 "a folder each"
             )
-    check_writable(folder / "drawing")
     return drawings

@@ -162,6 +162,11 @@ def _opened(source: str | int) -> Any:
         cv2.setLogLevel(level)
 
 
+def drawn_frame(path: Path, number: int = 0) -> Path:
+    """The file that a drawn frame goes into: `path` itself by its suffix, else one of its own in that folder."""
+    return path if path.suffix.lower() in CODES else path / f"{number:06}.jpg"
+
+
 class VideoFile:
     """Where drawn frames go: a video file by its suffix, else a folder of JPEG files; a context manager.
 
@@ -188,7 +193,7 @@ class VideoFile:
                 f"--output {path} is no file, and a video is not written front to back: give another name"
             )
         check_not_input(path, [video.path], "--output")
-        check_writable(path if self._code else path / "frame")
+        check_writable(drawn_frame(path))
 
     def __enter__(self) -> VideoFile:
         return self
@@ -206,7 +211,7 @@ class VideoFile:
             DeployError: the file cannot be written.
         """
         if self._code is None:
-            write_image(self._path / f"{self._count:06}.jpg", image)
+            write_image(drawn_frame(self._path, self._count), image)
         else:
             if self._writer is None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)

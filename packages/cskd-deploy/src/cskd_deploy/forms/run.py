@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cskd_data.errors import CskdError
-from cskd_data.files import check_not_input, sha256_of_file, write_json
+from cskd_data.files import check_not_input, check_writable, sha256_of_file, write_json
 from cskd_data.formats import annotation_files
 from cskd_deploy import __version__
 from cskd_deploy.accuracy.eval import load_countable, load_dataset
@@ -38,6 +38,7 @@ from cskd_deploy.measure.environment import describe, thread_count, versions
 from cskd_deploy.measure.plot import check_plot
 from cskd_deploy.model.manifest import GraphForm
 from cskd_deploy.model.onnx_file import read_model
+from cskd_deploy.outputs import check_apart
 from cskd_deploy.progress import Begin, silent
 
 STATE, JSON, TEXT, REFERENCE = "state.json", "report.json", "report.md", "pytorch.json"
@@ -139,9 +140,10 @@ class _Run:
         for name in (STATE, JSON, TEXT, REFERENCE):
             check_not_input(output / name, read)
         if plot_file is not None:
+            check_apart({"--plot": [plot_file], "--output": [output / name for name in (STATE, JSON, TEXT, REFERENCE)]})
             check_plot(plot_file, [*read, *pictures])
+        check_writable(output / STATE)
         self._say, self._progress = say, progress
-        output.mkdir(parents=True, exist_ok=True)
         self._record = Record(output / STATE)
         self._notes: list[str] = []
         if self._uncalibrated:

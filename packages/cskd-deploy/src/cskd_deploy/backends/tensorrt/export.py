@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from cskd_data.files import write_atomically
+from cskd_data.files import check_not_input, write_atomically
 from cskd_deploy.accuracy.against_fp32 import check_agreement
 from cskd_deploy.backends import ENGINE_SUFFIXES
 from cskd_deploy.backends.tensorrt.driver import Driver, find_driver
@@ -21,7 +22,7 @@ from cskd_deploy.backends.tensorrt.worker import run_in_worker
 from cskd_deploy.errors import BackendMissing, DeployError
 from cskd_deploy.model.manifest import AgreementWithFp32
 from cskd_deploy.model.onnx_file import check_model_output, read_model
-from cskd_deploy.outputs import check_output
+from cskd_deploy.outputs import check_apart, check_output
 
 ELSEWHERE = (
     "An engine is built on the machine that will run it: copy the ONNX file there and run "
@@ -89,6 +90,30 @@ def require_tensorrt() -> Driver:
     return driver
 
 
+def check_engine_output(
+    output: Path,
+    settings: BuildSettings,
+    inputs: Sequence[Path | None],
+    others: Mapping[str, Sequence[Path]] = MappingProxyType({}),
+) -> None:
+    """Fail before long work when an engine, its manifest or its timing cache could not be written.
+
+    Args:
+        inputs: as `check_output`.
+        others: what else is written on the way, as `check_apart`.
+
+    Raises:
+        DataError, DeployError: as `check_model_output`; also when two outputs are one file.
+    """
+    timings = [] if settings.timing_cache is None else [settings.timing_cache]
+    own = {"output": [output], "manifest": [manifest_path(output)], "timing cache": timings}
+    check_apart({**own, **others})
+    check_model_output(output, inputs, ENGINE_SUFFIXES)
+    check_not_input(manifest_path(output), inputs, "manifest")
+    for path in timings:
+        check_output(path, inputs, what="timing cache")
+
+
 def export_engine(
     onnx: Path,
     output: Path,
@@ -108,9 +133,7 @@ def export_engine(
         DeployError: the model cannot be read, TensorRT refuses it or crashes, or `output` cannot be written.
         CheckFailed: the engine does not find what the ONNX file finds.
     """
-    check_model_output(output, [onnx, settings.timing_cache], ENGINE_SUFFIXES)
-    if settings.timing_cache is not None:
-        check_output(settings.timing_cache, [onnx, *images], what="timing cache")
+    check_engine_output(output, settings, [onnx, *images])
     content, model = read_model(onnx)
     if model.precision == FOR_PROCESSORS:
         raise DeployError(
