@@ -153,6 +153,18 @@ def test_a_fixed_batch_is_filled_up_and_gives_what_any_other_file_gives(pair_fil
             detector.detect_batch(PICTURES)
 
 
+def test_of_no_images_there_are_no_detections_and_no_inference(monkeypatch):
+    backend = Counting("any.onnx", [])
+    monkeypatch.setattr(backend, "infer", lambda feed: pytest.fail("inferred"))
+    detector = Detector(backend)
+    assert detector.detect_batch([]) == []
+    with pytest.raises(DeployError, match="there is no image to infer from: give one at least"):
+        detector.feed()
+    detector.close()
+    with pytest.raises(DeployError, match="has been closed"):
+        detector.detect_batch([])
+
+
 def test_batches_are_images_in_a_row_with_one_canvas():
     backend = Counting("any.onnx", [])
     detector = Detector(backend)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -155,6 +156,29 @@ def test_sources_give_each_image_once_in_their_order(frames):
     assert found == [frames / "b.jpg", frames / "a.jpg", frames / "late" / "a.png"]
     with pytest.raises(DataError, match="does not exist"):
         find_images([str(frames / "c.jpg")])
+
+
+def test_an_image_under_two_spellings_is_one_and_a_link_to_it_another(frames, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("way").symlink_to(frames)
+    Path("linked").mkdir()
+    Path("linked/a.jpg").symlink_to(frames / "a.jpg")
+    name = os.path.relpath(frames / "a.jpg")
+    spellings = [name, str(frames / "a.jpg"), f"linked/../{name}", "way/a.jpg"]
+    for first, *others in (spellings, spellings[::-1]):
+        assert find_images([first, *others, *others]) == [Path(first)]
+    assert find_images([name, str(frames), "linked"]) == [Path(name), frames / "b.jpg", Path("linked/a.jpg")]
+
+
+def test_an_image_that_is_named_beside_its_folder_is_drawn_once(deploy, model_file, frames, tmp_path, monkeypatch):
+    monkeypatch.chdir(frames.parent)
+    done = deploy("infer", model_file, frames.name, frames / "a.jpg", "--output", tmp_path / "drawn", "--json", "-")
+    assert done.code == 0, done.err
+    assert [entry["image"] for entry in json.loads(done.out)["images"]] == [
+        f"{frames.name}/a.jpg",
+        f"{frames.name}/b.jpg",
+    ]
+    assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == ["a.jpg", "b.jpg"]
 
 
 def test_a_box_is_drawn_in_its_place_and_the_image_is_not_changed():

@@ -15,6 +15,7 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
+from cskd_data.errors import DataError
 from cskd_data.images import list_images, read_image
 from cskd_deploy.accuracy.agreement import match
 from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend
@@ -259,6 +260,28 @@ def test_calibration_images_are_spread_over_the_folder_or_the_annotations(shapes
     assert listed == [path for path in every if path.name.startswith("val")]
     looked_for = calibration_images(None, 100, shapes_root / "annotations" / "val.json", classes)
     assert list(map(os.path.realpath, looked_for)) == list(map(os.path.realpath, listed))
+
+
+def test_images_to_calibrate_on_are_listed_with_any_labels_or_none(shapes_root, classes, tmp_path):
+    folder, listing = shapes_root / "images", tmp_path / "listing.json"
+    images = json.loads((shapes_root / "annotations" / "val.json").read_text())["images"]
+    expected = [path for path in list_images(folder) if path.name.startswith("val")]
+    other = [{"id": 7, "name": "other"}]
+    box = {"id": 1, "image_id": images[0]["id"], "category_id": 7, "bbox": [1, 2, 9, 9], "area": 81, "iscrowd": 0}
+    for content in (
+        {"annotations": [], "categories": []},
+        {"annotations": [], "categories": other},
+        {"annotations": [box], "categories": other},
+        {},
+    ):
+        listing.write_text(json.dumps({"images": images, **content}))
+        assert calibration_images(folder, 100, listing, classes) == expected
+    listing.write_text(json.dumps({"images": images, "annotations": [box], "categories": []}))
+    with pytest.raises(DataError, match="categories is an empty list"):
+        calibration_images(folder, 100, listing, classes)
+    listing.write_text("{")
+    with pytest.raises(DataError, match=r"listing\.json"):
+        calibration_images(folder, 100, listing, classes)
 
 
 @pytest.mark.parametrize(("count", "warned"), [(7, True), (32, False)])

@@ -26,6 +26,7 @@ OpenCV decodes, as it does in mmcv; the same file gives the same pixels everywhe
 from __future__ import annotations
 
 import glob
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -119,24 +120,28 @@ def list_images(folder: Path) -> list[Path]:
 def find_images(sources: Sequence[str]) -> list[Path]:
     """The image files that are meant by names of files, folders, and patterns like `frames/*.jpg` or `video/**/*.png`.
 
-    Each file once, in the order of the sources; those of a folder or a pattern by name.
+    Each file once, as it is spelled first, in the order of the sources; those of a folder or a pattern by name. A link
+    to a file is one of its own.
 
     Raises:
         DataError: a source is nothing of these, or holds no image.
     """
-    found: dict[Path, None] = {}
+    found: list[Path] = []
     for source in sources:
         path = Path(source)
         if path.is_dir():
-            found.update(dict.fromkeys(list_images(path)))
+            found += list_images(path)
         elif path.exists():
-            found[path] = None
+            found.append(path)
         elif glob.has_magic(source):
             paths = sorted(Path(name) for name in glob.glob(source, recursive=True))
             files = [one for one in paths if one.suffix.lower() in SUFFIXES and one.is_file()]
             if not files:
                 raise DataError(f"no image matches {source!r} ({', '.join(SUFFIXES)})")
-            found.update(dict.fromkeys(files))
+            found += files
         else:
             raise DataError(f"image {source} does not exist: expected an image, a folder of images, or a pattern")
-    return list(found)
+    once: dict[tuple[str, str], Path] = {}
+    for path in found:
+        once.setdefault((os.path.realpath(path.parent), path.name), path)
+    return list(once.values())

@@ -62,8 +62,8 @@ class Detector:
         """What `detect` gives of each of some images, in one inference.
 
         Args:
-            images: at least one, and no more than a graph of a fixed batch takes; where they are fewer, the last one
-                fills up. All must be padded to one size: `batches` gives such.
+            images: no more than a graph of a fixed batch takes; where they are fewer, the last one fills up. All must
+                be padded to one size: `batches` gives such. Of none nothing is inferred, and the list is empty.
 
         Raises:
             DeployError: as `detect`; also when the images are not to be one batch.
@@ -71,6 +71,8 @@ class Detector:
         for image in images:
             _check_image(image)
         self._require_open()
+        if not len(images):
+            return []
         prepared = [self.prepare(image) for image in images]
         try:
             outputs = self.infer(*prepared)
@@ -135,8 +137,10 @@ class Detector:
         A graph of a fixed batch gets no fewer: the last image fills up.
 
         Raises:
-            DeployError: the canvases differ, as those of a dynamic graph may, or there are too many images.
+            DeployError: the canvases differ, as those of a dynamic graph may, or there are too many images, or none.
         """
+        if not prepared:
+            raise DeployError("there is no image to infer from: give one at least")
         fixed = self.backend.batch_size or len(prepared)
         if len(prepared) > fixed:
             raise DeployError(f"{self.backend.path} takes {fixed} images at a time, given {len(prepared)}")

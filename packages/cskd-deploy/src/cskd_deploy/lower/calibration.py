@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 
 import cskd_data
+from cskd_data.errors import DataError
 from cskd_data.images import list_images, read_image
+from cskd_data.unlabelled import read_unlabelled
 from cskd_deploy.accuracy.against_fp32 import feed_of
 from cskd_deploy.detect.detector import Detector
 from cskd_deploy.errors import DeployError
@@ -22,8 +24,8 @@ def calibration_images(folder: Path | None, count: int, annotations: Path | None
     Args:
         folder: None looks for it where the data set of `annotations` has it.
         annotations: a COCO file, or the folder of another format or of one split: only the images that it lists.
-            Training and validation images often share a folder.
-        classes: of the model, which the file must know.
+            Training and validation images often share a folder. Its labels are not read: it may have none, or others.
+        classes: of the model.
 
     Raises:
         DataError: there is no folder, or no image in it; the file cannot be used, or lists an image that is missing.
@@ -32,9 +34,21 @@ def calibration_images(folder: Path | None, count: int, annotations: Path | None
         assert folder is not None  # one of the two is given
         paths = list_images(folder)
     else:
-        listed = cskd_data.read(annotations, folder).select(classes)
+        listed = _listed(annotations, folder, classes)
         paths = sorted(listed.path(entry) for entry in listed.images)
     return [paths[place] for place in np.linspace(0, len(paths) - 1, min(count, len(paths))).round().astype(int)]
+
+
+def _listed(annotations: Path, folder: Path | None, classes: Sequence[str]) -> cskd_data.Dataset:
+    try:
+        return cskd_data.read(annotations, folder)
+    except DataError as error:
+        if not annotations.is_file():
+            raise
+        try:  # of images only
+            return read_unlabelled(annotations, classes, folder)
+        except DataError:
+            raise error from None
 
 
 def check_worth(paths: Sequence[Path]) -> None:
