@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from cskd_deploy.errors import DeployError
 from cskd_deploy.exporter import EXPORTABLE
 from cskd_deploy.exporter.mmdet_config import candidates_per_level, family_of, postprocessing_of, preprocessing_of
 from cskd_deploy.exporter.onnx import export
+from cskd_deploy.model.manifest import GraphForm
 from cskd_train.files.config import config_to_data, load_config
 
 from .students import student_config, write_checkpoint
@@ -92,6 +95,75 @@ def test_a_neck_with_an_operator_that_onnx_has_not_is_refused_by_its_name(
     with pytest.raises(DeployError, match=rf"an operator that the exported file cannot have \([^\[]*{named}[^\[]*\)"):
         export(checkpoint, tmp_path / "student.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def of_the_traced_size(level):
+    """As Swin and PVT do in their attention: to a size that is a number by then."""
+    return level.reshape(*map(int, level.shape))
+
+
+ONE_SIZE = r"is of one size \(ONNX Runtime fails at Reshape /neck/\S*\): give --input-size H W \(once\)$"
+ONE_SIZE_AND_BATCH = r"is of one size and number of images \(.*\): give --input-size H W \(once\) and --batch N$"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "batch", "message"),
+    [
+        ((), 1, ONE_SIZE),
+        (((64, 96), (96, 64)), 1, r"candidates agree.*\. At the size .* it does: give --input-size H W \(once\)$"),
+        ((), None, ONE_SIZE_AND_BATCH),
+        (((64, 96),), None, r"is of one number of images \(.*\): give --batch N$"),
+        (((64, 96),), 2, None),
+    ],
+)
+def test_layers_that_keep_the_size_of_the_trace_are_refused_with_the_form_that_they_can_have(
+    checkpoint, tmp_path, monkeypatch, sizes, batch, message
+):
+    plain = FPN.forward
+    monkeypatch.setattr(FPN, "forward", lambda self, maps: plain(self, list(map(of_the_traced_size, maps))))
+    output = tmp_path / "student.onnx"
+    with nullcontext() if message is None else pytest.raises(DeployError, match=message):
+        export(checkpoint, output, input_sizes=sizes, form=GraphForm("uint8", batch=batch))
+    assert output.exists() == (message is None)
+
+
+def failing(*_, **__):
+    raise ValueError("first line\nsecond line")
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        (
+            "onnxslim.slim",
+            r"best\.pth: its graph is exported, but onnxslim \S+ and onnx \S+ make no valid file of it",
+        ),
+        ("onnx.checker.check_model", r"make no valid file of it \(first line\)\. Try other versions"),
+        (
+            "onnxruntime.InferenceSession",
+            r"the exported graph cannot be run \(ONNX Runtime: first line\)\. No file was",
+        ),
+    ],
+)
+def test_a_step_of_the_export_that_fails_is_one_message(checkpoint, tmp_path, monkeypatch, place, message):
+    monkeypatch.setattr(place, failing)
+    with pytest.raises(DeployError, match=message):
+        export(checkpoint, tmp_path / "student.onnx", input_sizes=[(64, 96)])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_neck_that_cannot_be_exported_is_named_and_the_standard_output_is_empty(tmp_path, capfd):
+    config = student_config(("a", "b"))
+    neck = config["model"]["neck"]
+    kept = {name: neck[name] for name in ("in_channels", "out_channels", "num_outs", "start_level")}
+    config["model"]["neck"] = {"type": "NASFPN", "stack_times": 1, "norm_cfg": {"type": "BN"}, **kept}
+    checkpoint = write_checkpoint(tmp_path / "nas.pth", ("a", "b"), config)
+    capfd.readouterr()
+    with pytest.raises(DeployError, match=r"cannot have \(onnx::Cast in neck\.sum_34_4, of type SumCell\)\. Train it"):
+        export(checkpoint, tmp_path / "nas.onnx")
+    print("seen again", flush=True)
+    ctypes.CDLL(None).fflush(None)  # what C++ has kept back would come now
+    assert capfd.readouterr().out == "seen again\n"
 
 
 @pytest.mark.parametrize("detector", [name for name in EXPORTABLE if name != "FasterRCNN"])

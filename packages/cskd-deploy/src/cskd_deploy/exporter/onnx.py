@@ -11,11 +11,15 @@ mmdet before it gets its name.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
+import os
+import re
+import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -95,8 +99,8 @@ def export(
 
     Raises:
         BackendMissing: torch, cskd-train, onnx, onnxslim or onnxruntime is not installed, or cannot use the device.
-        DeployError: the checkpoint cannot be used, its family cannot be exported, or `output` cannot be written or is
-            an input.
+        DeployError: the checkpoint cannot be used, its family or one of its layers cannot be exported, or not in this
+            form, or `output` cannot be written or is an input.
         CheckFailed: the exported graph does not compute what mmdet does; no file is written.
     """
     if len(input_sizes) > 2 or len(set(input_sizes)) < len(input_sizes):
@@ -116,7 +120,7 @@ def export(
     progress(f"exporting {manifest.family}, {_described(manifest)}, opset {OPSET}")
     traced = _trace(student, manifest)
     progress(f"simplifying {len(traced.graph.node)} nodes")
-    model = _simplified(traced)
+    model = _simplified(student, traced)
     _attach(model, manifest)
     _size_outputs(model, manifest)
     progress(f"verifying against mmdet in PyTorch, on {device}")
@@ -228,18 +232,19 @@ def _trace(student: Student, manifest: Manifest) -> Any:
         warnings.simplefilter("ignore")
         traced = Path(folder) / "traced.onnx"
         try:
-            torch.onnx.export(
-                graph,
-                graph.example(),
-                traced,
-                input_names=list(graph.inputs),
-                output_names=list(graph.outputs),
-                opset_version=OPSET,
-                dynamic_axes=graph.dynamic_axes(),
-                dynamo=False,
-            )
-        except torch.onnx.errors.OnnxExporterError as error:
-            raise _unexportable(student, str(error).splitlines()[0].partition("  [Caused")[0].rstrip(".")) from error
+            with _nothing_printed():  # the exporter prints the whole graph where it fails
+                torch.onnx.export(
+                    graph,
+                    graph.example(),
+                    traced,
+                    input_names=list(graph.inputs),
+                    output_names=list(graph.outputs),
+                    opset_version=OPSET,
+                    dynamic_axes=graph.dynamic_axes(),
+                    dynamo=False,
+                )
+        except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
+            raise _unexportable(student, _operator(error)) from error
         model = onnx.load(str(traced))
     foreign = sorted({f"{node.domain}:{node.op_type}" for node in model.graph.node if node.domain})
     if foreign:
@@ -254,13 +259,51 @@ def _unexportable(student: Student, operator: str) -> DeployError:
     )
 
 
-def _simplified(traced: Any) -> Any:
+def _operator(error: Exception) -> str:
+    """What the exporter fails at: the operator and its module where the message names a node, else its first line."""
+    line = cuda.first_line(error).partition("  [Caused")[0].rstrip(".")
+    node = re.match(r"Failed to export a node '.*? = ([\w:]+).*?, scope: [^/\s]*/?(\S*)", line)
+    if node is None:
+        return line
+    operator, scope = node.groups()
+    modules = [part.rpartition("::") for part in scope.split("/") if "::" in part]
+    if not modules:
+        return operator
+    return f"{operator} in {'.'.join(name for _, _, name in modules)}, of type {modules[-1][0].rpartition('.')[2]}"
+
+
+@contextlib.contextmanager
+def _nothing_printed() -> Iterator[None]:
+    """While this context lasts, nothing reaches the standard output, what C++ code prints included."""
+    try:
+        kept = os.dup(1)
+    except OSError:  # it is closed
+        yield
+        return
+    sys.stdout.flush()
+    try:
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def _simplified(student: Student, traced: Any) -> Any:
     import onnx
     import onnxslim
 
-    model = onnxslim.slim(traced)
-    model.ir_version = IR_VERSION
-    onnx.checker.check_model(model, full_check=True)
+    try:
+        model = onnxslim.slim(traced)
+        model.ir_version = IR_VERSION
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as error:  # whatever the packages raise
+        raise DeployError(
+            f"{student.path}: its graph is exported, but onnxslim {onnxslim.__version__} and onnx {onnx.__version__} "
+            f"make no valid file of it ({cuda.first_line(error)}). Try other versions of them, or train it with a "
+            "backbone and neck of common layers"
+        ) from error
     return model
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from cskd_deploy.backends.onnxruntime import import_onnxruntime
 from cskd_deploy.backends.torch import mmdet_candidates, mmdet_level_cuts, mmdet_pairs, mmdet_proposals
 from cskd_deploy.detect.postprocess import select_detections
 from cskd_deploy.detect.preprocess import PreparedImage, normalised, padded_pixels
-from cskd_deploy.errors import CheckFailed
+from cskd_deploy.errors import BackendMissing, CheckFailed, DeployError
 from cskd_deploy.model.manifest import Manifest, Preprocessing
 
 MOST_SCORE_DIFFERENCE = 1e-4
@@ -76,39 +78,85 @@ def verify(model: Any, manifest: Manifest, path: Path, device: str = "cpu") -> V
 
     Raises:
         CheckFailed: something differs.
+        DeployError: ONNX Runtime cannot run the file, or not at each of the sizes and batches that it should take.
         BackendMissing: ONNX Runtime cannot use the device.
     """
     runtime = import_onnxruntime()
 
-    inside = manifest.graph.nms == "graph"
-    prefix = CANDIDATE if inside else ""
     options = runtime.SessionOptions()
     options.log_severity_level = 4
-    if device == "cuda":
-        session = cuda.open_session(runtime, str(path), options, exact=True)
-    else:
-        session = runtime.InferenceSession(str(path), sess_options=options, providers=[cuda.CPU_PROVIDER])
+    try:
+        if device == "cuda":
+            session = cuda.open_session(runtime, str(path), options, exact=True)
+        else:
+            session = runtime.InferenceSession(str(path), sess_options=options, providers=[cuda.CPU_PROVIDER])
+    except BackendMissing:
+        raise
+    except Exception as error:  # onnxruntime's exceptions share no base class of their own
+        raise _not_run(error) from error
     inputs = {value.name for value in session.get_inputs()}
     names = [value.name for value in session.get_outputs()]
     results = []
     for feed, tensors, numbers in _random_feeds(manifest):
-        values = session.run(names, {name: array for name, array in feed.items() if name in inputs})
-        for place, tensor in enumerate(tensors):
-            one = {name: array[place : place + 1] for name, array in zip(names, values, strict=True)}
-            shape = feed[IMAGE_SHAPE][place : place + 1]
-            candidates = {name.removeprefix(prefix): one[name] for name in names if name.startswith(prefix)}
-            if manifest.postprocessing.clip_boxes:  # as mmdet has clipped its own
-                candidates["boxes"] = candidates["boxes"].clip(0, np.tile(shape[:, ::-1], 2))
-            if not np.isfinite(candidates["boxes"]).all():
-                raise CheckFailed(_differs("some boxes are not finite"))
-            if manifest.family == "faster_rcnn":
-                least = LEAST_PROPOSALS_BESIDE if numbers[place] else LEAST_PROPOSALS
-                results.append(_compare_two_stages(model, candidates, one[CANDIDATE + PROPOSALS], tensor, shape, least))
-            else:
-                results.append(_compare_dense(model, manifest, candidates, tensor, shape))
-            if inside:
-                _check_detections(manifest, one, candidates, shape)
+        canvas = tensors[0].shape[2:]
+        try:
+            values = session.run(names, {name: array for name, array in feed.items() if name in inputs})
+        except Exception as error:
+            raise _not_run(error, _kept_from_the_trace(manifest, canvas)) from error
+        try:
+            for place, tensor in enumerate(tensors):
+                one = {name: array[place : place + 1] for name, array in zip(names, values, strict=True)}
+                shape = feed[IMAGE_SHAPE][place : place + 1]
+                results.append(_compare(model, manifest, one, tensor, shape, is_first=not numbers[place]))
+        except CheckFailed as error:
+            if not results or canvas == manifest.preprocessing.input_size:
+                raise
+            raise CheckFailed(
+                f"{error}. At the size that it is traced with it does: give --input-size H W (once)"
+            ) from error
     return min(results, key=lambda one: one.matched / max(one.candidates, 1))
+
+
+def _compare(
+    model: Any, manifest: Manifest, found: Arrays, tensor: np.ndarray, shape: np.ndarray, is_first: bool
+) -> Verification:
+    """Compare what the file gives for an image, the first of its batch or another one."""
+    inside = manifest.graph.nms == "graph"
+    prefix = CANDIDATE if inside else ""
+    candidates = {name.removeprefix(prefix): array for name, array in found.items() if name.startswith(prefix)}
+    if manifest.postprocessing.clip_boxes:  # as mmdet has clipped its own
+        candidates["boxes"] = candidates["boxes"].clip(0, np.tile(shape[:, ::-1], 2))
+    if not np.isfinite(candidates["boxes"]).all():
+        raise CheckFailed(_differs("some boxes are not finite"))
+    if manifest.family == "faster_rcnn":
+        least = LEAST_PROPOSALS if is_first else LEAST_PROPOSALS_BESIDE
+        result = _compare_two_stages(model, candidates, found[CANDIDATE + PROPOSALS], tensor, shape, least)
+    else:
+        result = _compare_dense(model, manifest, candidates, tensor, shape)
+    if inside:
+        _check_detections(manifest, found, candidates, shape)
+    return result
+
+
+def _kept_from_the_trace(manifest: Manifest, canvas: tuple[int, ...]) -> dict[str, str]:
+    """What a graph that fails on a canvas (height, width) may have kept of its trace, and the options that fix it."""
+    form = manifest.graph
+    batch = {"number of images": "--batch N"} if form.batch is None else {}
+    if form.dynamic and (batch or canvas != manifest.preprocessing.input_size):
+        return {"size": "--input-size H W (once)", **batch}
+    return batch
+
+
+def _not_run(error: Exception, kept: Mapping[str, str] = MappingProxyType({})) -> DeployError:
+    node = re.search(r"while running (\w+) node\. Name:'([^']*)'", str(error))
+    reason = f"ONNX Runtime fails at {' '.join(node.groups())}" if node else f"ONNX Runtime: {cuda.first_line(error)}"
+    if not kept:
+        return DeployError(
+            f"the exported graph cannot be run ({reason}). No file was written. Train the student with a backbone and "
+            "neck of common layers"
+        )
+    options = " and ".join(kept.values())
+    return DeployError(f"the graph of this student's layers is of one {' and '.join(kept)} ({reason}): give {options}")
 
 
 def _canvases(manifest: Manifest) -> Iterator[tuple[int, int]]:
