@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import functools
 import json
 from collections.abc import Callable
@@ -16,11 +17,12 @@ from cskd_data.images import read_image
 from cskd_deploy.accuracy.agreement import match
 from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend
 from cskd_deploy.detect.detector import Detector
-from cskd_deploy.exporter.onnx import export
+from cskd_deploy.exporter.onnx import export, geometry_cost
 from cskd_deploy.exporter.student import load_student
 from cskd_deploy.model.manifest import GraphForm
 
 from .conftest import Exported, detect_with_mmdet
+from .engines import MANIFEST
 from .students import GRAPHS, student_config, write_checkpoint
 from .test_export import assert_same, flat, triple
 
@@ -121,6 +123,27 @@ def test_sizes_and_batches_that_cannot_be_are_refused(deploy, lying, tmp_path, o
     assert done.code == 2
     assert message in done.err
     assert not target.exists()
+
+
+@pytest.mark.parametrize(
+    ("size", "cost"),
+    [
+        ((128, 256), None),
+        ((64, 64), "is stretched to 64 x 64, 12.5 % of the pixels of mmdet's 256 x 128, and in another ratio"),
+        ((64, 128), "is stretched to 128 x 64, 25 % of the pixels of mmdet's 256 x 128"),
+        ((128, 224), "is stretched to 224 x 128, 87.5 % of the pixels of mmdet's 256 x 128, and in another ratio"),
+        ((160, 64), "is stretched to 64 x 128, 25 % of the pixels of mmdet's 256 x 128, and in another ratio"),
+        ((192, 256), "gets 64 rows and 0 columns more padding than in mmdet"),
+    ],
+)
+def test_what_a_fixed_size_costs_where_images_are_stretched_is_one_line_for_all(size, cost):
+    rule = dataclasses.replace(MANIFEST.preprocessing, keep_ratio=False, scale=(256, 128), input_size=size)
+    lines = geometry_cost(dataclasses.replace(MANIFEST, preprocessing=rule))
+    if cost is None:
+        assert lines == []
+        return
+    assert lines[0] == f"geometry: every image {cost}"
+    assert [line.partition(" for a graph")[0] for line in lines[1:]] == ["geometry: leave --input-size out"]
 
 
 @pytest.mark.parametrize("sizes", [(), ((128, 160),)])

@@ -30,7 +30,7 @@ from cskd_deploy.backends import onnxruntime_cuda as cuda
 from cskd_deploy.backends.base import CANDIDATE
 from cskd_deploy.backends.onnxruntime import OnnxRuntimeBackend, import_onnxruntime
 from cskd_deploy.backends.tensorrt.build import MOST_NMS_BOXES
-from cskd_deploy.detect.preprocess import exact_placement, placement
+from cskd_deploy.detect.preprocess import Placement, exact_placement, placement
 from cskd_deploy.errors import BackendMissing, DeployError
 from cskd_deploy.exporter.student import INSTALL, Student, exact_float32, load_student, torch_device
 from cskd_deploy.exporter.verify import Verification, verify
@@ -179,26 +179,39 @@ def _described(manifest: Manifest) -> str:
 def geometry_cost(manifest: Manifest) -> list[str]:
     """What a fixed size costs: how photographs of both orientations are laid out, beside mmdet's way; a line for each.
 
-    Nothing of a graph that takes every size, or whose images all get one.
+    A pipeline that stretches lays all images out alike: one line, and none where that is mmdet's way. Nothing of a
+    graph that takes every size.
     """
     rule, form = manifest.preprocessing, manifest.graph
-    if not rule.keep_ratio or (form.dynamic and not rule.canvases):
+    if form.dynamic and not rule.canvases:
         return []
     lines = []
-    for size in ((480, 640), (640, 480)):
+    for size in ((480, 640), (640, 480)) if rule.keep_ratio else ((480, 640),):
         placed, exact = placement(size, rule, form), exact_placement(size, rule)
         rows, columns = (side - wanted for side, wanted in zip(placed.canvas, exact.canvas, strict=True))
-        if placed.resized_size != exact.resized_size:
+        if placed == exact and not rule.keep_ratio:
+            return []
+        if placed.resized_size != exact.resized_size and not rule.keep_ratio:
+            share = math.prod(placed.resized_size) / math.prod(exact.resized_size)
+            cost = f"is stretched to {_written(placed.resized_size)}, {100 * share:.3g} % of the pixels of mmdet's "
+            cost += _written(exact.resized_size) + ("" if _alike(placed, exact) else ", and in another ratio")
+        elif placed.resized_size != exact.resized_size:
             share = math.sqrt(math.prod(placed.resized_size) / math.prod(exact.resized_size))
             cost = f"is shrunk to {100 * share:.0f} % of mmdet's {_written(exact.resized_size)}"
         elif placed != exact:
             cost = f"gets {max(rows, 0)} rows and {max(columns, 0)} columns more padding than in mmdet"
         else:
             cost = "is as in mmdet"
-        lines.append(f"geometry: a photograph of {_written(size)} {cost}")
+        lines.append(f"geometry: {f'a photograph of {_written(size)}' if rule.keep_ratio else 'every image'} {cost}")
     if any("as in mmdet" not in line for line in lines):
         lines.append("geometry: leave --input-size out for a graph that takes every image as mmdet does")
     return lines
+
+
+def _alike(one: Placement, other: Placement) -> bool:
+    """Whether two stretch an image to one ratio of its sides, but for a pixel's rounding."""
+    (height, width), (other_height, other_width) = one.resized_size, other.resized_size
+    return abs(height * other_width - width * other_height) <= max(other_height, other_width) / 2
 
 
 def beyond_tensorrt(manifest: Manifest) -> str | None:
