@@ -27,6 +27,7 @@ from cskd_data.images import load_image
 from cskd_data.merge import merge
 from cskd_train.errors import TrainError
 from cskd_train.mm.data_sources import WRAPPERS, Source, sources
+from cskd_train.mm.normalization import Normalization, normalized
 
 
 def build(cfg: Any, test_mode: bool, classes: Sequence[str] = (), skip_broken: bool = False) -> Any:
@@ -128,19 +129,30 @@ def first_leaf(cfg: Any) -> Mapping[str, Any]:
     return cfg
 
 
-def with_pipeline_of(own: Any, cfg: Any, split: str) -> Any:
+def with_images_of(own: Any, cfg: Any, split: str) -> Any:
     """A config whose images of a split come in (scaled, normalised, padded) as another config, a detector's, says.
 
+    Whoever has a detector look at images of another config takes them from here. A detector's config without a pipeline
+    for evaluation, as mmdet 3 writes it, says how they are normalised all the same: the rest is as `cfg` has it.
+
     Args:
-        own: the config of the detector; without any data the images come in as `cfg` has it.
+        own: the config of the detector; where it says nothing of images they come in as `cfg` has it.
         cfg: says which images. It is not changed.
         split: val or test.
+
+    Raises:
+        TrainError: a normalisation of `own` without three numbers for mean and for std.
     """
-    data = own.get("data") or {}
-    if not (source := data.get(split) or data.get("val") or data.get("test")):
+    data, found = own.get("data") or {}, Normalization.of_config(own)
+    source = data.get(split) or data.get("val") or data.get("test")
+    pipeline = first_leaf(source).get("pipeline") if source else None
+    if found is None:
         return cfg
     changed = copy.deepcopy(cfg)
-    first_leaf(changed.data[split])["pipeline"] = copy.deepcopy(first_leaf(source)["pipeline"])  # type: ignore[index]
+    leaf: Any = first_leaf(changed.data[split])
+    leaf["pipeline"] = copy.deepcopy(pipeline or leaf["pipeline"])
+    if not pipeline or (own.get("model") or {}).get("data_preprocessor"):
+        leaf["pipeline"] = normalized(leaf["pipeline"], found)
     return changed
 
 

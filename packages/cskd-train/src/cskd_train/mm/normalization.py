@@ -65,6 +65,51 @@ class Normalization:
         return f"dict(type='Normalize', mean={list(self.mean)}, std={list(self.std)}, to_rgb={self.to_rgb})"
 
 
+def normalized(pipeline: Sequence[Mapping[str, Any]], wanted: Normalization) -> Any:
+    """A pipeline for evaluation that normalises images so, its other steps as they are.
+
+    Its `Normalize` is changed; one without gets one before `Pad`, whose zeros are then those of normalised images.
+
+    Args:
+        pipeline: steps as a config has them; they are not changed.
+        wanted: the normalisation that images are to have.
+    """
+    if Normalization.of_config({"test_pipeline": pipeline}) == wanted:
+        return pipeline
+    step = {"type": "Normalize", "mean": list(wanted.mean), "std": list(wanted.std), "to_rgb": wanted.to_rgb}
+    if any(one.get("type") == "Normalize" for one in _steps(pipeline)):
+        return _with_normalize(pipeline, step)
+    return _with_inserted(pipeline, step)
+
+
+def _with_normalize(value: Any, step: Mapping[str, Any]) -> Any:
+    """Nested steps with this one in the place of every `Normalize`."""
+    if isinstance(value, Mapping):
+        if value.get("type") == "Normalize":
+            return dict(step)
+        return {key: _with_normalize(item, step) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_with_normalize(item, step) for item in value)
+    return value
+
+
+_AFTER = ("Pad", "DefaultFormatBundle", "ImageToTensor", "Collect")
+"""What may follow `Normalize` only."""
+
+
+def _with_inserted(pipeline: Sequence[Mapping[str, Any]], step: Mapping[str, Any]) -> list[Any]:
+    """Steps with this one before the first of `_AFTER`, inside a step that holds steps where these are there."""
+    found: list[Any] = []
+    for one in pipeline:
+        if one.get("type") in _AFTER and step not in _steps(found):
+            found.append(dict(step))
+        inner = one.get("transforms")
+        if isinstance(inner, (list, tuple)):
+            one = {**one, "transforms": _with_inserted(inner, step)}
+        found.append({key: value for key, value in one.items() if key != "pad_val"})
+    return found
+
+
 def renormalize(
     images: Tensor, source: Normalization, target: Normalization, image_shapes: Sequence[Sequence[int]]
 ) -> Tensor:

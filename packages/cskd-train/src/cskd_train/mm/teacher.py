@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,9 +49,23 @@ def read_teacher(plan: TeacherPlan) -> tuple[Checkpoint, Config]:
             f"the teacher's checkpoint {file} holds no config (a plain mmdet checkpoint, perhaps): name the one that "
             "it was trained with, by --teacher CONFIG or in the recipe's distill.teacher.config"
         )
-    cfg = load_config(plan.config) if plan.config else config_from_data(checkpoint.config)
-    classes = checkpoint.classes or classes_of((cfg.get("data") or {}).get("train"))
-    return replace(checkpoint, classes=classes), cfg
+    return with_own_config(checkpoint, plan.config)
+
+
+def with_own_config(checkpoint: Checkpoint, config: str | Path | None) -> tuple[Checkpoint, Config]:
+    """A detector's checkpoint and its config; classes that the file does not name are those of the config's training
+    data.
+
+    Args:
+        config: a file in the place of the config that the checkpoint holds.
+
+    Raises:
+        TrainError: the config, or its file of classes, cannot be read.
+    """
+    cfg = load_config(config) if config else config_from_data(checkpoint.config)
+    if not checkpoint.classes:
+        checkpoint = replace(checkpoint, classes=classes_of((cfg.get("data") or {}).get("train")))
+    return checkpoint, cfg
 
 
 def detector_of(cfg: Config) -> dict[str, Any]:

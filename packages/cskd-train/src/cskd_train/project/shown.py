@@ -34,7 +34,7 @@ def picture(root: Path, state: State, best: Mapping[str, Path], test: Mapping[st
     out, of = root / "detections.png", [*best.values()]
 
     def make() -> None:
-        draw_side_by_side(of, out, titles=[*best], split="test", overrides={"data.test": test})
+        draw_side_by_side(of, out, titles=[*best], split="test", data=test)
 
     state.make(f"{out.name} of {', '.join(best)}", out, of[-1], make)
     return out

@@ -21,7 +21,7 @@ from cskd_train.errors import TrainError
 from cskd_train.files.checkpoints import Checkpoint, sha256
 from cskd_train.files.config import config_to_data
 from cskd_train.files.downloads import fetch
-from cskd_train.mm.datasets import with_pipeline_of
+from cskd_train.mm.datasets import with_images_of
 from cskd_train.mm.teacher import build_teacher, detector_of, read_teacher
 from cskd_train.project.state import State, read_json
 
@@ -131,5 +131,5 @@ class ProjectTeacher:
                 f"{', '.join(classes)}: take data.unlabeled out of distilled.py, or make a project whose teacher "
                 f"starts from that file: cskd-train new DIR --init {checkpoint.path}"
             )
-        data = config_to_data(with_pipeline_of(own, self.cfg, "val").data)
+        data = config_to_data(with_images_of(own, self.cfg, "val").data)
         return replace(checkpoint, config={"model": config_to_data(detector_of(own)), "data": data})

@@ -24,10 +24,10 @@ from cskd_train.engine.evaluate import Detections, build_trained, detect, eval_w
 from cskd_train.engine.failures import explained_failures
 from cskd_train.errors import REFUSALS, TrainError
 from cskd_train.files.checkpoints import Checkpoint, load_checkpoint
-from cskd_train.files.config import config_from_data, load_config
+from cskd_train.files.config import config_from_data
 from cskd_train.files.overrides import move_root
-from cskd_train.mm.datasets import with_pipeline_of
-from cskd_train.mm.teacher import detector_of
+from cskd_train.mm.datasets import with_images_of
+from cskd_train.mm.teacher import detector_of, with_own_config
 from cskd_train.report.runs import Detector
 
 DEFAULT_THRESHOLD = 0.3
@@ -151,7 +151,7 @@ def _detections(detector: Detector, cfg: Any, chosen: Sequence[int], asked: Aske
     if detector.checkpoint is None:
         raise TrainError("its checkpoint is not there" if detector.run is None else "there is no best.pth")
     checkpoint = load_checkpoint(detector.checkpoint, require_config=detector.config is None)
-    own = load_config(detector.config) if detector.config else config_from_data(checkpoint.config)
+    checkpoint, own = with_own_config(checkpoint, detector.config)
     cfg, dataset = images_for(own, cfg, asked.split, checkpoint.classes, chosen)
     file = asked.cache / f"{_mark(checkpoint, own, cfg, dataset, asked.split)}.json"
     if (kept := _kept(file)) is not None:
@@ -175,7 +175,7 @@ def images_for(own: Any, cfg: Any, split: str, classes: Sequence[str], places: S
     Whoever has several detectors detect on the same images takes them from here, for each detector anew.
 
     Args:
-        own: the config of the detector; without any data it takes the images as `cfg` brings them in.
+        own: the config of the detector (see `with_images_of`).
         cfg: says which images.
         split: val or test.
         classes: of the detector, in the order of its labels.
@@ -187,7 +187,7 @@ def images_for(own: Any, cfg: Any, split: str, classes: Sequence[str], places: S
     Raises:
         TrainError, DataError: as `build_split`.
     """
-    cfg = with_pipeline_of(own, cfg, split)
+    cfg = with_images_of(own, cfg, split)
     dataset = build_split(cfg, split, classes)
     dataset.data_infos = [dataset.data_infos[place] for place in places]
     dataset.img_ids = [dataset.img_ids[place] for place in places]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from cskd_train.engine.outputs import check_output, files_of_split
 from cskd_train.errors import TrainError
 from cskd_train.files.checkpoints import load_checkpoint
 from cskd_train.files.config import config_from_data
+from cskd_train.mm.teacher import with_own_config
 from cskd_train.report.detected import evenly_spaced, images_for
 
 CELL_INCHES = 3.0
@@ -47,6 +48,7 @@ def draw_side_by_side(
     split: str = "val",
     score_threshold: float = 0.4,
     overrides: dict[str, Any] | None = None,
+    data: Mapping[str, Any] | None = None,
     device: str | torch.device = "cpu",
 ) -> None:
     """Draw a row an image and a column a detector, the ground truth first.
@@ -60,6 +62,8 @@ def draw_side_by_side(
         images: how many, evenly spaced over the split.
         score_threshold: detections below are not drawn.
         overrides: dotted key -> value, changes to the first config.
+        data: the config of the split's dataset in the place of the first config's. It says which images, not how they
+            come in.
 
     Raises:
         TrainError: a checkpoint, the data or the number of titles is wrong.
@@ -67,18 +71,19 @@ def draw_side_by_side(
     """
     if titles and len(titles) != len(checkpoints):
         raise TrainError(f"{len(titles)} titles for {len(checkpoints)} checkpoints: give one of each, or no title")
-    loaded = [load_checkpoint(path) for path in checkpoints]
-    cfg = config_from_data(loaded[0].config, overrides)
-    classes = loaded[0].classes or ()
+    loaded = [with_own_config(load_checkpoint(path), None) for path in checkpoints]
+    first, changes = loaded[0][0], overrides or {}
+    cfg = config_from_data(first.config, {**changes, **({} if data is None else {f"data.{split}": data})})
+    classes = first.classes
     check_split(cfg, split, classes)
     check_output(out, [*(one.path for one in loaded), *files_of_split(cfg, split, classes)])
     places = evenly_spaced(images, len(build_split(cfg, split, classes)))
     _, dataset = images_for({}, cfg, split, classes, places)
     columns = [("ground truth", _ground_truth(dataset))]
-    for place, (checkpoint, title) in enumerate(
-        zip(loaded, titles or [one.path.parent.name for one in loaded], strict=True)
+    for place, ((checkpoint, own), title) in enumerate(
+        zip(loaded, titles or [one.path.parent.name for one, _ in loaded], strict=True)
     ):
-        own = config_from_data(checkpoint.config) if place else cfg
+        own = own if place else config_from_data(checkpoint.config, changes)
         model = build_trained(own, checkpoint, device)
         check_classes(model, dataset.CLASSES)
         if checkpoint.classes and [plain_name(name) for name in checkpoint.classes] != list(dataset.CLASSES):
