@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from cskd_data.files import sha256_of_file
 from cskd_train.files.overrides import move_root
 from cskd_train.report.detected import Asked, look
 from cskd_train.report.runs import read_subject
@@ -118,6 +119,7 @@ def test_several_runs_that_say_they_were_the_teacher_are_named_and_none_is_taken
         ("/gone/a/teachers/t/best.pth", "/gone/a/work_dirs/d", "a/teachers/t/best.pth"),
         ("{root}/b/work_dirs/t/best.pth", "/gone/a/work_dirs/d", "b/work_dirs/t/best.pth"),
         ("only/best.pth", "work_dirs/d", "b/only/best.pth"),
+        ("{root}/b/work_dirs/t/best.pth", "{root}/b/work_dirs/d", "b/work_dirs/t/best.pth"),  # moved alone
         ("https://example.org/t/best.pth", "work_dirs/d", None),
         ("nowhere/best.pth", "work_dirs/d", None),
     ],
@@ -127,8 +129,92 @@ def test_paths_are_looked_for_beside_the_run_first(path, stated, found, tmp_path
         (tmp_path / one).mkdir(parents=True)
         (tmp_path / one / "best.pth").touch()
     monkeypatch.chdir(tmp_path / "b")
-    way = located(path.format(root=tmp_path), tmp_path / "a" / "work_dirs" / "d", stated)
+    way = located(path.format(root=tmp_path), tmp_path / "a" / "work_dirs" / "d", stated.format(root=tmp_path))
     assert (way and way.resolve()) == (found and tmp_path / found)
+
+
+def by_absolute_paths(root, score, day=1):
+    """An experiment that names everything from the root on; its student ends a day after its teacher."""
+    stated, images = f"{root}/work_dirs/{{}}", {"started": f"2026-01-{day:02d}T00:00:00+00:00"}
+    for name, at in (("teacher", score), ("alone", score + 0.01)):
+        write_run(root, name, at, stated=stated, model={"t": at}, **images)
+    block = {"teacher": {"checkpoint": f"{root}/work_dirs/teacher/best.pth"}}
+    alone = {"baseline": {"work_dir": f"{root}/work_dirs/alone", "seed": 0, "bbox_mAP": score + 0.01}}
+    ended = f"2026-01-{day + 1:02d}T00:00:00+00:00"
+    write_run(root, "distilled", score + 0.02, stated=stated, distill=block, result=alone, started=ended)
+    return root
+
+
+def teachers(folder, *others):
+    """Of a distilled run, as report and table have it, and the student alone of the report; mAP in points."""
+    subject = read_subject(folder)
+    (row,) = (row for row in find_in_work_dirs([folder, *others], print) if row.distilled)
+    return [subject.teacher.run.best["bbox_mAP"] * 100, row.teacher.mean, subject.alone.run.best["bbox_mAP"] * 100]
+
+
+def test_a_copied_experiment_has_its_own_teacher_though_the_first_one_is_still_there(tmp_path):
+    root = by_absolute_paths(tmp_path / "one", 0.5)
+    copy = shutil.copytree(root, tmp_path / "two") / "work_dirs"
+    write_result(copy / "teacher", best={"bbox_mAP": 0.3})  # other figures, to tell the two apart
+    assert teachers(copy / "distilled") == [30.0, 30.0, 51.0]
+    assert read_subject(copy / "distilled").alone.run.folder == copy / "alone"
+
+
+def test_a_run_that_was_moved_alone_has_the_teacher_that_it_names(tmp_path):
+    """Beside files of the same names."""
+    root, other = by_absolute_paths(tmp_path / "one", 0.5), by_absolute_paths(tmp_path / "two", 0.1)
+    shutil.rmtree(other / "work_dirs" / "distilled")
+    moved = shutil.move(root / "work_dirs" / "distilled", other / "work_dirs" / "distilled")
+    assert teachers(moved) == [50.0, 50.0, 51.0]
+    write_run(root, "distilled", 0.9, stated=f"{root}/work_dirs/{{}}")  # another one since, where it was
+    assert teachers(moved) == [50.0, 50.0, 51.0]
+
+
+def test_an_experiment_that_was_moved_has_its_own_teacher_though_another_was_trained_since_where_it_was(tmp_path):
+    by_absolute_paths(tmp_path / "one", 0.5).rename(tmp_path / "kept")
+    by_absolute_paths(tmp_path / "one", 0.1, day=9)
+    assert teachers(tmp_path / "kept" / "work_dirs" / "distilled") == [50.0, 50.0, 51.0]
+
+
+@pytest.mark.parametrize("taught", ["one", "two"])
+def test_the_hash_that_a_project_has_kept_of_its_teacher_decides(taught, tmp_path):
+    root = by_absolute_paths(tmp_path / "one", 0.5)
+    by_absolute_paths(tmp_path / "two", 0.1)
+    for name in ("distilled", "alone"):
+        shutil.rmtree(tmp_path / "two" / "work_dirs" / name)
+        shutil.move(root / "work_dirs" / name, tmp_path / "two" / "work_dirs" / name)
+    digest = sha256_of_file(tmp_path / taught / "work_dirs" / "teacher" / "best.pth")
+    state = tmp_path / "two" / "work_dirs" / "distill.json"
+    state.write_text(json.dumps({"made": {"distilled": digest}}))
+    score = {"one": 50.0, "two": 10.0}[taught]
+    assert teachers(tmp_path / "two" / "work_dirs" / "distilled") == [score, score, 51.0]
+
+
+def write_result(folder, **changes):
+    file = folder / "result.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+@pytest.mark.parametrize("named", ["other", "own", "own, gone", "gone"])
+def test_who_taught_in_a_project_is_what_the_distilled_run_says(named, tmp_path):
+    """Whatever lies in the folder in which a teacher of the project's own would be trained."""
+    root = by_absolute_paths(tmp_path / "project", 0.5)
+    (root / "distilled.py").touch()
+    other = tmp_path / "better" / "best.pth"
+    if named == "other":
+        write_run(tmp_path, "better", 0.8)
+        other = tmp_path / "work_dirs" / "better" / "best.pth"
+    if named in ("other", "gone"):
+        config = json.loads((root / "work_dirs" / "distilled" / "config.json").read_text())
+        config["distill"]["teacher"]["checkpoint"] = str(other)
+        (root / "work_dirs" / "distilled" / "config.json").write_text(json.dumps(config))
+    if named == "own, gone":
+        (root / "work_dirs" / "teacher" / "best.pth").unlink()
+    teacher = read_subject(root).teacher
+    score = {"other": 0.8, "gone": None}.get(named, 0.5)
+    assert (teacher.run and teacher.run.best["bbox_mAP"]) == score
+    expected = {"other": other, "own": root / "work_dirs" / "teacher" / "best.pth"}
+    assert teacher.checkpoint == expected.get(named)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from cskd_train.errors import TrainError
 from cskd_train.files.overrides import move_root
 from cskd_train.stored import current_config, current_terms
 from cskd_train.tables.measured import UnreadableError, mapping, read_json
-from cskd_train.tables.paths import located, started_in
+from cskd_train.tables.paths import RESULT, content, located, may_have_taught, started_in
 
 TEACHER, ALONE, DISTILLED, PLAIN = "teacher", "student alone", "student distilled", "student"
 ROLES = {"teacher": TEACHER, "student": ALONE, "distilled": DISTILLED}
@@ -89,9 +91,9 @@ class ReadRun:
         """Where it said that it was; empty while it is under way."""
         return str(self.result.get("work_dir") or "")
 
-    def located(self, path: str) -> Path | None:
+    def located(self, path: str, fits: Callable[[Path], bool] = lambda way: True) -> Path | None:
         """A file or folder that it names, where that is now (see `tables.paths`)."""
-        return located(path, self.folder, self.stated_folder)
+        return located(path, self.folder, self.stated_folder, fits)
 
     def data_root(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The setting by which a config's relative `data_root` is found from any folder; none where none is needed."""
@@ -211,14 +213,12 @@ def _project(folder: Path) -> Subject:
     runs = {role: replace(run, config=move_root(dict(run.config), root, here)) for role, run in runs.items()}
     found = {role: _of_run(run, ROLES[role]) for role, run in runs.items()}
     main = next(role for role in ("distilled", "student", "teacher") if role in found)
-    teacher = found.get("teacher")
-    if main == "distilled" and (teacher is None or teacher.checkpoint is None):
-        teacher = _teacher_of(runs[main]) or teacher
+    own = found.get("teacher") if main != "teacher" else None
     return Subject(
         folder.resolve().name,
         folder,
         found[main],
-        teacher if main != "teacher" else None,
+        _teacher_of(runs[main], own) if main == "distilled" else own,
         found.get("student") if main != "student" else None,
     )
 
@@ -259,25 +259,33 @@ def _of_run(run: ReadRun, role: str) -> Detector:
     return Detector(role, role, run, best if best.is_file() else None, None, COLOURS[role])
 
 
-def _teacher_of(run: ReadRun) -> Detector | None:
-    """The teacher of a distilled run: the run that wrote its checkpoint, where that is known, or the file alone."""
+def _teacher_of(run: ReadRun, own: Detector | None = None) -> Detector | None:
+    """The teacher of a distilled run: the run that wrote its checkpoint, where that is known, or the file alone.
+
+    Args:
+        own: the teacher that the run's project has trained, which is taken where its file is the one that taught.
+    """
     if not run.teacher_checkpoint:
         return None
-    file = run.located(run.teacher_checkpoint)
+    file = run.located(run.teacher_checkpoint, may_have_taught(run.folder))
+    if own is not None and own.run is not None:
+        named = file or Path(run.teacher_checkpoint).expanduser()
+        if os.path.realpath(named) == os.path.realpath(own.run.files.best):
+            return own
     config = (run.config.get("distill") or {})["teacher"].get("config")
     config = config and str(run.located(config) or config)
     if file is None:
         return Detector(TEACHER, TEACHER, None, None, config, COLOURS[TEACHER])
-    own = _beside(file.parent)
-    return Detector(TEACHER, TEACHER, own, file, config, COLOURS[TEACHER])
+    return Detector(TEACHER, TEACHER, _beside(file.parent), file, config, COLOURS[TEACHER])
 
 
 def _alone_of(run: ReadRun) -> Detector | None:
     """The same student without its teacher, from a run beside this one."""
     if not run.distilled:
         return None
-    named = (run.result.get("baseline") or {}).get("work_dir")
-    folder = run.located(named) if named else None
+    recorded = run.result.get("baseline") or {}
+    named = recorded.get("work_dir")
+    folder = run.located(named, lambda way: _is_recorded(way, recorded)) if named else None
     if folder is None and isinstance(run.config.get("data"), Mapping):
         images = (run.result.get("images") or {}).get("val") or run.teacher.get("of") or 0
         seed = run.result.get("seed", run.config.get("seed") or 0)
@@ -285,6 +293,14 @@ def _alone_of(run: ReadRun) -> Detector | None:
         folder = None if alone is None else alone.folder
     found = _beside(folder) if folder is not None else None
     return None if found is None else _of_run(found, ALONE)
+
+
+def _is_recorded(folder: Path, recorded: Mapping[str, Any]) -> bool:
+    """Whether the run in a folder has the seed and the mAP that another run has recorded of it."""
+    result = content(folder / RESULT)
+    of = (result.get("best") or {}).get("bbox_mAP")
+    same = isinstance(of, (int, float)) and math.isclose(of, recorded.get("bbox_mAP") or 0.0)
+    return same and result.get("seed") == recorded.get("seed")
 
 
 def _beside(folder: Path) -> ReadRun | None:

@@ -17,9 +17,9 @@ from typing import Any
 from cskd_train.stored import current_config
 from cskd_train.tables import measured
 from cskd_train.tables.measured import Measurement, Spread, UnreadableError
-from cskd_train.tables.paths import ways
+from cskd_train.tables.paths import RESULT, likeliest, may_have_taught, ways
 
-RESULT, CONFIG = "result.json", "config.json"
+CONFIG = "config.json"
 # What makes the student that a run trains: where one of these differs, two runs are not compared.
 _RECIPE_KEYS = (
     "model", "data", "optimizer", "optimizer_config", "auto_scale_lr", "lr_config", "momentum_config", "runner",
@@ -229,10 +229,10 @@ def _teacher_run(student: FinishedRun, runs: Sequence[FinishedRun]) -> FinishedR
     """
     given = {run.folder.resolve(): run for run in runs}
     folder = Path(student.teacher_checkpoint).parent
-    *beside, named = [*ways(str(folder), student.folder, student.stated_folder)] or [folder]
-    for way in beside:
-        if (way / RESULT).exists():
-            return given.get(way.resolve()) or load_run(way)
+    *beside, named = [*ways(student.teacher_checkpoint, student.folder, student.stated_folder)] or [folder / "best.pth"]
+    there = [way for way in beside if (way.parent / RESULT).exists()]
+    if (way := likeliest(there, may_have_taught(student.folder))) is not None:
+        return given.get(way.parent.resolve()) or load_run(way.parent)
     stating = [run for run in runs if run.stated_folder and Path(run.stated_folder) == folder]
     if len(stating) > 1:
         raise UnreadableError(
@@ -241,7 +241,7 @@ def _teacher_run(student: FinishedRun, runs: Sequence[FinishedRun]) -> FinishedR
         )
     if stating:
         return stating[0]
-    return given.get(named.resolve()) or (load_run(named) if (named / RESULT).exists() else None)
+    return given.get(named.parent.resolve()) or (load_run(named.parent) if (named.parent / RESULT).exists() else None)
 
 
 def _spread(runs: Iterable[FinishedRun]) -> Spread:
