@@ -37,9 +37,10 @@ from cskd_train.mm.families import export_note
 from cskd_train.project import budget as budgets
 from cskd_train.project import deployed, shown
 from cskd_train.project.data import test_source, untaught_labels
-from cskd_train.project.outcome import Distilled, Row, named
+from cskd_train.project.outcome import Distilled, Row
 from cskd_train.project.state import State, data_hashes, mark, read_json, refuse_other_settings
 from cskd_train.project.teacher import ProjectTeacher
+from cskd_train.report.words import short
 from cskd_train.results import RunResult
 from cskd_train.stored import current_config
 
@@ -301,7 +302,7 @@ class _Way:
         if role != "teacher" and not began:
             self._plan_again()
         cfg = self.configs[role]
-        self._step(f"{ROLES[role]}, {named(cfg)}")
+        self._step(f"{ROLES[role]}, {short(cfg)}")
         overrides = budgets.schedule(cfg, self._epochs(role))
         options = self._options(role, overrides)
         if not self.gpus:
@@ -369,7 +370,7 @@ class _Way:
         rows = tuple(
             Row(
                 role,
-                f"{ROLES[role].removeprefix('the ')}, {named(self.configs[role])}",
+                f"{ROLES[role].removeprefix('the ')}, {short(self.configs[role])}",
                 result.epochs,
                 result.seconds,
                 result.improving,

@@ -22,6 +22,7 @@ from cskd_train.project.data import Progress, read_pictures, read_splits
 from cskd_train.project.machine import Machine, this_machine
 from cskd_train.project.readme import readme
 from cskd_train.project.recipes import CAFFE, Detector, dataset_config, distilled_config
+from cskd_train.report import words
 
 TEACHERS = {"r50": 50, "r101": 101}
 STUDENTS = {"r18": 18, "r50": 50}
@@ -279,11 +280,16 @@ def _start(init: str, detector: str, depth: int) -> _Start:
     from cskd_train.files.config import load_config
 
     cfg = load_config(init)
-    found = (str(cfg.model.type), cfg.model.backbone.get("depth"))
+    model = cfg.get("model") or {}
+    backbone = model.get("backbone") or {}
     wanted = DETECTORS[detector].replace(" ", "").replace("-", "")
-    if found != (wanted, depth):
-        raise TrainError(f"init {init} is a {found[0]} of depth {found[1]}, the teacher is a {wanted} of depth {depth}")
-    style = cfg.model.backbone.get("style", "pytorch")
+    if (model.get("type"), backbone.get("type"), backbone.get("depth")) != (wanted, "ResNet", depth):
+        found = words.short(cfg) or "config without a detector"
+        teacher = f"{DETECTORS[detector]} ResNet-{depth}"
+        raise TrainError(
+            f"init {init} is {words.article(found)} {found}, the teacher is {words.article(teacher)} {teacher}"
+        )
+    style = backbone.get("style", "pytorch")
     own = "caffe" if detector == "fcos" else "pytorch"
     normalization = cfg.get("img_norm_cfg") if style == "caffe" else None
     return _Start(init, dict(normalization) if normalization else None, None if style == own else style)

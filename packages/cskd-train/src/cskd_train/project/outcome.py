@@ -143,9 +143,3 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
         ).rstrip()
         for row in rows
     ]
-
-
-def named(cfg: Any) -> str:
-    """`RetinaNet ResNet-18`."""
-    kinds = {"FasterRCNN": "Faster R-CNN"}
-    return f"{kinds.get(cfg.model.type, cfg.model.type)} ResNet-{cfg.model.backbone.depth}"

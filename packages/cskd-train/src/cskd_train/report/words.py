@@ -16,12 +16,24 @@ def detector(config: Mapping[str, Any]) -> str:
         return ""
     backbone, neck = _map(model.get("backbone")), model.get("neck")
     neck = _map(neck[0] if isinstance(neck, (list, tuple)) and neck else neck)
-    depth = f"-{backbone['depth']}" if isinstance(backbone.get("depth"), int) else ""
-    parts = [f"a {backbone['type']}{depth} backbone"] if isinstance(backbone.get("type"), str) else []
+    parts = [f"{article(named)} {named} backbone"] if (named := _backbone(backbone)) else []
     if isinstance(neck.get("type"), str):
         channels = f" of {neck['out_channels']} channels" if isinstance(neck.get("out_channels"), int) else ""
         parts.append(f"{article(neck['type'])} {neck['type']} neck{channels}")
     return _KINDS.get(kind, kind) + (f" with {' and '.join(parts)}" if parts else "")
+
+
+def short(config: Mapping[str, Any]) -> str:
+    """`RetinaNet ResNet-18`; of a part that the config does not name nothing is said."""
+    model = _map(config.get("model"))
+    named = (_KINDS.get(str(model.get("type")), model.get("type")), _backbone(_map(model.get("backbone"))))
+    return " ".join(one for one in named if isinstance(one, str) and one)
+
+
+def _backbone(settings: Mapping[str, Any]) -> str:
+    """`ResNet-18`, or the type alone of one that has no depth in its config."""
+    kind, depth = settings.get("type"), settings.get("depth")
+    return (f"{kind}-{depth}" if isinstance(depth, int) else kind) if isinstance(kind, str) else ""
 
 
 def recipe(config: Mapping[str, Any]) -> list[str]:
