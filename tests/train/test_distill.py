@@ -474,9 +474,17 @@ def test_a_teacher_below_the_student_is_said():
     assert "warning: the teacher is 5.0 points below the student alone" in worse
     assert "+1.0 points" in worse
     assert "Still rising at the end: student. More epochs" in worse
+    assert "with a larger max_epochs in student.py the same command goes on with the runs.\n" in worse
     better = str(outcome_of(row("teacher", 0.30), row("student", 0.25), row("distilled", 0.24)))
     assert "warning" not in better
     assert "-1.0 points of mAP: same recipe, same seed (0)" in better
+
+
+def test_a_teacher_that_still_rises_is_trained_on_and_its_student_anew():
+    rising = replace(row("teacher", 0.30), improving=True)
+    said = str(outcome_of(rising, row("student", 0.25), row("distilled", 0.26)))
+    assert "with a larger max_epochs in teacher.py and student.py the same command goes on" in said
+    assert "anew under a teacher that has changed: remove cells/work_dirs/distilled for that." in said
 
 
 def test_students_of_other_epochs_are_not_said_to_have_the_same_recipe():

@@ -104,6 +104,60 @@ def test_a_budget_is_that_of_a_student_that_this_call_leaves_out(project, measur
         a_way(project, 2 * BUDGET, baseline=False)
 
 
+def raise_epochs(project, files, number):
+    for name in files:
+        text = (project / name).read_text()
+        (project / name).write_text(text.replace("max_epochs=20", f"max_epochs={number}"))
+
+
+@pytest.mark.parametrize("budget", [BUDGET, 3 * BUDGET])
+@pytest.mark.parametrize("files", [["student.py"], ["teacher.py", "student.py"]])
+def test_after_a_budget_more_epochs_of_the_configs_are_trained(files, budget, project, measured):
+    """Also where the budget held all of them; the runs of the other config stay as they were."""
+    way = a_way(project, budget)
+    chosen = way._epochs("student")
+    assert (chosen == 20) == (budget > BUDGET)
+    begin(way, "teacher", "student", "distilled")
+    raise_epochs(project, files, 40)
+    later = a_way(project)
+    longer = {"teacher"} & {file.removesuffix(".py") for file in files} | {"student", "distilled"}
+    assert {role: later._epochs(role) for role in later.roles} == {
+        role: 40 if role in longer else chosen for role in later.roles
+    }
+    said = later.console.file.getvalue()
+    assert f"student alone: max_epochs has changed, {chosen} epochs become 40" in said
+    assert ("teacher: max_epochs has changed" in said) == ("teacher.py" in files)
+    assert a_way(project)._epochs("distilled") == 40
+
+
+def test_epochs_are_chosen_anew_where_max_epochs_has_changed_before_the_run(project, measured):
+    way = a_way(project, BUDGET)
+    chosen = {role: way._epochs(role) for role in way.roles}
+    raise_epochs(project, ["teacher.py", "student.py"], 12)
+    way = a_way(project, BUDGET)
+    assert {role: way._epochs(role) for role in way.roles} == chosen
+    assert set(way.state.planned.values()) == {12}
+    assert "has changed" not in way.console.file.getvalue()
+
+
+def test_another_budget_of_finished_runs_is_refused_with_the_way_to_more_epochs(project, measured):
+    begin(a_way(project, BUDGET), "teacher", "student", "distilled")
+    with pytest.raises(TrainError, match=r"For more epochs of these runs raise max_epochs in teacher\.py, student\.py"):
+        a_way(project, 2 * BUDGET)
+
+
+def test_a_project_that_was_begun_by_run_notices_what_changes_from_the_first_call_on(project, measured):
+    """Its data, and where it lies."""
+    begin(module._Way(project, None, True, None, "cpu", Console(quiet=True)), "teacher")
+    a_way(project)
+    moved = project.rename(project.with_name("moved"))
+    a_way(moved)
+    data = moved / "data" / "train.json"
+    data.write_text(f" {data.read_text()}")
+    with pytest.raises(TrainError, match=r"data/train\.json has changed since .*teacher was trained on it"):
+        a_way(moved)
+
+
 def test_what_a_run_costs_is_measured_anew_when_its_config_has_changed(project, measured):
     """The advice that was followed: the student's settings were changed, and its runs removed."""
     begin(a_way(project, BUDGET), "teacher")

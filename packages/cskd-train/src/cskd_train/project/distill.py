@@ -187,6 +187,8 @@ class _Way:
             )
         if not begun:
             self.state.data, self.state.costs, self.state.epochs, self.state.root = now, {}, {}, here
+        elif not self.state.root:  # begun by `cskd-train run`
+            self.state.data, self.state.root = now, here
         for role in (role for role in begun if role in self.roles):
             stored = move_root(current_config(read_json(self._work_dir(role).config)), self.state.root, here)
             refuse_other_settings(self._work_dir(role).root, f"{role}.py", stored, config_to_data(self.configs[role]))
@@ -205,8 +207,12 @@ class _Way:
             had = "no budget" if self.state.budget is None else f"a budget of {budgets.duration(self.state.budget)}"
             raise TrainError(
                 f"the runs in {self.work_dirs} were begun with {had}: go on without --budget, or remove that folder "
-                "to begin again"
+                "to begin again. For more epochs of these runs raise max_epochs in teacher.py, student.py"
             )
+        planned = {role: int(self._config(role).runner.max_epochs) for role in self.state.epochs}
+        for role, chosen in self.state.forget_epochs(planned).items():
+            if self._work_dir(role).last.exists():
+                say(self.console, f"{ROLES[role]}: max_epochs has changed, {chosen} epochs become {planned[role]}")
 
     def _plan(self) -> None:
         """Measure what the runs cost that have not begun, and choose their epochs where there is a budget."""
@@ -249,6 +255,7 @@ class _Way:
                 self.state.epochs.pop(role, None)
         elif self.state.budget is not None:
             self.state.epochs |= budgets.fitting_epochs(planned, costs, self._left(costs))
+        self.state.planned |= {role: number for role, number in planned.items() if role in self.state.epochs}
         self.state.write()
 
     def _costs(self, roles: list[str], folder: Path) -> dict[str, Cost]:

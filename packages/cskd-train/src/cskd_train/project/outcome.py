@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from cskd_data.names import counted
@@ -112,10 +113,20 @@ class Distilled:
                 f"({self.seed}){seen}. One seed shows no spread."
             )
         if rising := [row.role for row in self.rows if row.improving]:
-            lines.append(
-                f"Still rising at the end: {', '.join(rising)}. More epochs (max_epochs in teacher.py, student.py; a "
-                "larger budget) would change these figures, and what distilling adds to them."
+            files = " and ".join(
+                file
+                for file, roles in {"teacher.py": {"teacher"}, "student.py": {"student", "distilled"}}.items()
+                if roles & {*rising}
             )
+            lines.append(
+                f"Still rising at the end: {', '.join(rising)}. More epochs would change these figures, and what "
+                f"distilling adds to them: with a larger max_epochs in {files} the same command goes on with the runs."
+            )
+            if "teacher" in rising:
+                distilled = Path(self.folder, "work_dirs", "distilled")
+                lines[-1] += (
+                    f" A student is trained anew under a teacher that has changed: remove {distilled} for that."
+                )
         ahead = self._points("teacher", "student")
         if ahead is not None and ahead <= 0:
             lines.append(

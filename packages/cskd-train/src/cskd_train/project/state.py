@@ -49,6 +49,7 @@ class State:
     root: str = ""  # where the project was when its first run began: it may have been moved
     measured: dict[str, str] = field(default_factory=dict)  # role -> `mark` of what its cost was measured on
     labelling: float = 0.0  # seconds that the pictures without labels took
+    planned: dict[str, int] = field(default_factory=dict)  # role -> max_epochs that its epochs were chosen from
 
     @classmethod
     def read(cls, file: Path) -> State:
@@ -69,6 +70,19 @@ class State:
             make()
             self.made[name] = current
             self.write()
+
+    def forget_epochs(self, planned: Mapping[str, int]) -> dict[str, int]:
+        """Chosen epochs hold only for the max_epochs that they were chosen from: gives those that hold no more.
+
+        Args:
+            planned: role -> max_epochs of its config now.
+        """
+        found = {
+            role: self.epochs[role] for role, number in planned.items() if self.planned.get(role, number) != number
+        }
+        for role in found:
+            del self.epochs[role], self.planned[role]
+        return found
 
 
 def mark(*parts: Any) -> str:
