@@ -75,7 +75,8 @@ def test_a_plain_checkpoint_labels_the_pictures_by_its_own_config(project, plain
     said = go(project)
     assert "18 images" in said
     state = json.loads((project / "work_dirs" / "distill.json").read_text())
-    assert state["made"] == {"distilled": sha256(checkpoint), "unlabeled": sha256(checkpoint)}
+    assert state["made"]["distilled"] == sha256(checkpoint)
+    assert state["made"]["labels"] == state["files"]["unlabeled"] == sha256(project / "data" / "unlabeled.json")
     assert state["labelling"] > 0
     made = json.loads((project / "data" / "unlabeled.json").read_text())
     own = tmp_path / "own.json"

@@ -6,15 +6,18 @@ import importlib.util
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from cskd_data.json_file import load_json
 from cskd_train.errors import TrainError
+from cskd_train.files.checkpoints import sha256
 from cskd_train.mm.data_sources import Source
-from cskd_train.project.state import State
+from cskd_train.project.state import State, content_of
 
 MISSING = (
     "cskd-deploy is not installed: no file was exported. Install packages/cskd-deploy[ort,export] and call this again"
@@ -64,15 +67,21 @@ class Files:
     def bench(self) -> Path:
         return self.results / "bench.json"
 
-    def made(self, state: State, checkpoint: Path, test: Source, quiet: bool) -> Measured:
+    def made(self, state: State, checkpoint: Path, test: Source, console: Console) -> Measured:
         """Export, evaluate and time a student, each where that is not done yet.
 
         Raises:
             TrainError: with cskd-deploy's own message.
         """
-        state.make("student.onnx", self.model, checkpoint, lambda: export(checkpoint, self.model, quiet))
-        state.make("eval", self.eval, checkpoint, lambda: evaluate(self, checkpoint, test, quiet))
-        state.make("bench", self.bench, checkpoint, lambda: bench(self, checkpoint, test, quiet))
+        quiet, of = console.quiet, [sha256(checkpoint)]
+
+        def make(name: str, file: Path, made: Callable[[], None]) -> None:
+            state.make(name, file, of, made, console)
+
+        make("student.onnx", self.model, lambda: export(checkpoint, self.model, quiet))
+        of += [sha256(self.model), content_of(test.ann_file)]
+        make("eval", self.eval, lambda: evaluate(self, checkpoint, test, quiet))
+        make("bench", self.bench, lambda: bench(self, checkpoint, test, quiet))
         results = [load_json(file, "result") for file in (self.eval, self.bench)]
         return Measured(self.model, self.eval, self.bench, *results)
 

@@ -28,7 +28,7 @@ from cskd_train.engine.signals import stop_on_signals
 from cskd_train.engine.timing import Cost, measure
 from cskd_train.engine.workdir import WorkDir
 from cskd_train.errors import TrainError
-from cskd_train.files.checkpoints import load_checkpoint
+from cskd_train.files.checkpoints import load_checkpoint, sha256
 from cskd_train.files.config import config_to_data, load_config
 from cskd_train.files.overrides import move_root
 from cskd_train.files.settings import check_settings
@@ -38,7 +38,7 @@ from cskd_train.project import budget as budgets
 from cskd_train.project import deployed, shown
 from cskd_train.project.data import test_source, untaught_labels
 from cskd_train.project.outcome import Distilled, Row
-from cskd_train.project.state import State, data_hashes, mark, read_json, refuse_other_settings
+from cskd_train.project.state import State, content_of, data_hashes, mark, read_json, refuse_other_settings
 from cskd_train.project.teacher import ProjectTeacher
 from cskd_train.report.words import short
 from cskd_train.results import RunResult
@@ -348,7 +348,8 @@ class _Way:
                 result = evaluate_checkpoint(checkpoint, None, "test", config=config, device=device, progress=progress)
             write_json(file, {"checkpoint": checkpoint.sha256, **result.to_dict()})
 
-        self.state.make(f"{role}/test", file, best, make)
+        inputs = [sha256(best), content_of(self.test.ann_file)]
+        self.state.make(f"{role}/test", file, inputs, make, self.console)
         found: dict[str, Any] = read_json(file)
         say(self.console, f"  {role}: mAP {found['metrics']['bbox_mAP']:.3f}")
         return found
@@ -363,17 +364,21 @@ class _Way:
             say(self.console, f"  {deployed.MISSING}")
             return None
         files = deployed.Files(self.root / "student.onnx", self._work_dir("distilled").root)
-        return files.made(self.state, self._best("distilled"), self.test, self.console.quiet)
+        return files.made(self.state, self._best("distilled"), self.test, self.console)
 
     def _outcome(
         self, results: Mapping[str, RunResult], test: Mapping[str, dict[str, Any]], file: deployed.Measured | None
     ) -> Distilled:
         self._step("picture and report")
         best = {ROLES[role]: self._best(role) for role in self.roles}
-        picture = shown.picture(self.root, self.state, best, config_to_data(self.configs["distilled"].data.test))
+        test_data, drawn = config_to_data(self.configs["distilled"].data.test), [content_of(self.test.ann_file)]
+        picture = shown.picture(self.root, self.state, best, test_data, drawn, self.console)
+        told = [self._work_dir(role).root / name for role in self.roles for name in ("result.json", "test.json")]
         if file is not None:
             best["the file"] = self._best("distilled")
-        report = shown.report(self.root, self.state, best, self.device, self.console)
+            told += [file.eval_file, file.bench_file]
+        inputs = [[*map(sha256, told)], self.state.data, self.state.made.get("distilled")]
+        report = shown.report(self.root, self.state, best, inputs, self.device, self.console)
         rows = tuple(
             Row(
                 role,

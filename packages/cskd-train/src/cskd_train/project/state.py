@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from cskd_data.files import write_json
+from cskd_data.folders import files_below, walk
 from cskd_data.json_file import load_json
+from cskd_train.engine.prepare import say
 from cskd_train.engine.resume import flat
 from cskd_train.errors import TrainError
 from cskd_train.files.checkpoints import sha256
@@ -44,12 +48,13 @@ class State:
     data: dict[str, str]  # annotation file -> its hash when the first run began
     epochs: dict[str, int]  # role -> epochs that were chosen for it
     costs: dict[str, dict[str, Any]]  # role -> `Cost`
-    made: dict[str, str]  # product -> hash of the checkpoint that it was made from
+    made: dict[str, str]  # product -> `mark` of what it was made from; "distilled" and "labels": hash of what taught it
     budget: float | None = None
     root: str = ""  # where the project was when its first run began: it may have been moved
     measured: dict[str, str] = field(default_factory=dict)  # role -> `mark` of what its cost was measured on
     labelling: float = 0.0  # seconds that the pictures without labels took
     planned: dict[str, int] = field(default_factory=dict)  # role -> max_epochs that its epochs were chosen from
+    files: dict[str, str] = field(default_factory=dict)  # product -> hash of the file as it was made
 
     @classmethod
     def read(cls, file: Path) -> State:
@@ -63,13 +68,32 @@ class State:
         self.file.parent.mkdir(exist_ok=True)
         write_json(self.file, {key: value for key, value in vars(self).items() if key != "file"})
 
-    def make(self, name: str, file: Path, checkpoint: Path, make: Callable[[], None]) -> None:
-        """Make a file from a checkpoint, where it is not there or was made from another one."""
-        current = sha256(checkpoint)
-        if not file.exists() or self.made.get(name) != current:
-            make()
-            self.made[name] = current
-            self.write()
+    def make(self, name: str, file: Path, inputs: Sequence[Any], make: Callable[[], None], console: Console) -> None:
+        """Make a file, where it is not there or was made from other inputs.
+
+        One of its name that was not made here is kept under another name.
+
+        Args:
+            name: of the product.
+            inputs: all that decides what is in it, as plain data.
+            make: writes it.
+            console: takes the other name.
+        """
+        if file.exists() and self.is_made(name, inputs):
+            return
+        if file.exists() and not self.is_own(name, file):
+            aside = _free(file)
+            file.rename(aside)
+            say(
+                console,
+                f"note: {file} was not made by this command, or has changed since: it is {aside.name} from here on",
+            )
+        make()
+        self.made[name] = mark(*inputs)
+        self.files.pop(name, None)
+        if file.exists():
+            self.files[name] = sha256(file)
+        self.write()
 
     def forget_epochs(self, planned: Mapping[str, int]) -> dict[str, int]:
         """Chosen epochs hold only for the max_epochs that they were chosen from: gives those that hold no more.
@@ -83,6 +107,34 @@ class State:
         for role in found:
             del self.epochs[role], self.planned[role]
         return found
+
+    def is_made(self, name: str, inputs: Sequence[Any]) -> bool:
+        """Whether a product was last made from these inputs."""
+        return self.made.get(name) == mark(*inputs)
+
+    def is_own(self, name: str, file: Path) -> bool:
+        """Whether a file was made here, and is as it was then."""
+        return name in self.made and self.files.get(name) in (None, sha256(file))
+
+
+def _free(file: Path) -> Path:
+    """A name beside a file that no other has."""
+    numbers = ("", *range(2, 1000))
+    names = (file.with_name(f"{file.stem}.before{number}{file.suffix}") for number in numbers)
+    return next(name for name in names if not name.exists())
+
+
+def content_of(path: str | Path, suffixes: tuple[str, ...] = ()) -> Any:
+    """Equal for a file of the same content, or for a folder with the same files, by their names and sizes.
+
+    Args:
+        suffixes: of the files of a folder that count; without any all do.
+    """
+    path = Path(path)
+    if path.is_file():
+        return sha256(path)
+    found = files_below(path, suffixes) if suffixes else sorted(walk(path))
+    return [(str(file.relative_to(path)), file.stat().st_size) for file in found]
 
 
 def mark(*parts: Any) -> str:

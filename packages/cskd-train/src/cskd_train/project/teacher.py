@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from cskd_core.plan import DistillPlan, TeacherPlan
+from cskd_data.images import SUFFIXES
 from cskd_data.names import plain_name
 from cskd_train.engine.build import class_names
 from cskd_train.engine.prepare import say
@@ -23,7 +24,7 @@ from cskd_train.files.config import config_to_data
 from cskd_train.files.downloads import fetch
 from cskd_train.mm.datasets import with_images_of
 from cskd_train.mm.teacher import build_teacher, detector_of, read_teacher
-from cskd_train.project.state import State, read_json
+from cskd_train.project.state import State, content_of, read_json
 
 if TYPE_CHECKING:  # at run time cskd_train.mm has to come before mmcv, which it changes
     from mmcv import Config
@@ -90,17 +91,46 @@ class ProjectTeacher:
         """Keep the teacher's hash, and have it label the pictures, where that is not done yet.
 
         Raises:
-            TrainError: the student under it began under another one; names both.
+            TrainError: the student under it began under another one, or with other labels.
         """
-        teacher, root = sha256(checkpoint), self.student.root
-        if self.student.has_run and state.made.get("distilled", teacher) != teacher:
+        teacher, root, begun = sha256(checkpoint), self.student.root, self.student.has_run
+        if begun and state.made.get("distilled", teacher) != teacher:
             raise TrainError(
                 f"{root} was trained under another teacher than {checkpoint} is now: remove {root} to train it anew"
             )
         state.made["distilled"] = teacher
         state.write()
-        if self.pictures:
-            state.make("unlabeled", self.labels, checkpoint, lambda: self._label(state, checkpoint))
+        if not self.pictures:
+            return
+        self._have_labels(state, checkpoint, begun)
+        labels = sha256(self.labels)
+        if begun and state.made.get("labels", labels) != labels:
+            raise TrainError(
+                f"{self.labels} has changed since {root} was trained on it: remove {root} to train it anew, or put the "
+                "file back"
+            )
+        state.made["labels"] = labels
+        state.write()
+
+    def _have_labels(self, state: State, checkpoint: Path, begun: bool) -> None:
+        """Have the pictures labelled. Labels that the user has made are left as they are, and so are those that the
+        student has begun with.
+        """
+        inputs = (sha256(checkpoint), content_of(self.pictures, SUFFIXES))
+        if self.labels.exists() and not state.is_own("unlabeled", self.labels):
+            say(
+                self.console,
+                f"note: {self.labels} was not made by this command, or has changed since: it is trained on as it is. "
+                f"Remove it to have the teacher label {self.pictures}",
+            )
+        elif self.labels.exists() and begun and not state.is_made("unlabeled", inputs):
+            say(
+                self.console,
+                f"note: {self.pictures} has other pictures than {self.student.root} was trained on: remove that folder "
+                "to train with these",
+            )
+        else:
+            state.make("unlabeled", self.labels, inputs, lambda: self._label(state, checkpoint), self.console)
 
     def _label(self, state: State, checkpoint: Path) -> None:
         began = time.perf_counter()
