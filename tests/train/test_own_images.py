@@ -124,7 +124,8 @@ def test_the_picture_of_a_project_shows_a_teacher_on_its_own_images(trained, sha
     monkeypatch.setattr(side_by_side, "detect", lambda _, dataset: seen.append(normalization_of(dataset)) or [])
     students = load_config(trained / "config.json").data.test
     best = {"teacher": tmp_path / "teacher.pth", "student": trained / "best.pth"}
-    shown.picture(tmp_path, State.read(tmp_path / "distill.json"), best, config_to_data(students))
+    state, console = State.read(tmp_path / "distill.json"), Console(quiet=True)
+    shown.picture(tmp_path, state, best, config_to_data(students), [], console)
     assert seen == [CAFFE, TORCHVISION]
 
 

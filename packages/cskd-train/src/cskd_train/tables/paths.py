@@ -72,7 +72,7 @@ def likeliest(found: Sequence[Path], fits: Callable[[Path], bool]) -> Path | Non
 def may_have_taught(work_dir: Path) -> Callable[[Path], bool]:
     """Whether a checkpoint can be that of a run's teacher: by the hash that its project keeps, else by the times.
 
-    A training that a later session ended than the student's has another checkpoint than the student was taught by.
+    A training whose last session began after the student's has another checkpoint since than the one that taught.
 
     Args:
         work_dir: where the student's run is.
