@@ -19,8 +19,8 @@ from cskd_data.formats import format_of, split_of
 from cskd_data.ids import Key
 from cskd_data.names import plain_name
 from cskd_train.errors import TrainError
-from cskd_train.files.class_names import names_of_text
 from cskd_train.files.checkpoints import sha256
+from cskd_train.files.class_names import names_of_text
 
 Files = tuple[str, str | None, Any]  # annotation file, image folder, and a mark of their state
 

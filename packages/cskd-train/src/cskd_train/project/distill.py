@@ -211,7 +211,7 @@ class _Way:
             )
         planned = {role: int(self._config(role).runner.max_epochs) for role in self.state.epochs}
         for role, chosen in self.state.forget_epochs(planned).items():
-            if self._work_dir(role).last.exists():
+            if self._work_dir(role).has_run:
                 say(self.console, f"{ROLES[role]}: max_epochs has changed, {chosen} epochs become {planned[role]}")
 
     def _plan(self) -> None:

@@ -76,7 +76,7 @@ def draw_side_by_side(
     cfg = config_from_data(first.config, {**changes, **({} if data is None else {f"data.{split}": data})})
     classes = first.classes
     check_split(cfg, split, classes)
-    check_output(out, [*(one.path for one in loaded), *files_of_split(cfg, split, classes)])
+    check_output(out, [*(one.path for one, _ in loaded), *files_of_split(cfg, split, classes)])
     places = evenly_spaced(images, len(build_split(cfg, split, classes)))
     _, dataset = images_for({}, cfg, split, classes, places)
     columns = [("ground truth", _ground_truth(dataset))]
