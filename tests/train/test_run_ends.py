@@ -64,6 +64,21 @@ def test_the_first_signal_waits_for_the_step_and_the_second_does_not():
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_a_second_signal_cuts_off_no_file(train_tiny, tmp_path, monkeypatch):
+    save = checkpoints.save
+
+    def signalled(path, contents):
+        for _ in range(2):  # as where one goes to the process group, and the parent passes it on too
+            signal.raise_signal(signal.SIGTERM)
+        save(path, contents)
+
+    monkeypatch.setattr(checkpoints, "save", signalled)
+    code, _, err = train_tiny(tmp_path, "--set", "evaluation.interval=2")
+    assert code == 143, err
+    assert "stopped by SIGTERM; epoch 1 is saved" in err
+    assert checkpoints.load_checkpoint(tmp_path / "last.pth").meta["epoch"] == 1
+
+
 def test_sigterm_ends_the_run_and_resume_goes_on(train_tiny, trained, shapes_root, tiny_config, tmp_path):
     work_dir = tmp_path / "w"
     options = ["--set", f"data_root={shapes_root}", "--set", "runner.max_epochs=500"]

@@ -15,6 +15,7 @@ from cskd_train.engine.attributes import Attributes
 from cskd_train.engine.loader import Position, TrainLoader
 from cskd_train.engine.origin import refuse_another, refuse_other_classes
 from cskd_train.engine.records import Recorder, RunState
+from cskd_train.engine.signals import StopRequest
 from cskd_train.engine.step import AveragedStudent, NotFinite, TrainStep
 from cskd_train.engine.terms import DistilledTerms
 from cskd_train.engine.workdir import WorkDir
@@ -53,6 +54,7 @@ class Saver:
         meta: what every checkpoint of the run says beside its position and metrics.
         origin: what the run learns from, which `last.pth` alone says.
         warn: takes why a checkpoint could not be written, where the run can go on without it.
+        stop: its signals cut off no file.
 
     Attributes:
         saved: the position that `last.pth` holds.
@@ -65,12 +67,14 @@ class Saver:
         meta: Mapping[str, Any],
         origin: Mapping[str, Any],
         warn: Callable[[str], None],
+        stop: StopRequest,
     ) -> None:
         self._trained = trained
         self._work_dir = work_dir
         self._meta = meta
         self._origin = origin
         self._warn = warn
+        self._stop = stop
         self._world = trained.loader.world
         self.saved: Position | None = None
 
@@ -83,6 +87,7 @@ class Saver:
         Raises:
             NotFinite: the weights are not finite; `last.pth` is as it was.
             DataError: it cannot be written, and is required.
+            Interrupted: a second signal came while it was written.
         """
         one = self._trained
         averages = [] if one.average is None else [one.average.model]
@@ -112,19 +117,20 @@ class Saver:
             contents["average"] = one.average.state_dict()
             contents["student"] = _weights(one.student)
         try:
-            checkpoints.save(self._work_dir.last, contents)
+            with self._stop.held():
+                checkpoints.save(self._work_dir.last, contents)
+                self.saved = position
         except DataError as error:
             if required:
                 raise
             self._warn(f"{error}. The run goes on, and the next checkpoint will be tried")
-        else:
-            self.saved = position
 
     def best(self, position: Position) -> bool:
         """Write `best.pth`: the detector alone. Says whether it could be written."""
         if self._world.is_main:
             try:
-                checkpoints.save(self._work_dir.best, self._checkpoint(position))
+                with self._stop.held():
+                    checkpoints.save(self._work_dir.best, self._checkpoint(position))
             except DataError as error:
                 self._warn(f"{error}. The run goes on; the best weights of epoch {position.epoch} are not kept")
                 return False

@@ -151,7 +151,7 @@ class Run:
         try:
             with explained_failures(self.stop):
                 self._look_at_teacher()
-                self.saver = Saver(self.trained, work_dir, self._meta(), self.origin, self._warning)
+                self.saver = Saver(self.trained, work_dir, self._meta(), self.origin, self._warning, self.stop)
                 self.saver.saved = self.position if self.position.step else None
                 self.stop.deferred = True  # until here a signal ends the run at once
                 self.display.start()

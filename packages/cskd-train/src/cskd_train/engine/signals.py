@@ -36,11 +36,28 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal_number: int | None = None
         self.deferred = False
+        self._held = self._at_once = False
 
     def note(self, signal_number: int, frame: FrameType | None) -> None:
         """The signal handler. A second signal does not wait, unless torchrun passes on what the terminal sent too."""
         again, self.signal_number = self.signal_number is not None, signal_number
-        if not self.deferred or (again and not is_worker()):
+        self._at_once = not self.deferred or (again and not is_worker())
+        if self._at_once and not self._held:
+            self.check()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """While this context lasts, in which a file is written, a signal that would end the run at once waits.
+
+        Raises:
+            Interrupted: at the end of it, by such a signal.
+        """
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+        if self._at_once:
             self.check()
 
     def requested(self) -> bool:
