@@ -92,9 +92,12 @@ def test_further_classes_of_a_reference_without_boxes_change_nothing_in_any_form
     assert drops[1] > 1
     # Where these classes have boxes, the former result is over more of them than the model has.
     former = evaluated(deploy, model_file, ("--ann", found_annotations, *images), tmp_path / "all.json")
-    done = deploy("eval", two["file"], "--ann", found_annotations, *images, "--reference", former)
+    words = ("eval", two["file"], "--ann", found_annotations, *images, "--max-drop", 100, "--reference")
+    done = deploy(*words, former)
     assert done.code == 2
     assert "they cannot be compared" in done.err
+    assert "or give the model itself as --reference" in done.err
+    assert deploy(*words, model_file).code == 0
 
 
 def without_test(config: dict[str, Any]) -> None:

@@ -288,7 +288,7 @@ class FormerResult:
                 f"{len(dataset.images)}: give the --limit and --skip-broken that it was made with, {again}"
             )
         counted = [name for name, value in self.metrics.per_class.items() if value not in (None, NONE)]
-        check_same_mean(self.path, counted, dataset)
+        check_same_mean(self.path, counted, dataset, f", {again}")
         if self.annotations_sha256 != annotations_sha256(dataset, self.metrics.per_class):
             raise DeployError(
                 f"--reference {self.path} was evaluated on other annotations than {dataset.source}: give the --ann "
@@ -302,12 +302,13 @@ def counted_classes(dataset: Dataset) -> list[str]:
     return [category["name"] for category in dataset.data["categories"] if category["id"] in there]
 
 
-def check_same_mean(reference: Path, classes: Collection[str], dataset: Dataset) -> None:
+def check_same_mean(reference: Path, classes: Collection[str], dataset: Dataset, or_else: str = "") -> None:
     """Refuse a reference whose mAP is the mean over other classes.
 
     Args:
         classes: that count in the reference's mAP.
         dataset: of the model, with its classes.
+        or_else: another way out.
 
     Raises:
         DeployError: names both.
@@ -316,7 +317,7 @@ def check_same_mean(reference: Path, classes: Collection[str], dataset: Dataset)
     if {*classes} != {*own}:
         raise DeployError(
             f"--reference {reference} has mAP over the classes {', '.join(classes) or '(none)'}, this evaluation "
-            f"{', '.join(own)}: they cannot be compared. Give a reference of the same classes"
+            f"{', '.join(own)}: they cannot be compared. Give a reference of the same classes{or_else}"
         )
 
 
