@@ -113,9 +113,12 @@ def written_over(outputs: Iterable[Path], inputs: Iterable[Path | None]) -> tupl
 def marks(path: Path) -> Iterator[object]:
     """What files are told apart by: paths with one of these in common are one file, which need not be there yet."""
     yield os.path.abspath(path)
-    with contextlib.suppress(OSError, ValueError):  # not there, or a name with a null character
-        yield os.path.realpath(path)
+    try:
         status = os.stat(path)
+    except (OSError, ValueError):  # not there, or a name with a null character
+        with contextlib.suppress(OSError, ValueError):
+            yield os.path.realpath(path)
+    else:
         yield status.st_dev, status.st_ino
 
 

@@ -68,10 +68,11 @@ def check_apart(outputs: Mapping[str, Iterable[Path]]) -> None:
             other = taken.setdefault(mark, (what, path))
             if other[0] != what:
                 raise DeployError(f"{what} {path} would take the place of {other[0]} {other[1]}: give another name")
-    for what, path in given:
-        for place in (os.path.abspath(path), os.path.realpath(path)):
-            for folder in Path(place).parents:
-                name, other_path = taken.get(str(folder), (what, path))
+    folders = {(what, path.parent): path for what, path in reversed(given)}  # of many files in one, the first
+    for (what, folder), path in folders.items():
+        for place in map(Path, (os.path.abspath(folder), os.path.realpath(folder))):
+            for above in (place, *place.parents):
+                name, other_path = taken.get(str(above), (what, path))
                 if name != what:
                     raise DeployError(
                         f"{name} {other_path} would take the place of the folder of {what} {path}: give another name"
