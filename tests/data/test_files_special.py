@@ -52,6 +52,15 @@ def test_a_link_is_followed_and_stays_and_its_file_is_replaced_as_a_whole(tmp_pa
     assert os.listdir(tmp_path / "real") == ["x.json"]
 
 
+def test_a_file_that_no_user_names_takes_the_place_of_a_link(tmp_path):
+    write_json(tmp_path / "of_another_run", [1], indent=None)
+    (tmp_path / "last").symlink_to("of_another_run")
+    write_atomically(tmp_path / "last", lambda file: file.write(b"2"), keep_links=False)
+    assert not (tmp_path / "last").is_symlink()
+    assert (tmp_path / "last").read_bytes() == b"2"
+    assert (tmp_path / "of_another_run").read_text() == "[1]\n"
+
+
 def test_a_link_to_what_is_not_there_makes_it_with_its_folder(tmp_path):
     (tmp_path / "link").symlink_to("new/folder/x.json")
     check_writable(tmp_path / "link")

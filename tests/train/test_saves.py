@@ -243,3 +243,12 @@ def test_what_a_killed_save_left_is_swept_when_the_run_goes_on(small_runs, tmp_p
         (tmp_path / name).write_bytes(b"half")
     assert train(small_runs.options(tmp_path, resume=True))[0].iterations == STEPS
     assert names(tmp_path) == [".hidden", "best.pth", "config.json", "last.pth", "log.jsonl", "result.json", "tf_logs"]
+
+
+def test_a_checkpoint_takes_the_place_of_a_link_to_that_of_another_run(tmp_path):
+    checkpoints.save(tmp_path / "other.pth", {"state_dict": {}, "meta": {"epoch": 1}})
+    before = (tmp_path / "other.pth").read_bytes()
+    (tmp_path / "last.pth").symlink_to("other.pth")
+    checkpoints.save(tmp_path / "last.pth", {"state_dict": {}, "meta": {"epoch": 2}})
+    assert (tmp_path / "other.pth").read_bytes() == before
+    assert not (tmp_path / "last.pth").is_symlink()

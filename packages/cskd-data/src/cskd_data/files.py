@@ -22,7 +22,7 @@ from cskd_data.errors import DataError
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EPERM)
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, keep_links: bool = True) -> None:
     """Let `write` fill a temporary file beside `path`, then give it that name; the folder is made if it is not there.
 
     In this order, so that a power cut at any moment leaves the old file or the new one, whole: write, flush, sync the
@@ -31,12 +31,16 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     A pipe, a device of characters (a terminal) and this process's own output get the content once it is whole; no file
     takes their place.
 
+    Args:
+        keep_links: False puts the file in the place of a link, for names that the user does not give: what another run
+            wrote stays.
+
     Raises:
         DataError: the file cannot be written (disk full, no permission), or `path` is none that can be. Whatever goes
             wrong, an older `path` stays whole and the temporary file is gone; only what kills the process leaves it
             behind, for `sweep`.
     """
-    target = _target(path)
+    target = _target(path) if keep_links or not path.is_symlink() else path
     if target is None:
         _write_through(path, write)
         return

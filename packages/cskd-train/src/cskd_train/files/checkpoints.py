@@ -60,7 +60,7 @@ def save(path: str | Path, contents: Mapping[str, Any]) -> None:
         except RuntimeError as error:  # torch's writer makes one of a full disk
             raise OSError(str(error)) from error
 
-    write_atomically(Path(path), write)
+    write_atomically(Path(path), write, keep_links=False)
 
 
 def load_checkpoint(path: str | Path, require_config: bool = True) -> Checkpoint:
