@@ -188,14 +188,16 @@ def test_one_signal_lets_a_save_finish_and_the_next_step_is_saved_too(small_runs
 
 
 @pytest.mark.parametrize("part", ["write", "fsync"])
-def test_a_second_signal_in_a_save_leaves_the_older_file_whole(small_runs, whole, tmp_path, monkeypatch, part):
+def test_a_second_signal_in_a_save_waits_for_the_file_and_for_no_other_step(
+    small_runs, whole, tmp_path, monkeypatch, part
+):
     options = small_runs.options(tmp_path / "w", checkpoint_every=2)
     with monkeypatch.context() as patch:
         in_a_save(patch, lambda: (interrupt(), interrupt()), at=(4,), part=part)
         outcome, _ = train(options)
     assert isinstance(outcome, Interrupted)
-    assert "stopped by SIGINT; step 2 is saved in" in str(outcome)
-    assert last(tmp_path / "w")["position"]["step"] == 2
+    assert "stopped by SIGINT; step 4 is saved in" in str(outcome)
+    assert last(tmp_path / "w")["position"]["step"] == 4
     assert [name for name in names(tmp_path / "w") if name.startswith(".")] == []
     train(replace(options, resume=True))
     same_as(tmp_path / "w", whole)

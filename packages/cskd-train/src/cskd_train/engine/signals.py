@@ -39,7 +39,8 @@ class StopRequest:
         self._held = self._at_once = False
 
     def note(self, signal_number: int, frame: FrameType | None) -> None:
-        """The signal handler. A second signal does not wait, unless torchrun passes on what the terminal sent too."""
+        """The signal handler. A second signal waits for no more than a file that is being written (see `held`); one
+        that torchrun passes on after the terminal's waits like the first."""
         again, self.signal_number = self.signal_number is not None, signal_number
         self._at_once = not self.deferred or (again and not is_worker())
         if self._at_once and not self._held:
