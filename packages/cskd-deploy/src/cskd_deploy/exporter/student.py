@@ -111,7 +111,7 @@ def load_student(checkpoint: Path, config: Path | None = None, exportable: bool 
         return Student(
             model=model,
             config=data,
-            classes=_fitting(model, named, () if config is None else _classes_of(data), checkpoint),
+            classes=_fitting(model, named, {} if config is None else data, checkpoint),
             sha256=stored.sha256,
             path=checkpoint,
         )
@@ -247,17 +247,20 @@ def training_packages(purpose: str) -> Iterator[None]:
         raise DeployError(str(error)) from error
 
 
-def _fitting(model: Any, named: tuple[str, ...], given: tuple[str, ...], checkpoint: Path) -> tuple[str, ...]:
-    """Those class names whose number is that of the model's head: `named`, else `given`, those of a config file.
+def _fitting(model: Any, named: tuple[str, ...], given: dict[str, Any], checkpoint: Path) -> tuple[str, ...]:
+    """Those class names whose number is that of the model's head: `named`, else those of the config `given`.
 
     Raises:
         DeployError: neither are.
     """
     unfit_heads = importlib.import_module("cskd_train.engine.build").unfit_heads
-    for names in (named, given):
-        if names and not unfit_heads(model, len(names)):
-            return names
-    head, count = next(iter(unfit_heads(model, len(named)).items()))
+    unfit = unfit_heads(model, len(named))
+    if not unfit:
+        return named
+    others = _classes_of(given)
+    if others and not unfit_heads(model, len(others)):
+        return others
+    head, count = next(iter(unfit.items()))
     listed = ", ".join(named[:8]) + (", ..." if len(named) > 8 else "")
     raise DeployError(
         f"{len(named)} classes are named for the checkpoint {checkpoint} ({listed}), its {head} has {count}: give "
