@@ -55,6 +55,13 @@ def test_a_project_that_is_through_is_done_without_its_last_checkpoints(finished
         assert run(way._options(role, {}), way.console).config == f"{role}.py"
 
 
+def test_a_run_that_is_through_without_its_best_checkpoint_is_named(finished):
+    root = finished / "work_dirs" / "teacher"
+    (root / "best.pth").rename(root / "last.pth")
+    with pytest.raises(TrainError, match=r"teacher/best.pth is gone: put it back, or remove .*teacher to train it anew"):
+        way_of(finished)._train("teacher")
+
+
 def test_a_project_that_is_through_keeps_to_its_data_and_budget_without_its_last_checkpoints(finished):
     with pytest.raises(TrainError, match="were begun with a budget of 1 h 00 min"):
         way_of(finished, 7200.0)._check_budget()

@@ -302,7 +302,11 @@ class _Way:
         return int(self.state.epochs.get(role, self.configs[role].runner.max_epochs))
 
     def _train(self, role: str) -> RunResult:
-        """Train, or go on, or find that it is done."""
+        """Train, or go on, or find that it is done.
+
+        Raises:
+            TrainError: the best checkpoint, which all that follows begins with, is gone.
+        """
         work_dir, began = self._work_dir(role), self._work_dir(role).has_run
         if role == "distilled" and self.teacher.own:
             self.teacher.taken(self.state, self.teacher.best)
@@ -312,14 +316,18 @@ class _Way:
         self._step(f"{ROLES[role]}, {short(cfg)}")
         overrides = budgets.schedule(cfg, self._epochs(role))
         options = self._options(role, overrides)
-        if not self.gpus:
-            return run(options, self.console)
-        launch(
-            self.gpus,
-            [*options.words[1:], "--gpus", str(self.gpus), "--resume"],
-            lambda: way_on(options, saved_position(work_dir.last)),
-        )
-        return RunResult(**read_json(work_dir.result))
+        if self.gpus:
+            launch(
+                self.gpus,
+                [*options.words[1:], "--gpus", str(self.gpus), "--resume"],
+                lambda: way_on(options, saved_position(work_dir.last)),
+            )
+            result = RunResult(**read_json(work_dir.result))
+        else:
+            result = run(options, self.console)
+        if not work_dir.best.exists():
+            raise TrainError(f"{work_dir.best} is gone: put it back, or remove {work_dir.root} to train it anew")
+        return result
 
     def _plan_again(self) -> None:
         """Fit the students' epochs to what is left of the budget, now that it is known what the teacher took."""
