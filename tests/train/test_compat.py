@@ -143,7 +143,7 @@ def test_an_mmdet_that_does_not_take_the_installed_mmcv_is_refused_with_a_pair_t
 
     done = fresh_python("from cskd_train.cli import main; main(['run', 'tests/train/tiny_retinanet.py'])", tmp_path)
 
-    assert done.returncode == 2
+    assert done.returncode == 3
     assert "do not go together (Please install mmcv>=1.3.17, <=1.5.0.): pip install 'mmdet==2.28.2'" in done.stderr
     assert "Traceback" not in done.stderr
 

@@ -58,7 +58,7 @@ def test_a_project_that_is_through_is_done_without_its_last_checkpoints(finished
 def test_a_run_that_is_through_without_its_best_checkpoint_is_named(finished):
     root = finished / "work_dirs" / "teacher"
     (root / "best.pth").rename(root / "last.pth")
-    with pytest.raises(TrainError, match=r"teacher/best.pth is gone: put it back, or remove .*teacher to train it anew"):
+    with pytest.raises(TrainError, match=r"teacher/best.pth is gone: put it back, or remove .*teacher to train"):
         way_of(finished)._train("teacher")
 
 

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from cskd_train.errors import TrainError
+from cskd_train.errors import NotInstalled
 from cskd_train.mm import plain_deform, plain_ops
 from cskd_train.mm.plain_deform import torchvision_deforms
 from cskd_train.mm.plain_ops import (
@@ -188,6 +188,6 @@ class PlainOperators(ModuleType):
             raise AttributeError(name)
 
         def unserved(*_args: Any, **_kwargs: Any) -> NoReturn:
-            raise TrainError(unserved_message(name, ", ".join(PLAIN)))
+            raise NotInstalled(unserved_message(name, ", ".join(PLAIN)))
 
         return unserved

@@ -15,7 +15,7 @@ from mmdet import models
 from mmdet.models.dense_heads import paa_head
 from torch import Tensor, nn
 
-from cskd_train.errors import TrainError
+from cskd_train.errors import NotInstalled, TrainError
 from cskd_train.files.checkpoints import read, weights_of
 from cskd_train.files.downloads import local_file
 from cskd_train.mm.normalization import Normalization
@@ -105,8 +105,8 @@ def init_weights(model: nn.Module, cfg: Mapping[str, Any], note: Callable[[str],
         note: called with one line for each pretrained part: what was taken from which file.
 
     Raises:
-        TrainError: the file cannot be had or read, or does not fit the part of the model; the detector learns with a
-            package that is not installed.
+        TrainError: the file cannot be had or read, or does not fit the part of the model.
+        NotInstalled: the detector learns with a package that is not there.
     """
     _check_learns(model)
     names = {module: name for name, module in model.named_modules()}
@@ -131,7 +131,7 @@ def init_weights(model: nn.Module, cfg: Mapping[str, Any], note: Callable[[str],
 def _check_learns(model: nn.Module) -> None:
     """mmdet imports scikit-learn if it is there, and misses it in the first training step only."""
     if any(isinstance(module, paa_head.PAAHead) for module in model.modules()) and paa_head.skm is None:
-        raise TrainError(
+        raise NotInstalled(
             f"a {type(model).__name__} learns with mixtures that scikit-learn fits, which is not installed: "
             "pip install 'cskd-train[paa]'"
         )

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cskd_core.roi_align import roi_align
-from cskd_train.errors import TrainError
+from cskd_train.errors import NotInstalled
 
 EXTENSION = "mmcv._ext"
 
@@ -255,7 +255,7 @@ def _average_roi_align(
     aligned: bool,
 ) -> Tensor:
     if pool_mode != 1:
-        raise TrainError(unserved_message("roi_align with pool_mode='max'", "roi_align with pool_mode='avg'"))
+        raise NotInstalled(unserved_message("roi_align with pool_mode='max'", "roi_align with pool_mode='avg'"))
     # Half precision has no room for coordinates of a few hundred cells with a fraction.
     with torch.autocast(features.device.type, enabled=False):
         return roi_align(
