@@ -12,14 +12,13 @@ from itertools import takewhile
 from cskd_data.dataset import Note
 from cskd_data.image_files import shared_end
 from cskd_data.names import counted, folded
-from cskd_data.split import SPLIT_NAMES
+from cskd_data.split import SPLIT_CALLED, SPLIT_NAMES
 
-Said = tuple[str, ...]
-"""What the folders of a name say, the innermost last."""
+FolderNames = tuple[str, ...]
+"""The folders of a name that tell names apart, the innermost last."""
 
 ELSEWHERE = "{} with folders that are not there; the files were found by the rest of the name"
 
-_SPLITS = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 _KINDS = ("images", "labels", "annotations", "jpegimages", "jpg", "jpeg", "png", "txt", "xml", "json")
 _MEANINGLESS = frozenset(("", ".", "..", *_KINDS))
 
@@ -64,10 +63,10 @@ def guessed(found: Mapping[str, str], noun: str = "file name") -> list[Note]:
     return [Note.of(ELSEWHERE.format(counted(len(lines), noun)), lines)] if lines else []
 
 
-def said_by(folders: Iterable[str]) -> Said:
-    """Folders without those that say nothing, whatever their case; those of splits by one name each."""
+def folder_names(folders: Iterable[str]) -> FolderNames:
+    """Folders without those that tell nothing apart, whatever their case; those of splits by one name each."""
     found = (folded(folder) for folder in folders)
-    return tuple(_SPLITS.get(name, name) for name in found if name not in _MEANINGLESS)
+    return tuple(SPLIT_CALLED.get(name, name) for name in found if name not in _MEANINGLESS)
 
 
 class Folders:
@@ -75,17 +74,17 @@ class Folders:
 
     Args:
         folders: of each name or file.
-        from_top: folders that all have say something too.
+        from_top: folders that all have count too.
     """
 
-    def __init__(self, folders: Iterable[Said], from_top: bool = False) -> None:
+    def __init__(self, folders: Iterable[FolderNames], from_top: bool = False) -> None:
         every = {folder for folder in folders if folder}
         self._ends = {folder[first:] for folder in every for first in range(len(folder))}
         self._same = (
             0 if from_top else sum(1 for _ in takewhile(lambda one: len({*one}) == 1, zip(*every, strict=False)))
         )
 
-    def agree(self, own: Said, others: Folders, other: Said) -> tuple[int, bool] | None:
+    def agree(self, own: FolderNames, others: Folders, other: FolderNames) -> tuple[int, bool] | None:
         """How many folders a name and a file share at their ends, and whether one of both has others: it is a guess.
 
         None where they speak against each other: one side has the folder that the other one asks for, or both are in
@@ -101,7 +100,7 @@ class Folders:
                 return None
         return shared, any(rests)
 
-    def _has(self, folder: Said, shared: int) -> bool:
+    def _has(self, folder: FolderNames, shared: int) -> bool:
         """Whether an end of a folder, longer than what is shared, is one of these."""
         return any(folder[first:] in self._ends for first in range(len(folder) - shared))
 

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 from cskd_data.dataset import Note
 from cskd_data.folders import check_folder, walk
-from cskd_data.guesses import ELSEWHERE, Folders, Said, best, disputed, ends_of, said_by
+from cskd_data.guesses import ELSEWHERE, FolderNames, Folders, best, disputed, ends_of, folder_names
 from cskd_data.names import counted, folded
 
 SAMPLE = 20
@@ -164,8 +164,8 @@ class _Folder:
     @functools.cached_property
     def _tree(self) -> Folders:
         folders = {os.path.dirname(file) for files in self._index().values() for file in files}
-        return Folders((said_by(folder.split(os.sep)) for folder in folders), from_top=True)
+        return Folders((folder_names(folder.split(os.sep)) for folder in folders), from_top=True)
 
 
-def _folders_of(name: str) -> Said:
-    return said_by(unquote(name.replace("\\", "/")).split("/")[:-1])
+def _folders_of(name: str) -> FolderNames:
+    return folder_names(unquote(name.replace("\\", "/")).split("/")[:-1])

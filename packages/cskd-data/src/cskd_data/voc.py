@@ -12,7 +12,7 @@ from typing import Any
 from cskd_data.dataset import GIVE_IMAGES, Dataset, Note
 from cskd_data.errors import DataError, refuse
 from cskd_data.folders import check_folder, files_below
-from cskd_data.guesses import Folders, Said, said_by
+from cskd_data.guesses import FolderNames, Folders, folder_names
 from cskd_data.image_files import ImageFiles, common_folder
 from cskd_data.images import SUFFIXES
 from cskd_data.names import counted
@@ -226,16 +226,16 @@ class _Ways:
         return agreed and (agreed[0], agreed[1] and own[:1] != there[:1])  # of `cam1/xml` and `cam1/png` too
 
     @staticmethod
-    def _below(folder: Path, file: Path) -> Said:
-        return said_by(file.relative_to(folder).parts[:-1])
+    def _below(folder: Path, file: Path) -> FolderNames:
+        return folder_names(file.relative_to(folder).parts[:-1])
 
 
 def _parts(annotation: VocAnnotation) -> list[str]:
     return re.split(r"[\\/]", annotation.filename or "")
 
 
-def _folders_named(annotation: VocAnnotation) -> Said:
-    return said_by(_parts(annotation)[:-1])
+def _folders_named(annotation: VocAnnotation) -> FolderNames:
+    return folder_names(_parts(annotation)[:-1])
 
 
 def _image(

@@ -10,7 +10,7 @@ from pathlib import Path
 from cskd_data.dataset import Note
 from cskd_data.errors import DataError
 from cskd_data.folders import files_below
-from cskd_data.guesses import Folders, Said, best, disputed, said_by
+from cskd_data.guesses import FolderNames, Folders, best, disputed, folder_names
 from cskd_data.image_files import common_folder
 from cskd_data.images import SUFFIXES
 from cskd_data.names import counted
@@ -100,8 +100,8 @@ class Labels:
         if there is not None:
             return [(there, False)]
         files = self._named(image) if os.path.isfile(image) else []
-        said = self._said(image.parent) if files else ()
-        agreed = [self._asked.agree(said, self._tree, self._said_by_label(path.parent)) for path in files]
+        own = self._image_folders(image.parent) if files else ()
+        agreed = [self._asked.agree(own, self._tree, self._label_folders(path.parent)) for path in files]
         return [(files[place], bool(one and one[1])) for place in best(agreed) for one in [agreed[place]]]
 
     @cached_property
@@ -126,7 +126,7 @@ class Labels:
         if not self._elsewhere:
             path = self._root / "labels" / f"{image.stem}.txt"
             return [path] if os.path.isfile(path) else []
-        last = self._said(image.parent)[-1:]
+        last = self._image_folders(image.parent)[-1:]
         return self._by_name.get((image.stem, last)) or self._by_name.get((image.stem, None), [])
 
     @cached_property
@@ -136,11 +136,11 @@ class Labels:
         return [file for file in files if os.path.abspath(file) not in self._others]
 
     @cached_property
-    def _by_name(self) -> dict[tuple[str, Said | None], list[Path]]:
+    def _by_name(self) -> dict[tuple[str, FolderNames | None], list[Path]]:
         """By stem alone, and with the last folder, without which names of frames would mean very many files."""
-        found: dict[tuple[str, Said | None], list[Path]] = {}
+        found: dict[tuple[str, FolderNames | None], list[Path]] = {}
         for path in self._files:
-            for last in (None, self._said_by_label(path.parent)[-1:]):
+            for last in (None, self._label_folders(path.parent)[-1:]):
                 if last != ():
                     found.setdefault((path.stem, last), []).append(path)
         return found
@@ -151,18 +151,18 @@ class Labels:
 
     @cached_property
     def _asked(self) -> Folders:
-        return Folders(self._said(folder) for folder in {image.parent for image in self._images})
+        return Folders(self._image_folders(folder) for folder in {image.parent for image in self._images})
 
     @cached_property
     def _tree(self) -> Folders:
-        return Folders(self._said_by_label(folder) for folder in {file.parent for file in self._files})
+        return Folders(self._label_folders(folder) for folder in {file.parent for file in self._files})
 
-    def _said(self, folder: Path) -> Said:
+    def _image_folders(self, folder: Path) -> FolderNames:
         """By the folder of an image."""
-        return said_by((os.path.basename(self._start), *os.path.relpath(folder, self._start).split(os.sep)))
+        return folder_names((os.path.basename(self._start), *os.path.relpath(folder, self._start).split(os.sep)))
 
-    def _said_by_label(self, folder: Path) -> Said:
-        return said_by(os.path.relpath(folder, self._root).split(os.sep))
+    def _label_folders(self, folder: Path) -> FolderNames:
+        return folder_names(os.path.relpath(folder, self._root).split(os.sep))
 
     def _takers_of(self, stem: str) -> list[tuple[str, str, bool]]:
         """The images of a stem, without their endings, with the label file of each and whether it is a guess."""

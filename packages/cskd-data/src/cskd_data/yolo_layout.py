@@ -247,8 +247,8 @@ def _found(
         folder: of the images, where they lie elsewhere; lists lie where the YAML file says.
     """
     hits: list[tuple[str, str, tuple[Path, bool] | None]] = []
-    for split, said in entries.items():
-        for entry in said if isinstance(said, list) else [said] if said else []:
+    for split, value in entries.items():
+        for entry in value if isinstance(value, list) else [value] if value else []:
             hit = _resolve(entry, base, beside) if isinstance(entry, str) else None
             if isinstance(entry, str) and folder is not None and (hit is None or not hit[0].is_file()):
                 hit = _resolve(entry, folder, folder)

@@ -381,11 +381,11 @@ class _Way:
         best = {ROLES[role]: self._best(role) for role in self.roles}
         test_data, drawn = config_to_data(self.configs["distilled"].data.test), [content_of(self.test.ann_file)]
         picture = shown.picture(self.root, self.state, best, test_data, drawn, self.console)
-        told = [self._work_dir(role).root / name for role in self.roles for name in ("result.json", "test.json")]
+        measured = [self._work_dir(role).root / name for role in self.roles for name in ("result.json", "test.json")]
         if file is not None:
             best["the file"] = self._best("distilled")
-            told += [file.eval_file, file.bench_file]
-        inputs = [[*map(sha256, told)], self.state.data, self.state.made.get("distilled")]
+            measured += [file.eval_file, file.bench_file]
+        inputs = [[*map(sha256, measured)], self.state.data, self.state.made.get("distilled")]
         report = shown.report(self.root, self.state, best, inputs, self.device, self.console)
         rows = tuple(
             Row(
