@@ -97,6 +97,20 @@ def test_a_neck_with_an_operator_that_onnx_has_not_is_refused_by_its_name(
     assert not list(tmp_path.iterdir())
 
 
+def of_even_sides(level):
+    """As necks that join levels of half the size: a side that is odd has no such level."""
+    return level + F.interpolate(level[:, :, ::2, : level.shape[3] // 2], scale_factor=2)
+
+
+def test_a_size_that_the_layers_themselves_do_not_take_is_refused(checkpoint, tmp_path, monkeypatch):
+    plain = FPN.forward
+    monkeypatch.setattr(FPN, "forward", lambda self, maps: plain(self, list(map(of_even_sides, maps))))
+    message = r"PyTorch itself cannot compute an image of 96 x 64 \(The size .*\)\. .*give others with --input-size$"
+    with pytest.raises(DeployError, match=message):
+        export(checkpoint, tmp_path / "student.onnx", input_sizes=[(64, 96)])
+    assert not list(tmp_path.iterdir())
+
+
 def of_the_traced_size(level):
     """As Swin and PVT do in their attention: to a size that is a number by then."""
     return level.reshape(*map(int, level.shape))

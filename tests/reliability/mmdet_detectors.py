@@ -19,8 +19,6 @@ import numpy as np
 import torch
 from mmcv import Config, ConfigDict
 from mmdet.models import HEADS
-from onnxruntime.capi.onnxruntime_pybind11_state import Fail
-from torch.onnx.errors import SymbolicValueError
 
 from cskd_core.errors import CskdError
 from cskd_deploy.errors import DeployError
@@ -304,28 +302,28 @@ class Row:
 
     Attributes:
         terms: groups of the distilled step's terms.
-        exported: whether `cskd-deploy export` takes a student.
+        exported: whether `cskd-deploy export` takes a student: yes, no, or at which sizes.
         why: there is not more, where there is not.
     """
 
     kind: str
     terms: tuple[str, ...]
-    exported: bool
+    exported: str
     why: str
 
     def __str__(self) -> str:
         terms = ", ".join(COMPARED[name] for name in self.terms) or "none"
-        return f"| {self.kind} | `{STOCK[self.kind]}` | {terms} | {'yes' if self.exported else 'no'} | {self.why} |"
+        return f"| {self.kind} | `{STOCK[self.kind]}` | {terms} | {self.exported} | {self.why} |"
 
 
 def row_of(kind: str, folder: Path) -> Row:
     """Take a plain step and a distilled one, and say what they were."""
     plain = plain_step(kind)
-    refused = why_not_exported(kind, folder)
+    exported, refused = how_exported(kind, folder)
     try:
         distilled = distilled_step(kind, folder)
     except CskdError as error:
-        return Row(kind, (), refused is None, str(error).partition(" cannot be distilled: ")[2] or str(error))
+        return Row(kind, (), exported, str(error).partition(" cannot be distilled: ")[2] or str(error))
     if missing := plain.keys() - distilled.keys():
         raise ArithmeticError(f"{kind}: the distilled step has lost {missing}")
     added = [name.removeprefix("loss_") for name in distilled.keys() - plain.keys()]
@@ -333,19 +331,22 @@ def row_of(kind: str, folder: Path) -> Row:
     parts = isinstance(model_of(kind).get("neck"), (list, tuple))
     unread = "heads are not compared behind a neck of several parts" if parts else "nothing is known of its heads"
     why = [refused, None if len(terms) > 1 else unread]
-    return Row(kind, terms, refused is None, "; ".join(filter(None, why)))
+    return Row(kind, terms, exported, "; ".join(filter(None, why)))
 
 
-def why_not_exported(kind: str, folder: Path) -> str | None:
-    """What is in the way of an ONNX file, "" where the detector is not exported at all; None where there is one."""
+def how_exported(kind: str, folder: Path) -> tuple[str, str]:
+    """Whether there is an ONNX file of a student, and what is in the way where there is none."""
+    checkpoint = write_checkpoint(kind, folder / "student.pth")
     try:
-        export(write_checkpoint(kind, folder / "student.pth"), folder / "student.onnx")
-    except (DeployError, SymbolicValueError, Fail) as error:
-        found = re.search(r"has (?:model\.)?(.+?), which cannot be exported|(mmcv:\w+)|operator ([\w ]+),", str(error))
-        if found:
-            return f"not exported: {next(filter(None, found.groups()))}"
-        return "not exported: ONNX Runtime fails on its file" if isinstance(error, Fail) else ""
-    return None
+        export(checkpoint, folder / "student.onnx")
+    except DeployError as error:
+        if "give --input-size" in str(error):
+            export(checkpoint, folder / "student.onnx", input_sizes=[(256, 320)])
+            return "at one size, `--input-size`", ""
+        part = r"has (?:model\.)?(.+?), which cannot be exported|(mmcv:\w+)|operator ([\w ]+),"
+        found = re.search(part, str(error))
+        return "no", f"not exported: {next(filter(None, found.groups()))}" if found else ""
+    return "yes", ""
 
 
 HEADER = """\

@@ -257,12 +257,28 @@ def _trace(student: Student, manifest: Manifest) -> Any:
                     dynamo=False,
                 )
         except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
+            _check_runs(student, graph, manifest)
             raise _unexportable(student, _operator(error)) from error
         model = onnx.load(str(traced))
     foreign = sorted({f"{node.domain}:{node.op_type}" for node in model.graph.node if node.domain})
     if foreign:
         raise _unexportable(student, f"{', '.join(foreign)} is none of ONNX's")
     return model
+
+
+def _check_runs(student: Student, graph: Any, manifest: Manifest) -> None:
+    """Refuse a size that the detector's own layers do not take.
+
+    Raises:
+        DeployError: names it.
+    """
+    try:
+        graph(*graph.example())
+    except RuntimeError as error:
+        raise DeployError(
+            f"{student.path}: PyTorch itself cannot compute an image of {_written(manifest.preprocessing.input_size)} "
+            f"({cuda.first_line(error)}). Its layers take sides of certain multiples: give others with --input-size"
+        ) from error
 
 
 def _unexportable(student: Student, operator: str) -> DeployError:
