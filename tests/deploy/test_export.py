@@ -265,8 +265,8 @@ def test_a_graph_that_computes_something_else_is_not_left_behind(deploy, checkpo
     target.write_bytes(b"the file of yesterday")
     simplified = onnx_export._simplified
 
-    def spoilt(traced):
-        model = simplified(traced)
+    def spoilt(student, traced):
+        model = simplified(student, traced)
         weights = next(value for value in model.graph.initializer if list(value.dims)[-2:] == [3, 3])
         weights.raw_data = (np.frombuffer(weights.raw_data, np.float32) * 1.05).tobytes()
         return model

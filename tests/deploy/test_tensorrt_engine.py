@@ -47,6 +47,7 @@ from .engines import (
     put_module,
     session,
     write_graph,
+    write_small_model,
 )
 from .gpu_double import BuffersDouble
 from .tensorrt_double import make_tensorrt
@@ -55,7 +56,7 @@ from .tensorrt_double import make_tensorrt
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory) -> Path:
     """A small graph of the interface of an exported student."""
-    return write_graph(tmp_path_factory.mktemp("graph") / "student.onnx")
+    return write_small_model(tmp_path_factory.mktemp("graph") / "student.onnx")
 
 
 @pytest.fixture
