@@ -22,7 +22,7 @@ help:
 	@echo "make env          the environment alone, in $(VENV); the other targets make it where they need it"
 	@echo "make demo         from nothing to a distilled, exported and measured detector, in about ten minutes of training; BUDGET=1h for more"
 	@echo "make test         the whole test suite"
-	@echo "make test-fast    the part of it that takes under three minutes"
+	@echo "make test-fast    the part of it that takes about five minutes"
 	@echo "make reliability  the long tests: kills, old versions, other Pythons, an emulated processor, all commands (two hours)"
 	@echo "make lint         ruff and mypy"
 	@echo "make docs         the documentation as a site in docs/_build/html; warnings are errors"
