@@ -48,24 +48,23 @@ INPUTS = ("data/annotations/val.json", "val.json", "an image", "run/best.pth")
 UNUSABLE = ("here", "run/best.pth/found.json")
 
 
-def refused(place, output, call):
-    """That a call with this output fails, and nothing has changed."""
+def refusal(place, output, call):
+    """Whether a call with this output is refused as an input, by its name, and with nothing changed."""
     before = state(place)
     out = place / (image_of(place, "val") if output == "an image" else output)
     with pytest.raises((DataError, TrainError)) as error:
         call(out)
-    assert state(place) == before
-    said = str(error.value)
-    assert ("would replace" in said) == (output in INPUTS), said
-    assert str(out) in said
+    return "would replace" in str(error.value), str(out) in str(error.value), state(place) == before
 
 
 @pytest.mark.parametrize("output", [*INPUTS, *UNUSABLE, "nowhere/found.json"])
 def test_detections_of_an_evaluation(place, unworked, output):
     settings = {"data_root": str(place / "data")}
-    refused(
-        place, output, lambda out: cskd_train.evaluate(place / "run/best.pth", settings=settings, device="cpu", out=out)
-    )
+
+    def detect(out):
+        cskd_train.evaluate(place / "run/best.pth", settings=settings, device="cpu", out=out)
+
+    assert refusal(place, output, detect) == (output in INPUTS, True, True)
 
 
 def test_a_config_that_is_evaluated_by_is_an_input(place, unworked, tiny_config):
@@ -99,15 +98,17 @@ def test_pseudo_labels(place, unworked, output):
             place / "run/best.pth", place / "pictures", out, overrides=root, device="cpu", overwrite=True
         )
 
-    refused(place, output, label)
+    assert refusal(place, output, label) == (output in INPUTS, True, True)
 
 
 @pytest.mark.parametrize("output", [*INPUTS, *UNUSABLE])
 def test_a_picture_of_detections(place, unworked, output):
     settings = {"data_root": str(place / "data")}
-    refused(
-        place, output, lambda out: side_by_side.draw_side_by_side([place / "run/best.pth"], out, overrides=settings)
-    )
+
+    def draw(out):
+        side_by_side.draw_side_by_side([place / "run/best.pth"], out, overrides=settings)
+
+    assert refusal(place, output, draw) == (output in INPUTS, True, True)
 
 
 @pytest.mark.parametrize(

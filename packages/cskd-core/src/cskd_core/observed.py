@@ -96,7 +96,7 @@ def refuse_repeated(recording: Recording, of_teacher: Mapping[str, int]) -> None
 
     Args:
         recording: the student's, already read.
-        of_teacher: how often each tap ran in one forward of the teacher. What it does not run cannot be judged.
+        of_teacher: how often each tap ran in one forward of the teacher. What it does not run is not compared.
 
     Raises:
         ShapeError: a tap of which the last call alone was read ran more often than in the teacher.

@@ -51,7 +51,7 @@ def _content(file: str, digest: str) -> dict[str, str]:
 def refuse_another(last: Path, was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Refuse to go on with a run on other annotations or under another teacher.
 
-    A split that only one of both has is a change of settings, which is told elsewhere.
+    A split that only one of both has is a change of settings, of which `Resumption.changed_settings` warns.
 
     Args:
         last: the run's `last.pth`, for messages.

@@ -85,7 +85,7 @@ def prepare(options: RunOptions, say: Say, look: bool = True) -> tuple[Config, W
     if options.checkpoint_every is not None and options.checkpoint_every < 1:
         raise TrainError(f"--checkpoint-every {options.checkpoint_every}: expected a number of steps, at least 1")
     if options.resume and work_dir.finished(cfg.runner.max_epochs):
-        return cfg, work_dir  # it is told again, which takes no data, no teacher, and no last.pth
+        return cfg, work_dir  # its result is there: no data, teacher or last.pth is needed
     work_dir.check(resume=options.resume, overwrite=options.overwrite)
     if look:
         for warning in (*notes, *(one for one in check_data(cfg) if one not in options.said)):
